@@ -1,0 +1,211 @@
+"""Reading and writing audio files: whole, or in blocks with memory that does not grow with the recording.
+
+wav, flac, ogg (Vorbis, Opus) and mp3 through libsndfile; the format of a file is told by its content, not its name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivavoce.audio.resample import Resampler
+from vivavoce.audio.waveform import MOST_CHANNELS, Audio, check_finite, check_rate
+from vivavoce.errors import AudioError
+
+# suffix -> (libsndfile's format, the subtype that is written)
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+class ClippingWarning(UserWarning):
+    """Samples beyond [-1, 1] were limited while writing."""
+
+
+def read(path: str | os.PathLike, sample_rate: int | None = None, mono: bool = False) -> Audio:
+    """A whole file, as float32 in [-1, 1]; at `sample_rate` Hz if given, its channels averaged if `mono`.
+
+    Raises `AudioError` for what is missing, empty, not audio, truncated, or holds NaN or infinite samples.
+    """
+    blocks = list(stream(path, 30.0, sample_rate, mono))
+    return Audio(np.concatenate([block.samples for block in blocks], axis=1), blocks[0].sample_rate)
+
+
+def stream(
+    path: str | os.PathLike, seconds: float = 1.0, sample_rate: int | None = None, mono: bool = False
+) -> Iterator[Audio]:
+    """The file in blocks of `seconds` (the last is shorter), with memory for one block; joined they are `read(path)`.
+
+    Errors as `read`; one in the middle of the file is raised when its block comes.
+    """
+    name = os.fspath(path)
+    if not seconds > 0:
+        raise AudioError(f"blocks of {seconds} s: give a positive length")
+    with _opened(name) as file:
+        rate = file.samplerate if sample_rate is None else check_rate(sample_rate)
+        channels = 1 if mono else file.channels
+        resampler = Resampler(file.samplerate, rate, channels)
+        size = max(1, round(seconds * file.samplerate))
+        taken = 0
+        ready: list[np.ndarray] = []
+        while True:
+            block = _next_block(file, size, name)
+            check_finite(block, name, taken)
+            taken += block.shape[1]
+            if mono and file.channels > 1:
+                block = block.mean(axis=0, keepdims=True)
+            ready.append(resampler.step(block))
+            if block.shape[1] < size:
+                break
+            if ready[-1].shape[1]:
+                yield Audio(np.concatenate(ready, axis=1), rate)
+                ready = []
+        if taken == 0:
+            raise AudioError(f"{name}: the file holds no samples")
+        if taken < file.frames < 2**62:
+            raise AudioError(f"{name}: truncated: {taken} of {file.frames} samples could be read")
+        ready.append(resampler.flush())
+        rest = np.concatenate(ready, axis=1)
+        if rest.shape[1]:
+            yield Audio(rest, rate)
+
+
+def write(path: str | os.PathLike, audio: Audio) -> None:
+    """Write 16-bit wav or flac, or ogg, opus, mp3, as the suffix says; complete or not at all.
+
+    Samples beyond [-1, 1] are limited, with a `ClippingWarning` that counts them. Raises `AudioError`.
+    """
+    with writer(path, audio.sample_rate, audio.channels) as put:
+        put(audio.samples)
+
+
+@contextmanager
+def writer(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> Iterator[Any]:
+    """`with writer(path, 16000) as put: put(samples)` for blocks [channels, n] of any number and size.
+
+    The file appears under its name only when the block ends without an error. Errors and clipping as `write`.
+    """
+    import soundfile
+
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise AudioError(f"{target}: cannot write '{target.suffix}': name the file {', '.join(FORMATS)}")
+    kind, subtype = FORMATS[target.suffix.lower()]
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        what = "is a folder" if target.is_dir() else f"the folder {target.absolute().parent} does not exist"
+        raise AudioError(f"{target}: cannot be written: {what}")
+    clipped = 0
+    temporary = None
+    try:
+        # In the same folder, since a rename is atomic only within one file system.
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.absolute().parent)
+        os.close(handle)
+        with soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format=kind) as file:
+
+            def put(samples: np.ndarray) -> None:
+                nonlocal clipped
+                check_finite(samples, str(target), file.frames)
+                clipped += int((np.abs(samples) > 1.0).sum())
+                file.write(np.clip(samples, -1.0, 1.0).T)
+
+            yield put
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        temporary = None
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+    if clipped:
+        warnings.warn(f"{target}: {clipped} samples beyond [-1, 1] were limited", ClippingWarning, stacklevel=3)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    """The file as an open `soundfile.SoundFile`, or an `AudioError` that says what is wrong with it."""
+    import soundfile
+
+    if not os.path.exists(name):
+        raise AudioError(f"{name}: no such file")
+    if os.path.isdir(name):
+        raise AudioError(f"{name}: is a folder, an audio file is expected")
+    if os.path.getsize(name) == 0:
+        raise AudioError(f"{name}: the file is empty (0 bytes)")
+    with open(name, "rb") as raw:
+        head = raw.read(4096)
+    if _is_text(head):
+        raise AudioError(f"{name}: is a text file, not audio")
+    _check_complete(name, head)
+    try:
+        file = soundfile.SoundFile(name)
+    except (soundfile.SoundFileError, TypeError, OSError) as error:
+        reason = str(error).split(": ", 1)[-1].rstrip(".")
+        raise AudioError(f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected") from error
+    with file:
+        if file.channels > MOST_CHANNELS:
+            raise AudioError(f"{name}: {file.channels} channels: the header is damaged")
+        check_rate(file.samplerate)
+        yield file
+
+
+def _next_block(file: Any, size: int, name: str) -> np.ndarray:
+    """The next up to `size` samples, float32 [channels, n]."""
+    import soundfile
+
+    try:
+        return np.ascontiguousarray(file.read(size, dtype="float32", always_2d=True).T)
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{name}: damaged after {file.tell() / file.samplerate:.2f} s: {error}") from error
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are written language: printable UTF-8 and no zero bytes."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(c.isprintable() or c in "\r\n\t\f" for c in text)
+
+
+def _check_complete(name: str, head: bytes) -> None:
+    """Raise `AudioError` for a wav or ogg that ends early, which libsndfile reads without a word."""
+    size = os.path.getsize(name)
+    if head[:4] in (b"RIFF", b"RIFX") and head[8:12] == b"WAVE":
+        order = "little" if head[:4] == b"RIFF" else "big"
+        at = 12
+        while at + 8 <= len(head):
+            length = int.from_bytes(head[at + 4 : at + 8], order)  # type: ignore[arg-type]
+            if head[at : at + 4] == b"data":
+                # 0 and 2^31.. are written by programs that stream to a pipe: then the end of the file is the end.
+                if 0 < length < 0x7FFFFF00 and at + 8 + length > size:
+                    raise AudioError(f"{name}: truncated: {length} bytes of samples announced, {size - at - 8} found")
+                return
+            at += 8 + length + length % 2
+    if head[:4] == b"OggS":
+        with open(name, "rb") as raw:
+            raw.seek(max(0, size - 65_536 - 307))
+            last = raw.read()
+        page = last.rfind(b"OggS")
+        # Bit 2 of a page's flags marks the end of a stream (RFC 3533, section 6).
+        if page < 0 or len(last) < page + 27 or not last[page + 5] & 4:
+            raise AudioError(f"{name}: truncated: the last page of the ogg stream is missing")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
