@@ -19,7 +19,9 @@ def test_a_frame_is_the_window_that_ends_at_its_hop():
         start = max(0, end - 400)
         window = torch.cat([torch.zeros(400 - (end - start)), x[0, start:end, 0]])
         power = torch.fft.rfft(window * module.taper, n=512).abs() ** 2
-        torch.testing.assert_close(y[0, t], (power @ module.filters).clamp(min=1e-9).log(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            y[0, t], (power @ module.filters).clamp(min=1e-9).log(), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_white_noise_has_its_variance_in_every_bin():
@@ -44,7 +46,10 @@ def test_ragged_rows_in_any_chunks_equal_single_whole_rows():
     state = module.initial_state(4)
     at, got = [0] * 4, [[] for _ in rows]
     while any(a < r.shape[1] for a, r in zip(at, rows)):
-        take = [min(int(torch.randint(0, 500, (1,), generator=generator)), r.shape[1] - a) for a, r in zip(at, rows)]
+        take = [
+            min(int(torch.randint(0, 500, (1,), generator=generator)), r.shape[1] - a)
+            for a, r in zip(at, rows)
+        ]
         chunk = torch.full((4, max(take) + 3, 1), math.nan)
         for b, (n, row) in enumerate(zip(take, rows)):
             chunk[b, :n] = row[0, at[b] : at[b] + n]

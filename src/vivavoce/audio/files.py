@@ -1,6 +1,7 @@
 """Reading and writing audio files: whole, or in blocks with memory that does not grow with the recording.
 
-wav, flac, ogg (Vorbis, Opus) and mp3 through libsndfile; the format of a file is told by its content, not its name.
+wav, flac, ogg (Vorbis, Opus) and mp3 through libsndfile; the format of a file is told by its content, not
+its name.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read(path: str | os.PathLike, sample_rate: int | None = None, mono: bool = F
 def stream(
     path: str | os.PathLike, seconds: float = 1.0, sample_rate: int | None = None, mono: bool = False
 ) -> Iterator[Audio]:
-    """The file in blocks of `seconds` (the last is shorter), with memory for one block; joined they are `read(path)`.
+    """The file in blocks of about `seconds`, with memory for one block; joined they are `read(path)`.
 
     Errors as `read`; one in the middle of the file is raised when its block comes.
     """
@@ -117,19 +118,27 @@ def writer(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> Iter
                 nonlocal clipped
                 check_finite(samples, str(target), file.frames)
                 clipped += int((np.abs(samples) > 1.0).sum())
-                file.write(np.clip(samples, -1.0, 1.0).T)
+                limited = np.clip(samples, -1.0, 1.0).T
+                if subtype == "PCM_16":
+                    # libsndfile scales floats by 32767 for wav and reads by 32768: each copy would be quieter.
+                    limited = np.clip(np.rint(limited * 32768.0), -32768, 32767).astype(np.int16)
+                file.write(limited)
 
             yield put
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
         temporary = None
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {error}") from error
+        raise AudioError(
+            f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {error}"
+        ) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
     if clipped:
-        warnings.warn(f"{target}: {clipped} samples beyond [-1, 1] were limited", ClippingWarning, stacklevel=3)
+        warnings.warn(
+            f"{target}: {clipped} samples beyond [-1, 1] were limited", ClippingWarning, stacklevel=3
+        )
 
 
 @contextmanager
@@ -152,7 +161,9 @@ def _opened(name: str) -> Iterator[Any]:
         file = soundfile.SoundFile(name)
     except (soundfile.SoundFileError, TypeError, OSError) as error:
         reason = str(error).split(": ", 1)[-1].rstrip(".")
-        raise AudioError(f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected") from error
+        raise AudioError(
+            f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected"
+        ) from error
     with file:
         if file.channels > MOST_CHANNELS:
             raise AudioError(f"{name}: {file.channels} channels: the header is damaged")
@@ -190,9 +201,11 @@ def _check_complete(name: str, head: bytes) -> None:
         while at + 8 <= len(head):
             length = int.from_bytes(head[at + 4 : at + 8], order)  # type: ignore[arg-type]
             if head[at : at + 4] == b"data":
-                # 0 and 2^31.. are written by programs that stream to a pipe: then the end of the file is the end.
+                # Programs that write to a pipe leave 0 or 2^31 and more: then the file's end is the end.
                 if 0 < length < 0x7FFFFF00 and at + 8 + length > size:
-                    raise AudioError(f"{name}: truncated: {length} bytes of samples announced, {size - at - 8} found")
+                    raise AudioError(
+                        f"{name}: truncated: {length} bytes of samples announced, {size - at - 8} found"
+                    )
                 return
             at += 8 + length + length % 2
     if head[:4] == b"OggS":

@@ -12,7 +12,7 @@ _SLANEY_LINEAR, _SLANEY_BREAK, _SLANEY_STEP = 200.0 / 3.0, 1000.0, np.log(6.4) /
 
 
 def hertz_to_mel(hertz: np.ndarray | float, scale: str = "htk") -> np.ndarray:
-    """`htk`: 1127 ln(1 + f / 700) (O'Shaughnessy 1987; Kaldi's too); `slaney`: linear to 1 kHz, then logarithmic."""
+    """`htk`: 1127 ln(1 + f / 700), Kaldi's too; `slaney`: linear to 1 kHz, then logarithmic (Auditory Toolbox)."""
     f = np.asarray(hertz, np.float64)
     if scale == "htk":
         return 1127.0 * np.log1p(f / 700.0)
@@ -44,13 +44,17 @@ def mel_filters(
 ) -> np.ndarray:
     """Triangular filters float32 [mels, fft_size // 2 + 1] over the bins of a power or magnitude spectrum.
 
-    Corners are equally spaced in mels from `fmin` to `fmax` Hz (None: half the rate). `straight_in`: the flanks are
-    straight lines over "hertz" (librosa, Whisper, SeamlessM4T) or over "mel" (Kaldi, HTK). `area`: each filter divided by half
-    its width in Hz (librosa's norm="slaney"). Raises `RequestError` for an impossible range.
+    Corners are equally spaced in mels from `fmin` to `fmax` Hz (None: half the rate). `straight_in`: the
+    flanks are straight lines over "hertz" (librosa, Whisper, SeamlessM4T) or over "mel" (Kaldi, HTK).
+    `area`: each filter divided by half its width in Hz (librosa's norm="slaney"). Raises `RequestError` for
+    an impossible range.
     """
     top = sample_rate / 2 if fmax is None else fmax
     if not 0 <= fmin < top <= sample_rate / 2 or mels < 1:
-        raise RequestError(f"{mels} mel bands from {fmin} to {top} Hz at {sample_rate} Hz: choose 0 <= fmin < fmax <= rate / 2")
+        raise RequestError(
+            f"{mels} mel bands from {fmin} to {top} Hz at {sample_rate} Hz: "
+            "choose 0 <= fmin < fmax <= rate / 2"
+        )
     bins = np.linspace(0.0, sample_rate / 2, fft_size // 2 + 1)
     corners = np.linspace(hertz_to_mel(fmin, scale), hertz_to_mel(top, scale), mels + 2)
     if straight_in == "mel":

@@ -19,9 +19,9 @@ LOWEST_RATE, HIGHEST_RATE, MOST_CHANNELS = 1000, 768_000, 1024
 class Audio:
     """A waveform: `samples` float32 [channels, samples], nominally in [-1, 1], at `sample_rate` Hz.
 
-    `samples` may be given as numpy array or torch tensor, [samples] or [channels, samples], of a floating type; it
-    is kept as numpy float32. Zero samples are allowed (a silent reply), zero channels are not. `audio[a:b]` cuts in
-    seconds.
+    `samples` may be given as numpy array or torch tensor, [samples] or [channels, samples], of a floating
+    type; it is kept as numpy float32. Zero samples are allowed (a silent reply), zero channels are not.
+    `audio[a:b]` cuts in seconds.
     """
 
     samples: np.ndarray
@@ -53,8 +53,8 @@ class Audio:
         return self.sample_rate == other.sample_rate and np.array_equal(self.samples, other.samples)
 
     def __getitem__(self, cut: slice) -> Audio:
-        """`audio[0.5:1.5]`: from sample round(0.5 * rate) to before round(1.5 * rate); negative seconds count from
-        the end; what lies outside is left out."""
+        """`audio[0.5:1.5]`: from sample round(0.5 * rate) to before round(1.5 * rate); negative seconds
+        count from the end; what lies outside is left out."""
         if not isinstance(cut, slice) or cut.step is not None:
             raise TypeError("Audio is cut by seconds: audio[start:stop]")
         bounds = [None if t is None else round(t * self.sample_rate) for t in (cut.start, cut.stop)]
@@ -104,9 +104,9 @@ def check_waveform(
 ) -> np.ndarray:
     """What every verb asks of audio: float32 [channels, samples], finite, long enough.
 
-    `waveform` is an `Audio`, a numpy array or a torch tensor ([samples] or [channels, samples]); `sample_rate` the
-    rate that it must have where it is an `Audio`; `channels` the number that it must have; `where` names it in
-    errors. Raises `AudioError`.
+    `waveform` is an `Audio`, a numpy array or a torch tensor ([samples] or [channels, samples]);
+    `sample_rate` the rate that it must have where it is an `Audio`; `channels` the number that it must
+    have; `where` names it in errors. Raises `AudioError`.
     """
     if isinstance(waveform, Audio):
         if sample_rate is not None and waveform.sample_rate != sample_rate:
@@ -127,7 +127,8 @@ def check_waveform(
 
 
 def check_finite(samples: np.ndarray, where: str, start: int = 0) -> None:
-    """Raise `AudioError` naming the first NaN or infinite sample of [channels, samples]; `start` is added to it."""
+    """Raise `AudioError` naming the first NaN or infinite sample of [channels, samples]; `start` is added
+    to it."""
     # The sum is finite for nearly every good waveform and needs no mask: look closer only when it is not.
     if np.isfinite(samples.sum(dtype=np.float64)):
         return
@@ -153,7 +154,9 @@ def _as_channels(waveform: Any, where: str) -> np.ndarray:
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2:
-        raise AudioError(f"{where}: shape {list(samples.shape)} found, [samples] or [channels, samples] expected")
+        raise AudioError(
+            f"{where}: shape {list(samples.shape)} found, [samples] or [channels, samples] expected"
+        )
     if samples.shape[0] == 0:
         raise AudioError(f"{where}: no channels")
     if samples.shape[0] > MOST_CHANNELS:
