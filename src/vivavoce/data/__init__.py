@@ -1,0 +1,1 @@
+"""Corpora in, synthetic corpora, augmentation, token stores, packing and batching."""

@@ -1,0 +1,83 @@
+"""Offline speech synthesis: `synthesize(text, voice)` by espeak-ng or flite, whichever the voice names.
+
+`espeak:en-us+f3` is language + timbre variant of espeak-ng (extra `synth`): over a hundred languages, for variety;
+`flite:slt` a voice of Debian's `flite`: clear English. Same request, same samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vivavoce.audio import Audio
+from vivavoce.data import espeak, flite
+from vivavoce.errors import RequestError
+
+ENGINES = {"espeak": espeak.synthesize, "flite": flite.synthesize}
+LICENSES = {
+    "espeak": "synthetic speech, no recording behind it (program: espeak-ng, GPL-3.0-or-later)",
+    "flite": "synthetic speech (program and voices: CMU Flite, BSD-style)",
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A word (or turn) on the time axis: seconds from the start of the clip."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Speech(Audio):
+    """Synthetic speech: `Audio` with what was said, by which voice, and the words' times (may be empty)."""
+
+    text: str = ""
+    voice: str = ""
+    words: tuple[Segment, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What `voices` lists: the name to ask for, the language it speaks, its rate in Hz, whether pitch can move."""
+
+    name: str
+    language: str
+    sample_rate: int
+    pitched: bool = True
+
+
+def synthesize(text: str, voice: str = "flite:slt", rate: float = 1.0, pitch: float = 1.0) -> Speech:
+    """Say `text`: mono float32 [1, n] at the engine's own rate (22.05 kHz; flite 16 or 8 kHz), with words' times.
+
+    `rate` and `pitch` are ratios to the voice's own (2 = twice as fast, an octave up). Raises `RequestError` for an
+    unknown voice or what it cannot do, `DataError` where flite is not installed, `MissingExtra` without espeak-ng.
+    """
+    if not text.strip() or "\0" in text:
+        raise RequestError("speech synthesis: the text is empty or holds a zero byte")
+    engine, _, name = voice.partition(":")
+    if engine not in ENGINES or not name:
+        raise RequestError(f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT or flite:NAME")
+    samples, words = ENGINES[engine](text, name, rate, pitch)
+    sample_rate = espeak.SAMPLE_RATE if engine == "espeak" else flite.VOICES[name][0]
+    return Speech(samples, sample_rate, text, voice, tuple(Segment(*word) for word in words))
+
+
+def voices(language: str | None = None, variants: tuple[str, ...] | None = ()) -> list[Voice]:
+    """The voices that can be used here, of one language (`en`: all its accents) or of all.
+
+    `variants` adds espeak-ng timbres to every language, None all of them. Flite's are listed where it is installed.
+    """
+    found = []
+    if flite.program() is not None:
+        found += [Voice(f"flite:{name}", "en-us", rate, pitched) for name, (rate, pitched) in flite.VOICES.items()]
+    timbres = espeak.variants() if variants is None else variants
+    for tag in sorted({name.lower() for name in espeak.languages().values()}):
+        found += [
+            Voice(f"espeak:{tag}" + (f"+{timbre}" if timbre else ""), tag, espeak.SAMPLE_RATE)
+            for timbre in ("", *timbres)
+        ]
+    if language is not None:
+        wanted = language.lower()
+        found = [v for v in found if v.language == wanted or v.language.startswith(f"{wanted}-")]
+    return found

@@ -1,0 +1,114 @@
+"""Offline speech synthesis: the same samples for the same request, rate and pitch by measure, words on the audio."""
+
+import numpy as np
+import pytest
+
+from vivavoce.data import flite
+from vivavoce.data.synthesis import synthesize, voices
+from vivavoce.errors import DataError, RequestError
+
+needs_flite = pytest.mark.skipif(flite.program() is None, reason="the program 'flite' is not installed")
+
+
+def pitch(samples: np.ndarray, rate: int) -> float:
+    """Median f0 in Hz over voiced 50 ms frames, by autocorrelation."""
+    size, found = rate // 20, []
+    wave = samples[0] - samples[0].mean()
+    for start in range(0, len(wave) - size, size // 2):
+        frame = wave[start : start + size]
+        correlation = np.correlate(frame, frame, "full")[size - 1 :]
+        low, high = rate // 400, rate // 60
+        lag = low + int(np.argmax(correlation[low:high]))
+        if correlation[0] > 1e-3 * size and correlation[lag] > 0.5 * correlation[0]:
+            found.append(rate / lag)
+    return float(np.median(found))
+
+
+def test_espeak_gives_the_same_samples_whatever_it_said_before():
+    first = synthesize("three plus four", "espeak:en-us+whisper")
+    synthesize("something else entirely", "espeak:en-gb-scotland+f2")
+    again = synthesize("three plus four", "espeak:en-us+whisper")
+    assert first.sample_rate == 22_050 and first.channels == 1
+    assert first.samples.dtype == np.float32 and np.array_equal(first.samples, again.samples)
+
+
+def test_espeak_accents_and_variants_differ():
+    spoken = [synthesize("nine", f"espeak:{v}").samples for v in ("en-us", "en-gb-scotland", "en-us+f3", "en-us+m3")]
+    for i, one in enumerate(spoken):
+        for other in spoken[i + 1 :]:
+            assert one.shape != other.shape or not np.allclose(one, other, atol=0.01)
+
+
+@pytest.mark.parametrize("voice", ["espeak:en-us", pytest.param("flite:slt", marks=needs_flite)])
+def test_rate_and_pitch_are_ratios(voice):
+    text = "mama may amaze all our neighbours"
+    normal = synthesize(text, voice)
+    quick, high = synthesize(text, voice, rate=1.5), synthesize(text, voice, pitch=1.25)
+    assert normal.duration / quick.duration == pytest.approx(1.5, rel=0.12)
+    assert pitch(high.samples, high.sample_rate) / pitch(normal.samples, normal.sample_rate) == pytest.approx(
+        1.25, rel=0.06
+    )
+
+
+def energy(speech, start: float, end: float) -> float:
+    """Mean square between two seconds, 0 where the clip has already ended."""
+    samples = speech[start:end].samples
+    return float(np.mean(samples**2)) if samples.size else 0.0
+
+
+@pytest.mark.parametrize("voice", ["espeak:en-us", "espeak:en-gb+klatt2", pytest.param("flite:rms", marks=needs_flite)])
+def test_words_lie_where_the_sound_is(voice):
+    speech = synthesize("seven, nine.", voice)
+    assert [word.text for word in speech.words] == ["seven", "nine"]
+    seven, nine = speech.words
+    assert 0 <= seven.start < seven.end <= nine.start < nine.end <= speech.duration
+    loud = min(energy(speech, seven.start, seven.end), energy(speech, nine.start, nine.end))
+    assert energy(speech, nine.end + 0.02, speech.duration) < 0.05 * loud
+    # The comma's pause lies between the words, not within them.
+    if nine.start - seven.end > 0.05:
+        assert energy(speech, seven.end + 0.02, nine.start - 0.02) < 0.1 * loud
+
+
+@needs_flite
+def test_flite_spells_numbers_out_and_times_them():
+    speech = synthesize("3 plus 4 is 7", "flite:slt")
+    assert [word.text for word in speech.words] == ["three", "plus", "four", "is", "seven"]
+    assert speech.sample_rate == 16_000
+    assert synthesize("7", "flite:kal").sample_rate == 8_000
+
+
+def test_voices_are_those_that_work():
+    names = {voice.name for voice in voices("en")}
+    assert {"espeak:en-us", "espeak:en", "espeak:en-gb-scotland"} <= names
+    assert ("flite:slt" in names) == (flite.program() is not None)
+    assert len(voices()) > 100 and len(voices("en", variants=None)) > 800
+    for voice in voices("en", variants=("f4",)):
+        assert synthesize("one", voice.name).duration > 0.1, voice
+    assert {voice.language for voice in voices("fr")} == {"fr", "fr-be", "fr-ch"}
+
+
+@pytest.mark.parametrize(
+    ("text", "voice", "options", "says"),
+    [
+        ("", "espeak:en", {}, "empty"),
+        ("a\0b", "espeak:en", {}, "zero byte"),
+        ("one", "slt", {}, "espeak:LANGUAGE"),
+        ("one", "festival:x", {}, "espeak:LANGUAGE"),
+        ("one", "espeak:tlh", {}, "no language 'tlh'"),
+        ("one", "espeak:en+nobody", {}, "no variant 'nobody'"),
+        ("one", "flite:bob", {}, "slt, rms"),
+        ("one", "espeak:en", {"rate": 9}, "rate 9"),
+        ("one", "espeak:en", {"pitch": 0.1}, "pitch 0.1"),
+        ("one", "flite:rms", {"pitch": 1.1}, "fixed pitch"),
+    ],
+)
+def test_requests_that_cannot_be_met(text, voice, options, says):
+    with pytest.raises(RequestError, match=says):
+        synthesize(text, voice, **options)
+
+
+def test_absent_flite_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(flite, "program", lambda: None)
+    with pytest.raises(DataError, match="apt-get install flite"):
+        synthesize("one", "flite:slt")
+    assert not [voice for voice in voices() if voice.name.startswith("flite")]
