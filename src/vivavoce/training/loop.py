@@ -1,0 +1,353 @@
+"""The one training loop: tokenizers, vocoders and language models, one update a step or several adversarial ones.
+
+Everything that happens in a step is a function of the weights and the step's number: batch, dropout, learning rate (for
+a budget in steps). So train(2N) and train(N), kill, train(N) end in the same weights, bit for bit.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from vivavoce.errors import RequestError
+from vivavoce.training import checkpoint
+from vivavoce.training.batches import batches, to_device
+from vivavoce.training.distributed import Ranks
+from vivavoce.training.ema import WeightAverage
+from vivavoce.training.errors import Interrupted, TrainingError
+from vivavoce.training.freezing import freeze, train_mode
+from vivavoce.training.metrics import MetricsLog, Window
+from vivavoce.training.optimizers import build_optimizer, factor, set_rate
+from vivavoce.training.progress import Progress
+from vivavoce.training.run_directory import RunDirectory
+from vivavoce.training.settings import PhaseSettings
+from vivavoce.training.task import Task, seed_everything, step_seed
+
+
+def train_phase(task: Task, run: RunDirectory, settings: PhaseSettings) -> None:
+    """Train one phase to the end of its budget, from its newest checkpoint if there is one.
+
+    Afterwards the modules hold the last weights, `run` the last checkpoints (with averaged weights, if asked for),
+    metrics, samples and the report. A finished phase is only loaded. Raises TrainingError where it cannot go on;
+    SIGINT and SIGTERM end it after the present step with a checkpoint, as Interrupted.
+    """
+    ranks = Ranks.current(settings.device)
+    with run.locked() if ranks.first else nullcontext():
+        phase = Phase(task, run, settings, ranks)
+        phase.restore()
+        if not phase.finished:
+            with stop_signals() as signals:
+                phase.train(signals)
+    ranks.wait()
+
+
+class Phase:
+    """A phase while it trains: modules, optimizers, average, step number and time."""
+
+    def __init__(self, task: Task, run: RunDirectory, settings: PhaseSettings, ranks: Ranks):
+        self.task, self.run, self.settings, self.ranks = task, run, settings, ranks
+        self.device = torch.device(settings.device)
+        self.modules = dict(task.modules())
+        for module in self.modules.values():
+            module.to(self.device)
+        trained = freeze(self.modules, settings.trainable, settings.frozen)
+        self.parameters = {}  # optimizer name -> parameter name -> parameter
+        self.optimizers = {}
+        for name, owned in task.optimizers().items():
+            mine = {key: p for key, p in trained.items() if key.split(".", 1)[0] in owned}
+            if mine:
+                self.parameters[name] = mine
+                self.optimizers[name] = build_optimizer(mine, settings.optimizer_named(name))
+        self.averaging, averaged = next(iter(task.optimizers().items()))
+        self.average = (
+            WeightAverage({key: self.modules[key] for key in averaged}, settings.ema) if settings.ema else None
+        )
+        self.step, self.elapsed, self.finished = 0, 0.0, False
+        self.window = Window()
+
+    # -- what is on disk --
+
+    @property
+    def folder(self):
+        return self.run.checkpoints(self.settings.name)
+
+    def restore(self) -> None:
+        """Go to the newest checkpoint; at a phase's beginning, to the weights that it starts from."""
+        saved = checkpoint.latest(self.folder)
+        if saved is None:
+            self._start_from()
+            tensors = [t for module in self.modules.values() for t in module.state_dict().values()]
+            self.ranks.broadcast(tensors)
+        else:
+            for name, module in self.modules.items():
+                checkpoint.load_module(module, saved.modules.get(name, {}), f"{self.folder} ({name})")
+            for name, optimizer in self.optimizers.items():
+                self._load_optimizer(optimizer, saved.state["optimizers"].get(name, {}), name)
+            self.task.load_state_dict(saved.state["task"])
+            self.window = Window(saved.state["window"])
+            self.step, self.elapsed = saved.step, saved.elapsed
+            self.finished = saved.finished and self.progress() >= 1  # a longer budget goes on
+        if self.average is not None:
+            self.average = WeightAverage(self.average.modules, self.average.decay)
+            for name, averages in (saved.averages if saved else {}).items():
+                for key, value in averages.items():
+                    self.average.shadow[name][key].copy_(value)
+
+    def save(self, finished: bool = False) -> None:
+        """Write a checkpoint (first rank)."""
+        self.finished = finished
+        if self.ranks.first:
+            state = {
+                "optimizers": {name: self._optimizer_state(name) for name in self.optimizers},
+                "task": self.task.state_dict(),
+                "window": self.window.sums,
+            }
+            saved = checkpoint.Checkpoint(
+                step=self.step,
+                elapsed=self.elapsed,
+                finished=finished,
+                modules={name: module.state_dict() for name, module in self.modules.items()},
+                averages=self.average.shadow if self.average else {},
+                state=state,
+            )
+            checkpoint.save(saved, self.folder, self.settings.keep)
+        self.ranks.wait()
+
+    def _start_from(self) -> None:
+        if self.settings.start_from is None:
+            return
+        files = self.run.weights(self.settings.start_from)
+        shared = [name for name in self.modules if name in files]
+        if not shared:
+            raise RequestError(
+                f"phase '{self.settings.name}' starts from '{self.settings.start_from}', which has none of its modules "
+                f"({', '.join(self.modules)}) but {', '.join(files)}"
+            )
+        for name in shared:
+            checkpoint.load_module(self.modules[name], checkpoint.read_tensors(files[name]), str(files[name]))
+
+    def _optimizer_state(self, name: str) -> dict:
+        optimizer = self.optimizers[name]
+        return {key: optimizer.state[p] for key, p in self.parameters[name].items() if p in optimizer.state}
+
+    def _load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping, name: str) -> None:
+        own = optimizer.state_dict()  # torch numbers parameters group by group
+        order = [p for group in optimizer.param_groups for p in group["params"]]
+        names = {id(p): key for key, p in self.parameters[name].items()}
+        own["state"] = {i: dict(state[names[id(p)]]) for i, p in enumerate(order) if names[id(p)] in state}
+        optimizer.load_state_dict(own)
+
+    # -- the loop --
+
+    def train(self, signals: list[int]) -> None:
+        """From the present step to the end of the budget."""
+        settings, ranks = self.settings, self.ranks
+        log = MetricsLog(self.run, settings.name, self.step) if ranks.first else None
+        bar = Progress(settings.name, settings.steps, shown=ranks.first)
+        source = batches(self.task, self.step, ranks.rank, ranks.world, settings.accumulate, settings.workers)
+        if self.step:
+            bar.say(f"goes on after step {self.step}")
+        train_mode(self.modules)
+        began = time.monotonic() - self.elapsed
+        saved_at = time.monotonic()
+        (progress,) = ranks.agree(self.progress())
+        try:
+            while progress < 1:
+                values = self.advance(source, progress)
+                self.step += 1
+                self.elapsed = time.monotonic() - began
+                last, (self.elapsed, progress) = values, ranks.agree(self.elapsed, self.progress())
+                done, stop = progress >= 1, ranks.any(bool(signals))
+                self.window.add(values)
+                if log is not None and (self.step % settings.log_every == 0 or done):
+                    log.write(self.step, {**self.window.means(), "seconds": self.elapsed})
+                elif self.step % settings.log_every == 0:
+                    self.window.means()
+                bar.update(self.step, progress, last)
+                if self.step % settings.evaluate_every == 0 or done:
+                    self._evaluate(log, bar)
+                if self.step % settings.sample_every == 0 or done:
+                    self._sample()
+                due = ranks.any(time.monotonic() - saved_at > 60 * settings.checkpoint_minutes)
+                if self.step % settings.checkpoint_every == 0 or due or done or stop:
+                    self.elapsed = time.monotonic() - began
+                    self.save(finished=done)
+                    saved_at = time.monotonic()
+                if stop and not done:
+                    raise Interrupted(
+                        f"phase '{settings.name}' was stopped after step {self.step} and saved; "
+                        "the same command goes on"
+                    )
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+        if not self.finished:  # the budget had been spent before the first step
+            self.save(finished=True)
+        if ranks.first:
+            from vivavoce.training.report import write_report
+
+            write_report(self.run)
+
+    def progress(self) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        shares = [0.0]
+        if self.settings.steps is not None:
+            shares.append(self.step / self.settings.steps)
+        if self.settings.minutes is not None:
+            shares.append(self.elapsed / (60 * self.settings.minutes))
+        return min(max(shares), 1.0)
+
+    def advance(self, source: Iterator, progress: float) -> dict[str, float]:
+        """One step: all of the task's updates. Returns its logged values, averaged over ranks and shares."""
+        settings = self.settings
+        shares = [to_device(next(source), self.device) for _ in range(settings.accumulate)]
+        updates = [self.task.updates(batch, self.step) for batch in shares]
+        logged: dict[str, float] = {}
+        number = 0
+        while True:
+            total = torch.zeros((), device=self.device)
+            sums: dict[str, Tensor] = {}
+            name = None
+            for part, update in enumerate(updates):
+                share = self.ranks.rank * settings.accumulate + part
+                seed_everything(step_seed(settings.seed, settings.name, self.step, number, share))
+                with self._precision():
+                    item = next(update, None)
+                if item is None:
+                    continue
+                if name is None:
+                    name = item[0]
+                    optimizer, parameters = self._owner(name)
+                    optimizer.zero_grad(set_to_none=True)
+                losses = dict(item[1])
+                weight = losses.pop("weight", None)
+                loss = losses["loss"] if weight is None else losses["loss"] * weight.detach()
+                # only this optimizer's parameters: a generator's loss leaves no gradient in the discriminator
+                loss.backward(inputs=parameters)
+                count = torch.ones((), device=self.device) if weight is None else weight.detach().float()
+                total = total + count
+                for key, value in losses.items():
+                    sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().float() * count
+            if name is None:
+                return logged
+            rate = factor(settings.optimizer_named(name), self.step, progress) * settings.optimizer_named(name).lr
+            set_rate(optimizer, rate)
+            norm = self._gradients(parameters, total, sums, settings.optimizer_named(name).clip)
+            values = dict(zip([*sums, "grad_norm"], torch.stack([*sums.values(), norm]).tolist()))
+            self._check(values, name)
+            optimizer.step()
+            several = len(self.optimizers) > 1
+            values["lr"] = rate
+            logged.update({f"{key}/{name}" if several and key in _OWN else key: v for key, v in values.items()})
+            if self.average is not None and name == self.averaging:
+                self.average.update(self.step)
+            self._share_buffers()
+            number += 1
+
+    def _owner(self, name: str):
+        if name not in self.optimizers:
+            raise RequestError(
+                f"task '{self.task.name}' updates '{name}' in phase '{self.settings.name}', where that optimizer has "
+                f"nothing to train; it has {', '.join(self.optimizers)}"
+            )
+        return self.optimizers[name], list(self.parameters[name].values())
+
+    def _gradients(self, parameters, total: Tensor, sums: dict[str, Tensor], clip: float | None) -> Tensor:
+        """Gradients and logged sums become weighted means over ranks and shares; returns the gradients' norm."""
+        self.ranks.sum_gradients(parameters)
+        if self.ranks.world > 1:
+            stacked = torch.stack([total, *sums.values()])
+            self.ranks.sum([stacked])
+            total = stacked[0]
+            sums.update(zip(sums, stacked[1:]))
+        scale = torch.where(total == 0, torch.ones_like(total), total)
+        for key in sums:
+            sums[key] = sums[key] / scale
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradients and not (self.ranks.world == 1 and float(scale) == 1.0):
+            torch._foreach_div_(gradients, scale)
+        return torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
+
+    def _precision(self):
+        if self.settings.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.settings.dtype))
+
+    def _share_buffers(self) -> None:
+        if self.ranks.world > 1:
+            self.ranks.broadcast(buffer for module in self.modules.values() for buffer in module.buffers())
+
+    def _check(self, values: Mapping[str, float], name: str) -> None:
+        wrong = [key for key, value in values.items() if not math.isfinite(value)]
+        if not wrong:
+            return
+        settings, accumulate, ranks = self.settings, self.settings.accumulate, self.ranks
+        share = ranks.rank * accumulate
+        seed = step_seed(settings.seed, settings.name, self.step, 0, share)
+        raise TrainingError(
+            f"phase '{settings.name}', step {self.step}, optimizer '{name}': {wrong[0]} is {values[wrong[0]]}. "
+            f"The batch is task.batch({self.step}, {share}, {ranks.world * accumulate}), the step's seed {seed}; "
+            f"last good checkpoint: {checkpoint.latest_path(self.folder) or 'none'}. "
+            "Lower the learning rate or the clip norm, lengthen the warm-up, or look at that batch"
+        )
+
+    # -- between steps --
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Eval mode, no gradients, averaged weights; randomness of its own."""
+        for module in self.modules.values():
+            module.eval()
+        seed_everything(step_seed(self.settings.seed, self.settings.name, self.step, "evaluate"))
+        with torch.no_grad(), self.average.applied() if self.average else nullcontext():
+            yield
+        train_mode(self.modules)
+
+    def _evaluate(self, log: MetricsLog | None, bar: Progress) -> None:
+        if log is not None:
+            with self._looking():
+                figures = dict(self.task.evaluate(self.step))
+            if figures:
+                log.write(self.step, {f"evaluate/{key}": float(value) for key, value in figures.items()})
+                bar.say(f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        self.ranks.wait()
+
+    def _sample(self) -> None:
+        if self.ranks.first:
+            folder = self.run.samples(self.settings.name, self.step)
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._looking():
+                self.task.samples(folder, self.step)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        self.ranks.wait()
+
+
+_OWN = ("loss", "grad_norm", "lr")  # logged per optimizer where there are several
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM fill, so that a step is finished and saved; a second SIGINT ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals belong to the main thread
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

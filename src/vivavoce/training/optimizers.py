@@ -1,0 +1,72 @@
+"""Optimizers over named parameters, and learning rates laid out over a budget of steps or of time."""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.errors import RecipeError
+from vivavoce.training.settings import OptimizerSettings
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether weight decay applies: at least two dimensions larger than one (no biases, gains, norms)."""
+    return sum(size > 1 for size in parameter.shape) >= 2
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """An optimizer over parameters by full name. Each group keeps its `lr_scale`; `set_rate` applies the schedule."""
+    scales = {name: 1.0 for name in parameters}
+    for pattern, scale in settings.lr_scale.items():
+        matched = [name for name in parameters if re.match(pattern, name)]
+        if not matched:
+            raise RecipeError(f"optimizer.lr_scale: pattern '{pattern}' matches no trained parameter")
+        scales.update(dict.fromkeys(matched, scale))
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decay = settings.weight_decay if is_matrix(parameter) else 0.0
+        grouped.setdefault((scales[name], decay), []).append(parameter)
+    groups = [
+        {"params": members, "lr": settings.lr * scale, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), members in grouped.items()
+    ]
+    if settings.kind == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0])
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    # fused: one kernel for all parameters instead of a Python loop over them, on CPU and CUDA alike
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
+    return kinds[settings.kind](groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group `rate` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def factor(settings: OptimizerSettings, step: int, progress: float) -> float:
+    """Share of `lr` at `step` (from 0) when `progress` (0 to 1) of the budget is spent.
+
+    The warm-up multiplies the schedule, which runs over the whole budget: so both fit a budget in minutes, where the
+    number of steps is not known beforehand.
+    """
+    warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    progress = min(max(progress, 0.0), 1.0)
+    final = settings.final
+    match settings.schedule:
+        case "cosine":
+            return warm * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        case "linear":
+            return warm * (1 - (1 - final) * progress)
+        case "wsd":  # warm-up, stable, decay (MiniCPM, arXiv:2404.06395)
+            left = (1 - progress) / settings.decay if settings.decay else 1.0
+            return warm * (final + (1 - final) * min(1.0, left))
+        case "exponential":
+            return warm * settings.gamma**step
+        case "inverse_sqrt":
+            base = max(settings.warmup, 1)
+            return warm * math.sqrt(base / max(step + 1, base))
+        case _:
+            return warm

@@ -1,0 +1,144 @@
+"""The report of a run: one HTML file with curves, samples to hear and see, and the health of the codebooks."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vivavoce.training.metrics import read_metrics
+from vivavoce.training.progress import clock
+from vivavoce.training.run_directory import RunDirectory, write_text
+
+HEALTH = ("usage", "perplexity")  # metric names with these words are shown as codebook health
+MAX_SAMPLES = 24
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#1b1f24}
+h1{font-size:1.5em}h2{margin-top:2em;border-bottom:1px solid #ddd}table{border-collapse:collapse}
+td,th{padding:.2em .8em .2em 0;text-align:left}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:1em}
+figure{margin:0}figcaption{font-size:.9em;color:#555}audio{width:100%}img,svg{max-width:100%;height:auto}pre{background:#f6f8fa;padding:1em;overflow:auto}
+"""
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Write `report.html` from what the run directory holds. It needs no other file and no network."""
+    lines = read_metrics(run.metrics)
+    phases = list(dict.fromkeys(line["phase"] for line in lines))
+    parts = [f"<h1>{html.escape(run.path.name)}</h1>", _summary(run, lines, phases)]
+    for phase in phases:
+        mine = [line for line in lines if line["phase"] == phase]
+        curves = series(mine)
+        health = {k: v for k, v in curves.items() if any(word in k for word in HEALTH)}
+        parts += [f"<h2>{html.escape(phase)}</h2>", _figures({k: v for k, v in curves.items() if k not in health})]
+        if health:
+            parts += ["<h3>Codebook health</h3>", _figures(health)]
+        parts.append(_samples(run, phase))
+    recipe = run.path / "recipe.yaml"
+    if recipe.exists():
+        parts.append(f"<h2>Recipe</h2><pre>{html.escape(recipe.read_text(encoding='utf-8'))}</pre>")
+    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(run.path.name)}</title><style>{STYLE}</style>"
+    write_text(run.report, page + "\n".join(parts))
+    return run.report
+
+
+def series(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Metric name -> (steps, values), in the order of appearance; `evaluate/x` stays apart from `x`."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key not in ("phase", "step", "seconds") and value is not None:
+                steps, values = found.setdefault(key, ([], []))
+                steps.append(line["step"])
+                values.append(value)
+    return found
+
+
+def _summary(run: RunDirectory, lines: list[dict[str, Any]], phases: list[str]) -> str:
+    rows = []
+    for phase in phases:
+        mine = [line for line in lines if line["phase"] == phase]
+        seconds = max((line.get("seconds", 0.0) for line in mine), default=0.0)
+        last: dict[str, float] = {}
+        for line in mine:
+            last.update({k: v for k, v in line.items() if k == "loss" or k.startswith("evaluate/")})
+        figures = ", ".join(f"{k.removeprefix('evaluate/')} {v:.4g}" for k, v in last.items() if v is not None)
+        rows.append(f"<tr><td>{html.escape(phase)}<td>{mine[-1]['step']}<td>{clock(seconds)}<td>{html.escape(figures)}")
+    table = "<table><tr><th>phase<th>steps<th>time<th>last figures" + "".join(rows) + "</table>"
+    notes = run.path / "code.json"
+    if notes.exists():
+        code: Mapping[str, Any] = json.loads(notes.read_text())[-1]
+        shown = ("vivavoce", "commit", "torch", "machine", "threads")
+        facts = ", ".join(f"{key} {code[key]}" for key in shown if code.get(key))
+        table += f"<p>{html.escape(facts)}"
+    return table
+
+
+def _figures(curves: Mapping[str, tuple[list[int], list[float]]]) -> str:
+    return "<div class=grid>" + "".join(f"<figure>{_curve(k, *v)}</figure>" for k, v in curves.items()) + "</div>"
+
+
+def _curve(name: str, steps: list[int], values: list[float]) -> str:
+    figure, axes = _axes(4.2, 2.4)
+    stride = max(1, len(steps) // 1000)
+    axes.plot(steps[::stride], values[::stride], linewidth=1.2, marker="." if len(steps) < 30 else None)
+    axes.set_title(name, fontsize=9)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    if min(values) > 0 and max(values) > 30 * min(values):
+        axes.set_yscale("log")
+    return _svg(figure)
+
+
+def _samples(run: RunDirectory, phase: str) -> str:
+    root = run.path / "samples" / phase
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    if not folders:
+        return ""
+    shown = []
+    for path in sorted(folders[-1].iterdir())[:MAX_SAMPLES]:
+        data = base64.b64encode(path.read_bytes()).decode()
+        caption = f"<figcaption>{html.escape(path.stem)}</figcaption>"
+        if path.suffix == ".wav":
+            player = f"<audio controls src='data:audio/wav;base64,{data}'></audio>"
+            shown.append(f"<figure>{_spectrogram(path)}{player}{caption}</figure>")
+        elif path.suffix == ".png":
+            shown.append(f"<figure><img src='data:image/png;base64,{data}'>{caption}</figure>")
+    title = f"<h3>Samples at {html.escape(folders[-1].name)}</h3>"
+    return title + "<div class=grid>" + "".join(shown) + "</div>"
+
+
+def _spectrogram(path: Path) -> str:
+    import numpy
+    import soundfile
+
+    samples, rate = soundfile.read(path, always_2d=True, dtype="float32")
+    figure, axes = _axes(4.2, 1.8)
+    wave = samples.mean(1)
+    if len(wave) < 512:
+        wave = numpy.pad(wave, (0, 512 - len(wave)))
+    axes.specgram(wave + 1e-6, NFFT=512, Fs=rate, noverlap=384, vmin=-120, vmax=-30, cmap="magma")
+    axes.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def _axes(width: float, height: float):
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _png(figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
