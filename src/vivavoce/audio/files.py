@@ -129,16 +129,12 @@ def writer(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> Iter
         os.replace(temporary, target)
         temporary = None
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(
-            f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {error}"
-        ) from error
+        raise AudioError(f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {error}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
     if clipped:
-        warnings.warn(
-            f"{target}: {clipped} samples beyond [-1, 1] were limited", ClippingWarning, stacklevel=3
-        )
+        warnings.warn(f"{target}: {clipped} samples beyond [-1, 1] were limited", ClippingWarning, stacklevel=3)
 
 
 @contextmanager
@@ -161,9 +157,7 @@ def _opened(name: str) -> Iterator[Any]:
         file = soundfile.SoundFile(name)
     except (soundfile.SoundFileError, TypeError, OSError) as error:
         reason = str(error).split(": ", 1)[-1].rstrip(".")
-        raise AudioError(
-            f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected"
-        ) from error
+        raise AudioError(f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected") from error
     with file:
         if file.channels > MOST_CHANNELS:
             raise AudioError(f"{name}: {file.channels} channels: the header is damaged")
@@ -203,9 +197,7 @@ def _check_complete(name: str, head: bytes) -> None:
             if head[at : at + 4] == b"data":
                 # Programs that write to a pipe leave 0 or 2^31 and more: then the file's end is the end.
                 if 0 < length < 0x7FFFFF00 and at + 8 + length > size:
-                    raise AudioError(
-                        f"{name}: truncated: {length} bytes of samples announced, {size - at - 8} found"
-                    )
+                    raise AudioError(f"{name}: truncated: {length} bytes of samples announced, {size - at - 8} found")
                 return
             at += 8 + length + length % 2
     if head[:4] == b"OggS":

@@ -52,8 +52,7 @@ def mel_filters(
     top = sample_rate / 2 if fmax is None else fmax
     if not 0 <= fmin < top <= sample_rate / 2 or mels < 1:
         raise RequestError(
-            f"{mels} mel bands from {fmin} to {top} Hz at {sample_rate} Hz: "
-            "choose 0 <= fmin < fmax <= rate / 2"
+            f"{mels} mel bands from {fmin} to {top} Hz at {sample_rate} Hz: choose 0 <= fmin < fmax <= rate / 2"
         )
     bins = np.linspace(0.0, sample_rate / 2, fft_size // 2 + 1)
     corners = np.linspace(hertz_to_mel(fmin, scale), hertz_to_mel(top, scale), mels + 2)

@@ -37,9 +37,7 @@ class Resampler:
         self._ended = False
         self._stream = None
         if self.source != self.target:
-            self._stream = soxr.ResampleStream(
-                self.source, self.target, self.channels, dtype="float32", quality="HQ"
-            )
+            self._stream = soxr.ResampleStream(self.source, self.target, self.channels, dtype="float32", quality="HQ")
 
     def step(self, block: np.ndarray) -> np.ndarray:
         """The next block [channels, n], n may be 0 -> what is ready of the output [channels, m]."""
@@ -53,9 +51,7 @@ class Resampler:
         if self._ended:
             raise AudioError("this resampler was flushed: call reset() before the next signal")
         if block.ndim != 2 or block.shape[0] != self.channels:
-            raise AudioError(
-                f"resampler of {self.channels} channel(s) was given a block of shape {list(block.shape)}"
-            )
+            raise AudioError(f"resampler of {self.channels} channel(s) was given a block of shape {list(block.shape)}")
         self.taken += block.shape[1]
         self._ended = last
         if self._stream is None:

@@ -154,9 +154,7 @@ def _as_channels(waveform: Any, where: str) -> np.ndarray:
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2:
-        raise AudioError(
-            f"{where}: shape {list(samples.shape)} found, [samples] or [channels, samples] expected"
-        )
+        raise AudioError(f"{where}: shape {list(samples.shape)} found, [samples] or [channels, samples] expected")
     if samples.shape[0] == 0:
         raise AudioError(f"{where}: no channels")
     if samples.shape[0] > MOST_CHANNELS:

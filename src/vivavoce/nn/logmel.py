@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.audio.mel import mel_filters
+from vivavoce.audio.spectrum import power_spectrum
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import State, Streaming, lengths_of, slice_rows, zero_padding
 
@@ -81,8 +82,7 @@ class StreamingLogMel(Streaming):
 
     def _spectra(self, windows: Tensor) -> Tensor:
         """Windows of samples [B, T, window] -> log mel power [B, T, mels]."""
-        spectrum = torch.fft.rfft(windows.float() * self.taper, n=self.fft_size)
-        power = spectrum.real.square() + spectrum.imag.square()
+        power = power_spectrum(windows.float() * self.taper, self.fft_size)
         return (power @ self.filters).clamp(min=self.floor).log()
 
     def flush(self, state, rows=None):
