@@ -1,0 +1,271 @@
+"""Simulated full-duplex conversations about digits: what the user's channel sounds like, and what a model should do.
+
+One conversation is a timeline of *episodes* (a digit, two digits, other speech, nothing) in the user's channel and, on the
+frame clock, the streams that a model has to fill:
+
+    user   log-mel frames (given)
+    heard  the user's words, each at the first frame by which it has been heard whole
+    text   the answer's words, each `lead` frames before the voice says it
+    voice  the codec's codes of the answer, the codes of silence elsewhere
+
+Time: frame i of the user's channel ends at (i + 1) x 80 ms; only then can cell i of the filled streams be decided, and it
+is played while the user's next frame comes in. All waits below are counted from the end of a word to that decision.
+
+Everything is a pure function of (seed, number), so that training data needs no state and resumes anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.random import Generator
+
+from vivavoce.data.spectral import Backgrounds, PowerClip, reverberate, smooth_curve, stretch
+from vivavoce.data.sums import DIGITS, answer
+
+MEL_FRAMES = 8  # 10 ms frames in a frame of the model's clock (80 ms)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An answer in the model's voice: codes [codebooks, frames] from its first sound on, words with their times."""
+
+    text: str
+    codes: np.ndarray
+    words: tuple[tuple[str, float], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When the model speaks (seconds from the end of the user's word to the decision), and how it yields."""
+
+    single: float = 0.63  # a second digit may start up to 0.5 s after the first, silence inside the clips aside
+    sum: float = 0.20
+    heard: float = 0.12
+    stop: float = 0.14  # from the start of the user's speech to the model's silence
+    lead: int = 1  # frames that a word's text is ahead of its sound
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Ranges of the acoustic scene; decibels relative to full scale where not said otherwise."""
+
+    level: tuple[float, float] = (-46.0, -6.0)
+    snr: tuple[float, float] = (3.0, 40.0)
+    quiet: float = 0.25  # share of conversations with hardly any noise
+    music: float = 0.06
+    vocal_tract: tuple[float, float] = (0.82, 1.22)
+    tempo: tuple[float, float] = (0.75, 1.3)
+    equaliser: float = 6.0
+    room: float = 0.3
+    episodes: Mapping[str, float] = field(
+        default_factory=lambda: {"single": 0.34, "sum": 0.40, "other": 0.20, "nothing": 0.06}
+    )
+    plus: float = 0.35
+    barge_in: float = 0.25
+    told: float = 0.25  # share of conversations whose text is given, whatever the user says
+
+
+@dataclass
+class Conversation:
+    """One example: user [frames * 8, bins] power, heard and text [frames] word ids, voice [codebooks, frames].
+
+    `told`: the text was given, not decided (no loss on it). `events` (kind, start, end in seconds, text): for people.
+    """
+
+    user: np.ndarray
+    heard: np.ndarray
+    text: np.ndarray
+    voice: np.ndarray
+    told: bool
+    events: list[tuple[str, float, float, str]]
+
+
+class ClipBank:
+    """Clips by what is said: `words` (digits and "plus") by word, `other` speech without an order."""
+
+    def __init__(self, words: Mapping[str, Sequence[PowerClip]], other: Sequence[PowerClip]):
+        self.words = {word: list(clips) for word, clips in words.items()}
+        self.other = list(other)
+        self.by_speaker: dict[str, dict[str, list[PowerClip]]] = {}
+        for word, clips in self.words.items():
+            for clip in clips:
+                self.by_speaker.setdefault(clip.speaker, {}).setdefault(word, []).append(clip)
+        self.speakers = [s for s, words in sorted(self.by_speaker.items()) if sum(w in words for w in DIGITS) == 10]
+        sources = {s: next(iter(self.by_speaker[s].values()))[0].source for s in self.speakers}
+        kinds = sorted(set(sources.values()))
+        # Each source counts alike, however many voices it has: recordings are few and worth most.
+        self.weights = np.array([1 / sum(sources[o] == sources[s] for o in self.speakers) for s in self.speakers])
+        self.weights = self.weights / len(kinds)
+
+    def speaker(self, rng: Generator) -> str:
+        """A speaker at random, sources alike."""
+        return self.speakers[rng.choice(len(self.speakers), p=self.weights)]
+
+    def clip(self, rng: Generator, speaker: str, word: str) -> PowerClip:
+        """`word` by `speaker`, or by anybody where that speaker never says it (no corpus of digits has "plus")."""
+        clips = self.by_speaker[speaker].get(word) or self.words[word]
+        return clips[rng.integers(len(clips))]
+
+
+class Conversations:
+    """`conversations(number)` -> Conversation: an endless, reproducible list."""
+
+    def __init__(
+        self,
+        bank: ClipBank,
+        answers: Mapping[str, Spoken],
+        silence: np.ndarray,
+        vocabulary: Mapping[str, int],
+        backgrounds: Backgrounds,
+        frames: int = 96,
+        timing: Timing | None = None,
+        scene: Scene | None = None,
+        seed: int = 0,
+    ):
+        self.bank, self.answers, self.silence, self.vocabulary = bank, answers, silence, vocabulary
+        self.backgrounds, self.frames = backgrounds, frames
+        self.timing, self.scene, self.seed = timing or Timing(), scene or Scene(), seed
+        self.kinds = list(self.scene.episodes)
+        weights = np.array([self.scene.episodes[k] for k in self.kinds])
+        self.weights = weights / weights.sum()
+
+    def __call__(self, number: int) -> Conversation:
+        rng = np.random.default_rng([self.seed, number])
+        size = self.frames * MEL_FRAMES
+        told = rng.random() < self.scene.told
+        example = Conversation(
+            user=np.zeros((size, self.backgrounds.bins), dtype=np.float32),
+            heard=np.zeros(self.frames, dtype=np.int64),
+            text=np.zeros(self.frames, dtype=np.int64),
+            voice=np.repeat(self.silence[:, None], self.frames, axis=1).astype(np.int64),
+            told=told,
+            events=[],
+        )
+        at = int(rng.uniform(0, 120))
+        free = at  # from here on the model is silent again
+        while at < size:
+            at, free = self._episode(rng, example, at, free)
+        if told:
+            self._tell(rng, example)
+        self._scene(rng, example)
+        return example
+
+    def _episode(self, rng: Generator, example: Conversation, at: int, free: int) -> tuple[int, int]:
+        """Place an episode at 10 ms frame `at`; returns where the next may start and when the model falls silent."""
+        kind = self.kinds[rng.choice(len(self.kinds), p=self.weights)]
+        if kind == "nothing":
+            return at + int(rng.uniform(50, 250)), free
+        speaker = self.bank.speaker(rng)
+        voice = (rng.uniform(*self.scene.vocal_tract), rng.uniform(*self.scene.tempo))
+        gain = np.float32(10 ** (rng.normal(0, 2) / 10))
+        if kind == "other":
+            start, end = self._place(example, self._other(rng, voice), at, gain)
+            self._yield(example, start, free)
+            example.events.append(("other", start / 100, end / 100, ""))
+            return end + int(rng.uniform(40, 150)), min(free, start)
+        words = [DIGITS[rng.integers(10)] for _ in range(1 if kind == "single" else 2)]
+        said = [words[0], "plus", words[1]] if kind == "sum" and rng.random() < self.scene.plus else list(words)
+        started, end = None, at
+        for i, word in enumerate(said):
+            clip = self.bank.clip(rng, speaker, word)
+            begin = at if i == 0 else end + int(rng.uniform(0, 58 if len(said) < 3 else 40))
+            start, end = self._place(example, self._voiced(clip, voice), begin, gain)
+            started = start if started is None else started
+            self._mark(example, word, end)
+            example.events.append(("word", start / 100, end / 100, word))
+        self._yield(example, started, free)
+        text = answer(words)
+        if example.told:
+            return end + int(rng.uniform(60, 200)), free
+        wait = self.timing.single if kind == "single" else self.timing.sum
+        decision = self._decided(end, wait)
+        spoken_until = self._say(example, text, decision)
+        if rng.random() < self.scene.barge_in:
+            # Early enough to cut into the answer, late enough not to be the second digit of this question.
+            earliest = (decision + self.timing.lead + 2) * MEL_FRAMES
+            return int(rng.uniform(earliest, max(earliest + 1, spoken_until))), spoken_until
+        return spoken_until + int(rng.uniform(10, 160)), spoken_until
+
+    def _voiced(self, clip: PowerClip, voice: tuple[float, float]) -> PowerClip:
+        """The clip in an altered voice: vocal tract, tempo."""
+        power = stretch(clip.power, voice[1], voice[0])
+        return PowerClip(power, clip.text, round(clip.start * voice[1]), round(clip.end * voice[1]), clip.speaker)
+
+    def _other(self, rng: Generator, voice: tuple[float, float]) -> PowerClip:
+        """0.3 to 3 s of other speech."""
+        clip = self.bank.other[rng.integers(len(self.bank.other))]
+        size = min(len(clip.power), int(rng.uniform(30, 300)))
+        start = int(rng.integers(0, len(clip.power) - size + 1))
+        return self._voiced(PowerClip(clip.power[start : start + size], "", 0, size, clip.speaker), voice)
+
+    @staticmethod
+    def _place(example: Conversation, clip: PowerClip, at: int, gain: np.float32) -> tuple[int, int]:
+        """Add a clip whose speech starts at `at` (loudness normalised, then `gain`); returns its speech's span."""
+        level = clip.power[clip.start : clip.end].sum(1)
+        loud = level[level > level.max() * 0.03].mean() if len(level) else 1.0
+        power = clip.power * (gain / max(loud, 1e-12))
+        begin = max(0, at - clip.start)
+        room = len(example.user) - begin
+        if room > 0:
+            example.user[begin : begin + len(power)] += power[:room]
+        return begin + clip.start, begin + clip.end
+
+    def _decided(self, end: int, wait: float) -> int:
+        """First frame i that is decided `wait` seconds after 10 ms frame `end`: (i + 1) x 8 >= end + wait."""
+        return -(-(end + round(wait * 100)) // MEL_FRAMES) - 1
+
+    def _mark(self, example: Conversation, word: str, end: int) -> None:
+        frame = self._decided(end, self.timing.heard)
+        if frame < self.frames:
+            example.heard[frame] = self.vocabulary[word]
+
+    def _say(self, example: Conversation, text: str, frame: int) -> int:
+        """Write an answer decided at `frame`; returns the 10 ms frame at which its sound ends in the room."""
+        spoken = self.answers[text]
+        for word, second in spoken.words:
+            at = frame + int(second * 100 / MEL_FRAMES)
+            if at < self.frames:
+                example.text[at] = self.vocabulary[word]
+        first = frame + self.timing.lead
+        codes = spoken.codes[:, : max(0, self.frames - first)]
+        example.voice[:, first : first + codes.shape[1]] = codes
+        until = (first + 1) * MEL_FRAMES + int(spoken.seconds * 100)
+        example.events.append(("answer", (first + 1) * MEL_FRAMES / 100, until / 100, text))
+        return until
+
+    def _yield(self, example: Conversation, start: int, free: int) -> None:
+        """The user starts at `start`: if the model still speaks (until `free`) it falls silent."""
+        if example.told or start >= free:
+            return
+        frame = self._decided(start, self.timing.stop)
+        example.text[frame:] = 0
+        example.voice[:, frame:] = self.silence[:, None]
+        example.events.append(("yield", start / 100, (frame + 1) * MEL_FRAMES / 100, ""))
+
+    def _tell(self, rng: Generator, example: Conversation) -> None:
+        """Answers whose text is given: any sentence at any time, so that the voice follows the text alone."""
+        frame = int(rng.integers(0, 12))
+        texts = list(self.answers)
+        while frame < self.frames:
+            text = texts[rng.integers(len(texts))]
+            until = self._say(example, text, frame)
+            frame = -(-until // MEL_FRAMES) + int(rng.integers(2, 20))
+
+    def _scene(self, rng: Generator, example: Conversation) -> None:
+        """Microphone, room, noise and level over the whole conversation."""
+        scene = self.scene
+        user = example.user * smooth_curve(rng, self.backgrounds.bins, rng.uniform(0, scene.equaliser))
+        if rng.random() < scene.room:
+            user = reverberate(user, rng.uniform(0.1, 0.5), rng.uniform(0.05, 0.6))
+        snr = rng.uniform(*scene.snr) if rng.random() > scene.quiet else rng.uniform(40, 70)
+        total = np.float32(10 ** (-snr / 10) / self.backgrounds.bins)
+        user = user + total * self.backgrounds.noise(rng, len(user))
+        if rng.random() < scene.music:
+            user = user + np.float32(10 ** (-rng.uniform(3, 25) / 10) / self.backgrounds.bins) * self.backgrounds.music(
+                rng, len(user)
+            )
+        level = rng.uniform(*scene.level)
+        # Loud frames have a total power of one here; by Parseval that of a wave of RMS r is r^2 times all bins (0-8 kHz).
+        example.user = user * np.float32(10 ** (level / 10) * self.backgrounds.bins * 2)
