@@ -1,0 +1,241 @@
+"""The recipe of a system as pydantic models: streams on clocks, stages, interaction, training phases.
+
+Parts (tokenizers, encoders, layouts, backbones, heads) are named by `kind` and carry their own options; the part that
+the kind names checks those when it is built. Everything else is checked here, and as a whole: every name that one
+section uses must be declared in another.
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SLICE = re.compile(r"^(?P<stream>[A-Za-z_][\w-]*)(\[(?P<cells>[^\]]*)\])?$")
+
+
+def stream_name(cells: str) -> str:
+    """The stream of a slice of cells: `voice[1:]` -> `voice`."""
+    match = SLICE.match(cells)
+    if match is None:
+        raise ValueError(f"'{cells}' names no cells: write a stream's name, or a slice of it such as voice[1:]")
+    return match["stream"]
+
+
+class Part(BaseModel):
+    """A part by `kind`, with the options that this kind knows."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the kind."""
+        return dict(self.model_extra or {})
+
+
+class Strict(BaseModel):
+    """A section whose keys are all known here: an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Clock(Strict):
+    """A clock at `ratio` times that of another stream."""
+
+    of: str
+    ratio: float = Field(gt=0)
+
+
+class Stream(Strict):
+    """A named stream: its cells come from a tokenizer (ids), an encoder (frames) or a width alone (latents, mel).
+
+    clock: Hz; another stream with a ratio; `events` (onsets); `order` (plain text); `once` (speaker, language).
+    Left out, it is the tokenizer's or encoder's own.
+    """
+
+    tokenizer: str | None = None
+    encoder: str | None = None
+    width: int | None = Field(default=None, gt=0)
+    clock: float | Clock | Literal["events", "order", "once"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        sources = [s for s in (self.tokenizer, self.encoder, self.width) if s is not None]
+        if len(sources) != 1:
+            raise ValueError("a stream has exactly one of tokenizer, encoder, width")
+        return self
+
+
+class Task(Strict):
+    """Which cells are given and which filled; `template` orders literals, streams, turns; `weight` for sampling.
+
+    `decides`: of the filled streams those whose content the model chooses; the others follow (default: all).
+    """
+
+    given: tuple[str, ...] = ()
+    fills: tuple[str, ...] = Field(min_length=1)
+    template: tuple[str, ...] | None = None
+    layout: Part | None = None
+    weight: float = Field(default=1.0, ge=0)
+
+
+class Input(Strict):
+    """How a given stream reaches the backbone."""
+
+    encoder: str | None = None
+    adapter: Part | None = None
+    enters: Literal["grid", "memory", "prefix", "condition"] = "grid"
+
+
+class Backbone(BaseModel):
+    """The network over the grid; sizes as the kind knows them, or `from` a published text LM."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = "decoder"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the kind."""
+        return dict(self.model_extra or {})
+
+
+class Head(Part):
+    """What predicts a stream's cells: linear, depth, ctc, flow, …"""
+
+
+class Decode(Strict):
+    """Order in which cells are chosen, how they are sampled, and when it ends."""
+
+    order: Literal["ar", "by_level", "masked", "ode", "ctc", "transducer"] = "ar"
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    length: str = "clock"
+
+
+class Stage(Strict):
+    """One network with its tasks; a chain of stages makes a system."""
+
+    name: str
+    tasks: dict[str, Task] = Field(min_length=1)
+    layout: Part
+    inputs: dict[str, Input] = Field(default_factory=dict)
+    backbone: Backbone
+    heads: dict[str, Head] = Field(min_length=1)
+    decode: Decode = Field(default_factory=Decode)
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _short_heads(cls, heads: Any) -> Any:
+        """`text: linear` is short for `text: {kind: linear}`."""
+        if isinstance(heads, dict):
+            return {name: {"kind": head} if isinstance(head, str) else head for name, head in heads.items()}
+        return heads
+
+    @model_validator(mode="after")
+    def _filled_streams_have_heads(self):
+        for name, task in self.tasks.items():
+            for cells in task.fills:
+                if stream_name(cells) not in self.heads:
+                    raise ValueError(f"tasks.{name}.fills: '{cells}' has no head; heads are for {sorted(self.heads)}")
+        return self
+
+
+class Interaction(Strict):
+    """How the system takes turns."""
+
+    kind: Literal["offline", "turns", "full_duplex"]
+    hears: str = "user"
+    speaks: str = "voice"
+    writes: str | None = "text"
+    transcribes: str | None = None
+
+
+class Phase(Strict):
+    """One phase of training. `trains` names a tokenizer, or a stage; `data` and `objective` are parts by kind.
+
+    trainable: patterns over parameter names (all if empty); one that matches nothing is an error.
+    """
+
+    name: str
+    trains: str
+    objective: Part
+    data: Part
+    start_from: str | None = None
+    trainable: tuple[str, ...] = ()
+    tasks: dict[str, float] = Field(default_factory=dict)
+    loss_weights: dict[str, float | tuple[float, ...]] = Field(default_factory=dict)
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    steps: int | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    batch: int = Field(default=16, gt=0)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_budget(self):
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("a phase has a budget: exactly one of steps, minutes")
+        return self
+
+
+class Recipe(Strict):
+    """A whole system, from what it hears to what it says, and how it came to be."""
+
+    system: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    paper: str | None = None
+    description: str = ""
+    sample_rate: int = Field(gt=0)
+    tokenizers: dict[str, Part] = Field(default_factory=dict)
+    encoders: dict[str, Part] = Field(default_factory=dict)
+    streams: dict[str, Stream] = Field(min_length=1)
+    stages: list[Stage] = Field(min_length=1)
+    interaction: Interaction | None = None
+    training: list[Phase] = Field(default_factory=list)
+    evaluation: list[str] = Field(default_factory=list)
+    smoke: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_are_declared(self):
+        for name, stream in self.streams.items():
+            self._declared(f"streams.{name}.tokenizer", stream.tokenizer, self.tokenizers)
+            self._declared(f"streams.{name}.encoder", stream.encoder, self.encoders)
+            if isinstance(stream.clock, Clock):
+                self._declared(f"streams.{name}.clock.of", stream.clock.of, self.streams)
+        for stage in self.stages:
+            for task_name, task in stage.tasks.items():
+                for field in ("given", "fills"):
+                    for cells in getattr(task, field):
+                        path = f"stages.{stage.name}.tasks.{task_name}.{field}"
+                        self._declared(path, stream_name(cells), self.streams)
+            for name in (*stage.inputs, *stage.heads):
+                self._declared(f"stages.{stage.name}.inputs/heads", name, self.streams)
+        names = [stage.name for stage in self.stages]
+        trained = {*names, *self.tokenizers, *self.encoders}
+        done: set[str] = set()
+        for phase in self.training:
+            self._declared(f"training.{phase.name}.trains", phase.trains, trained)
+            self._declared(f"training.{phase.name}.start_from", phase.start_from, done)
+            if phase.name in done:
+                raise ValueError(f"training: two phases are named '{phase.name}'")
+            done.add(phase.name)
+        if self.interaction is not None:
+            for field in ("hears", "speaks", "writes", "transcribes"):
+                self._declared(f"interaction.{field}", getattr(self.interaction, field), self.streams)
+        return self
+
+    @staticmethod
+    def _declared(path: str, name: str | None, known: Any) -> None:
+        if name is not None and name not in known:
+            raise ValueError(f"{path}: '{name}' is not declared; there is {sorted(known) or 'nothing'}")
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; KeyError where there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def phase(self, name: str) -> Phase:
+        """The training phase of that name; KeyError where there is none."""
+        for phase in self.training:
+            if phase.name == name:
+                return phase
+        raise KeyError(name)
