@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "shims"))  # behind everything: a real torchaudio wins
+
+pytest_plugins = ["proof_plugin"]
 
 
 def pack_path() -> Path | None:

@@ -1,0 +1,52 @@
+# What one types here. `make demo` and `make test` make their own .venv; each step leaves a stamp in it and is repeated
+# only when a file it reads has changed.
+#
+#   make demo        the embedded model answers recorded questions: wav files and a page
+#   make test        everything that tests need, then the suite
+#   make check-long  the same properties over every length and case, the result written down with its commit
+#   make docs        the documentation, built strictly, into site/
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq
+QUIET  := HF_HUB_OFFLINE=1 VIVAVOCE_OFFLINE=1 OMP_NUM_THREADS=1
+
+.PHONY: demo test check-long docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.package
+	@VIVAVOCE_OFFLINE=1 $(BIN)/python examples/demo.py
+
+test: $(VENV)/.test
+	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check-long: $(VENV)/.test
+	$(QUIET) VIVAVOCE_LONG=1 $(BIN)/python tests/check_long.py $(ARGS)
+
+docs: $(VENV)/.test
+	$(QUIET) $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+clean:
+	rm -rf $(VENV) build dist site out
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vivavoce needs Python 3.11 or later: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: requirements/core.txt $(VENV)/.made
+	@echo "installing what the demo needs into $(VENV) (once; about two minutes)"
+	@$(PIP) -r requirements/core.txt
+	@touch $@
+
+$(VENV)/.package: pyproject.toml $(VENV)/.core
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt tests/peers.txt $(VENV)/.package
+	@echo "installing what the tests need into $(VENV) (once; some minutes)"
+	@$(PIP) -r requirements/test.txt
+	@$(PIP) --no-deps --no-build-isolation -r tests/peers.txt
+	@touch $@
