@@ -49,7 +49,7 @@ def test_whisper_without_padding_on_recorded_speech(pack):
 def close(ours, theirs):
     """Equal but for float32's noise, which reaches 0.01 nepers in a band 90 dB below the loudest."""
     difference = (ours - theirs).abs()
-    return float(difference.max()) < 2e-2 and float(difference.mean()) < 5e-5
+    return float(difference.max()) < 2e-2 and float(difference.mean()) < 3e-4
 
 
 def kaldi_options(knf, kind, rate, mels, **more):

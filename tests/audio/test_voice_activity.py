@@ -1,0 +1,65 @@
+"""Voice activity as a stream: ragged rows in any chunks equal whole single rows; segments by hysteresis."""
+
+import numpy as np
+import pytest
+
+from vivavoce.audio import Audio, read, stream
+from vivavoce.audio.voice_activity import Hysteresis, VoiceActivity, speech_segments
+from vivavoce.errors import AudioError
+
+
+def test_ragged_rows_in_chunks_equal_single_whole_rows():
+    rng = np.random.default_rng(0)
+    rows = [np.cumsum(rng.standard_normal(n)).astype(np.float32) * 0.01 for n in (3000, 512, 0, 10000, 1)]
+    vad = VoiceActivity()
+    state, at, got = vad.initial_state(5), [0] * 5, [[] for _ in rows]
+    while any(a < len(r) for a, r in zip(at, rows)):
+        take = [min(int(rng.integers(0, 1500)), len(r) - a) for a, r in zip(at, rows)]
+        chunk = np.full((5, max(take)), np.nan, np.float32)
+        for b, n in enumerate(take):
+            chunk[b, :n] = rows[b][at[b] : at[b] + n]
+            at[b] += n
+        before = state
+        values, state = vad.step(chunk, state, np.array(take))
+        for b, n in enumerate(take):
+            got[b].extend(values[b, : state.emitted[b]])
+            if n == 0:
+                assert np.array_equal(before.hidden[b], state.hidden[b]) and before.held[b] == state.held[b]
+    values, state = vad.flush(state)
+    for b, row in enumerate(rows):
+        got[b].extend(values[b, : state.emitted[b]])
+        assert len(got[b]) == -(-len(row) // 512)
+        if len(row):
+            assert np.allclose(got[b], vad(row), atol=1e-5)
+
+
+def test_hysteresis_by_hand():
+    def segments(probabilities, **rules):
+        machine, found = Hysteresis(**rules), []
+        for p in probabilities:
+            machine, segment = machine.step(p)
+            found.append(segment)
+        return [s for s in [*found, machine.finish(512 * len(probabilities))] if s]
+
+    speech, maybe, silence = 0.9, 0.4, 0.1
+    assert segments([silence] * 2 + [speech] * 10 + [silence] * 6) == [(1024, 6144)]
+    assert segments([speech] * 5 + [silence] * 5) == []  # 0.16 s is too short
+    assert segments([speech] * 5 + [silence] * 3 + [speech] * 5) == [(0, 6656)]  # a pause of 0.096 s bridges
+    assert segments([maybe] * 20) == []
+    assert segments([speech] * 9 + [maybe] * 20 + [speech]) == [(0, 30 * 512)]
+    assert segments([speech] * 2 + [silence] * 5, speech=0.05) == [(0, 1024)]
+
+
+def test_segments_of_recorded_speech_from_blocks(pack):
+    path = pack / "audio/jfk/jfk.flac"
+    whole = speech_segments(read(path))
+    assert speech_segments(stream(path, 0.1)) == whole
+    assert len(whole) >= 2 and 5 < sum(b - a for a, b in whole) < 11
+
+
+def test_no_speech_and_no_samples():
+    assert speech_segments(Audio(np.zeros(8000, np.float32), 8000)) == []
+    with pytest.raises(AudioError, match="no samples"):
+        speech_segments(iter([]))
+    with pytest.raises(AudioError, match=r"use \.resample"):
+        VoiceActivity()(Audio(np.zeros(8000, np.float32), 8000))
