@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _widened(segments: list[tuple[int, int]], pad: float, total: int) -> list[tu
     """Segments with margins of `pad` samples; neighbours closer than twice that meet in the middle."""
     if not segments:
         return []
-    between = [int(min(pad, (after[0] - before[1]) // 2)) for before, after in zip(segments, segments[1:])]
+    between = [int(min(pad, (after[0] - before[1]) // 2)) for before, after in pairwise(segments)]
     left = [min(int(pad), segments[0][0]), *between]
     right = [*between, min(int(pad), total - segments[-1][1])]
     return [(start - a, end + b) for (start, end), a, b in zip(segments, left, right)]
