@@ -1,0 +1,24 @@
+"""Quantizers: frames to codes and back, one interface, float32 inside."""
+
+from vivavoce.quantizers.base import Quantized, Quantizer
+from vivavoce.quantizers.kmeans import kmeans, minibatch_kmeans
+from vivavoce.quantizers.nearest import nearest, ties
+from vivavoce.quantizers.registry import QUANTIZERS, build_quantizer
+from vivavoce.quantizers.residual import ResidualVectorQuantizer, VectorQuantizer
+from vivavoce.quantizers.scalar import FiniteScalarQuantizer
+from vivavoce.quantizers.split import SplitResidualVectorQuantizer
+
+__all__ = [
+    "QUANTIZERS",
+    "FiniteScalarQuantizer",
+    "Quantized",
+    "Quantizer",
+    "ResidualVectorQuantizer",
+    "SplitResidualVectorQuantizer",
+    "VectorQuantizer",
+    "build_quantizer",
+    "kmeans",
+    "minibatch_kmeans",
+    "nearest",
+    "ties",
+]
