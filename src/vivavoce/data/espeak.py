@@ -142,6 +142,8 @@ def _speak(text: str, name: str, words_per_minute: int, pitch: int) -> tuple[lis
         data = loader.get_data_path().encode()
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS | _DONT_EXIT) != SAMPLE_RATE:
             raise DataError(f"espeak-ng does not start with its data in {data.decode()}: reinstall espeakng-loader")
+        # Two sources of noise: its own, seeded from the clock, and (the klatt voices) the C library's.
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         if hasattr(ctypes.CDLL(None), "srand"):
             ctypes.CDLL(None).srand(0)
         library.espeak_SetSynthCallback(receive)

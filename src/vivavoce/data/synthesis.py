@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from vivavoce.audio import Audio
 from vivavoce.data import espeak, flite
+from vivavoce.data.clips import Word
 from vivavoce.errors import RequestError
 
 ENGINES = {"espeak": espeak.synthesize, "flite": flite.synthesize}
@@ -19,22 +21,13 @@ LICENSES = {
 }
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A word (or turn) on the time axis: seconds from the start of the clip."""
-
-    text: str
-    start: float
-    end: float
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Speech(Audio):
     """Synthetic speech: `Audio` with what was said, by which voice, and the words' times (may be empty)."""
 
     text: str = ""
     voice: str = ""
-    words: tuple[Segment, ...] = field(default=())
+    words: tuple[Word, ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,24 @@ def synthesize(text: str, voice: str = "flite:slt", rate: float = 1.0, pitch: fl
     if engine not in ENGINES or not name:
         raise RequestError(f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT or flite:NAME")
     samples, words = ENGINES[engine](text, name, rate, pitch)
-    sample_rate = espeak.SAMPLE_RATE if engine == "espeak" else flite.VOICES[name][0]
-    return Speech(samples, sample_rate, text, voice, tuple(Segment(*word) for word in words))
+    return Speech(samples, sample_rate(voice), text, voice, tuple(Word(*word) for word in words))
+
+
+def sample_rate(voice: str) -> int:
+    """Hz at which a voice speaks."""
+    engine, _, name = voice.partition(":")
+    return flite.VOICES[name][0] if engine == "flite" else espeak.SAMPLE_RATE
+
+
+def language(voice: str) -> str:
+    """The language that a voice speaks: `en-gb` of `espeak:en-gb+f3`."""
+    engine, _, name = voice.partition(":")
+    return "en-us" if engine == "flite" else name.partition("+")[0].lower()
+
+
+def slug(text: str) -> str:
+    """A text as it can stand in file names and speaker ids: `espeak_en-us+f3`."""
+    return re.sub(r"[^a-z0-9+-]+", "_", text.lower()).strip("_") or "x"
 
 
 def voices(language: str | None = None, variants: tuple[str, ...] | None = ()) -> list[Voice]:

@@ -1,0 +1,185 @@
+"""`Clip`: one row of a corpus, and manifests of clips as JSON lines beside the audio.
+
+A light record of our own, so that corpora can be read, made and tokenized without lhotse. Field names are those that
+manifests in the wild use; fields that we do not know travel along in `extra`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vivavoce.data.files import atomic
+from vivavoce.errors import DataError
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word on the time axis: seconds from the start of the clip."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A turn or utterance within a clip: seconds from the clip's start, its channel, its words where timed."""
+
+    start: float
+    end: float
+    text: str | None = None
+    speaker: str | None = None
+    channel: int = 0
+    words: tuple[Word, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording of a corpus.
+
+    `audio` is the path as written in the manifest, relative to the manifest's `root`; `duration` in seconds;
+    `text`, `speaker`, `language` None where unknown; `orig_sample_rate` the rate at which it was recorded, which
+    bounds its bandwidth whatever the file's rate is. `license` and `source` are carried from corpus to token store.
+    """
+
+    id: str
+    audio: str
+    duration: float
+    license: str
+    source: str
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+    orig_sample_rate: int | None = None
+    channels: int = 1
+    segments: tuple[Segment, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    root: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where the audio lies."""
+        return Path(self.root, self.audio)
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The timed words of all segments, by start."""
+        return tuple(sorted((w for s in self.segments for w in s.words), key=lambda word: word.start))
+
+    def relative_to(self, root: str | os.PathLike) -> Clip:
+        """The same clip for a manifest in the folder `root`: paths within it become relative, others absolute."""
+        path = self.path.absolute()
+        base = Path(root).absolute()
+        name = path.relative_to(base) if path.is_relative_to(base) else path
+        return replace(self, audio=name.as_posix(), root=str(base))
+
+
+_NEEDED = ("id", "audio", "duration", "license", "source")
+_KNOWN = (*_NEEDED, "text", "speaker", "language", "orig_sample_rate", "channels", "segments")
+_SEGMENT = ("start", "end", "text", "speaker", "channel", "words")
+
+
+def to_row(clip: Clip) -> dict[str, Any]:
+    """The clip as a manifest's row, unknown fields included."""
+    row: dict[str, Any] = {name: getattr(clip, name) for name in _KNOWN if name not in ("channels", "segments")}
+    row["duration"] = round(clip.duration, 6)
+    if clip.channels != 1:
+        row["channels"] = clip.channels
+    if clip.segments:
+        row["segments"] = [_segment_row(segment) for segment in clip.segments]
+    return {**row, **clip.extra}
+
+
+def from_row(row: Mapping[str, Any], where: str = "row", root: str | os.PathLike = "") -> Clip:
+    """A manifest's row as a clip; raises `DataError` naming `where` and the field that is missing or wrong."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: {type(row).__name__} found, a mapping of fields is expected")
+    missing = [name for name in _NEEDED if name not in row]
+    if missing:
+        raise DataError(f"{where}: field '{missing[0]}' is missing; every row has {', '.join(_NEEDED)}")
+    for name in ("id", "audio", "license", "source"):
+        if not isinstance(row[name], str) or not row[name]:
+            raise DataError(f"{where}: field '{name}' is {row[name]!r}, a text is expected")
+    for name in ("text", "speaker", "language"):
+        if not isinstance(row.get(name), str | None):
+            raise DataError(f"{where}: field '{name}' is {row[name]!r}, a text or null is expected")
+    try:
+        duration = float(row["duration"])
+        segments = tuple(_segment(segment) for segment in row.get("segments") or ())
+        rate = None if row.get("orig_sample_rate") is None else int(row["orig_sample_rate"])
+        channels = int(row.get("channels") or 1)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{where}: a number or segment cannot be read: {error!r}") from error
+    if not 0 <= duration < float("inf"):
+        raise DataError(f"{where}: a duration of {row['duration']!r} seconds")
+    return Clip(
+        *(row["id"], row["audio"], duration, row["license"], row["source"]),
+        *(row.get("text"), row.get("speaker"), row.get("language")),
+        orig_sample_rate=rate,
+        channels=channels,
+        segments=segments,
+        extra={name: value for name, value in row.items() if name not in _KNOWN},
+        root=os.fspath(root),
+    )
+
+
+def _segment(row: Mapping[str, Any]) -> Segment:
+    return Segment(
+        *(float(row["start"]), float(row["end"]), row.get("text"), row.get("speaker"), int(row.get("channel") or 0)),
+        words=tuple(Word(w["text"], float(w["start"]), float(w["end"])) for w in row.get("words") or ()),
+        extra={name: value for name, value in row.items() if name not in _SEGMENT},
+    )
+
+
+def _segment_row(segment: Segment) -> dict[str, Any]:
+    row: dict[str, Any] = {"channel": segment.channel} if segment.channel else {}
+    row |= {"start": round(segment.start, 4), "end": round(segment.end, 4)}
+    row |= {name: getattr(segment, name) for name in ("speaker", "text") if getattr(segment, name) is not None}
+    if segment.words:
+        row["words"] = [{"text": w.text, "start": round(w.start, 4), "end": round(w.end, 4)} for w in segment.words]
+    return {**row, **segment.extra}
+
+
+def read_manifest(path: str | os.PathLike, root: str | os.PathLike | None = None) -> Iterator[Clip]:
+    """The clips of a JSON-lines manifest, one by one; audio paths are relative to `root`.
+
+    `root` is by default the manifest's folder, or the one above it when that is where the audio lies (corpora that
+    keep `manifests/` beside `audio/`). Raises `DataError` with the line that is wrong.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file}: no such manifest")
+    try:
+        with file.open(encoding="utf-8") as lines:
+            base: Path | None = None if root is None else Path(root)
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where}: not JSON ({error}); a manifest has one JSON object a line") from error
+                clip = from_row(row, where)
+                if base is None:
+                    folders = (file.parent, file.parent.parent)
+                    base = next((folder for folder in folders if (folder / clip.audio).exists()), file.parent)
+                yield replace(clip, root=str(base))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not text in UTF-8, a JSON-lines manifest is expected") from error
+
+
+def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> int:
+    """Write a manifest whole or not at all, audio paths relative to its folder; the number of rows."""
+    count = 0
+    with atomic(path) as file:
+        for clip in clips:
+            file.write(json.dumps(to_row(clip.relative_to(Path(path).parent)), ensure_ascii=False) + "\n")
+            count += 1
+    return count

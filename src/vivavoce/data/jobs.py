@@ -1,0 +1,116 @@
+"""Corpora that are made clip by clip: journalled, over several processes, going on after a kill where they stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vivavoce.data.clips import Clip, from_row, to_row, write_manifest
+from vivavoce.data.files import Journal, sweep
+from vivavoce.data.progress import progress
+from vivavoce.errors import DataError, RequestError, VivavoceError
+
+# (job, folder, digest of the job, source for the row) -> the clip, its audio written
+Work = Callable[[Any, Path, str, str], Clip]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run has done: the manifest, how many clips are in it, how many were made now, and what failed and why."""
+
+    manifest: Path
+    clips: int
+    fresh: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def run(
+    jobs: Sequence[Any], work: Work, out: str | os.PathLike, processes: int = 2, quiet: bool = False, source: str = ""
+) -> Made:
+    """Do `work` for all `jobs` (dataclasses with an `id` "NAME/…") into `out/audio` and `out/manifest.jsonl`.
+
+    A clip that an earlier call finished and whose job is unchanged is kept; rows of other NAMEs stay in the manifest,
+    rows of the same NAME that are no longer asked for leave it. A job that raises a `VivavoceError` is reported in
+    the result and skipped. Raises `RequestError` for ids that occur twice, `DataError` where `out` cannot be written.
+    """
+    folder = Path(out)
+    try:
+        (folder / "audio").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
+    wanted = {job.id: digest(job) for job in jobs}
+    if len(wanted) < len(jobs):
+        raise RequestError("two clips to be made have the same id")
+    done = _finished(folder)
+    todo = [job for job in jobs if done.get(job.id, {}).get("request") != wanted[job.id]]
+    failed: list[tuple[str, str]] = []
+    journal = Journal(folder / ".journal.jsonl")
+    arguments = [(work, job, str(folder), wanted[job.id], source) for job in todo]
+    with progress("make", len(jobs), "clips", len(jobs) - len(todo), quiet) as advance:
+        for identity, row, problem in _parallel(arguments, processes):
+            if row is not None:
+                journal.append(row)
+                done[identity] = row
+            else:
+                done.pop(identity, None)
+                failed.append((identity, problem))
+            advance(1)
+    names = {identity.partition("/")[0] for identity in wanted}
+    rows = [row for identity, row in done.items() if identity.partition("/")[0] not in names]
+    rows += [done[job.id] for job in jobs if job.id in done]
+    manifest = folder / "manifest.jsonl"
+    count = write_manifest(manifest, (from_row(row, "journal", folder) for row in rows))
+    journal.remove()
+    for place in {folder, *(Path(folder, row["audio"]).parent for row in rows)}:
+        sweep(place)
+    return Made(manifest, count, len(todo) - len(failed), tuple(failed))
+
+
+def digest(job: Any) -> str:
+    """What was asked, in 16 hexadecimal digits: a clip is made anew when it changes."""
+    return hashlib.sha256(json.dumps(asdict(job), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs whose audio is there: from the manifest and from the journal of a killed run."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in ("manifest.jsonl", ".journal.jsonl"):
+        if (folder / name).exists():
+            # A line that a kill cut short has no newline and is left out.
+            for number, line in enumerate((folder / name).read_text(encoding="utf-8").split("\n")[:-1], 1):
+                try:
+                    row = json.loads(line)
+                    if (folder / row["audio"]).exists():
+                        rows[row["id"]] = row
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(f"{folder / name}, line {number}: damaged; remove it to start anew") from error
+    return rows
+
+
+def _parallel(arguments: list[tuple], processes: int) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
+    if processes <= 1 or len(arguments) < 2:
+        yield from map(_attempt, arguments)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    # spawn: a fork of a process that has run torch's threads can hang.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_attempt, arguments, chunksize=max(1, min(16, len(arguments) // (4 * processes))))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _attempt(argument: tuple) -> tuple[str, dict[str, Any] | None, str]:
+    work, job, out, request, source = argument
+    try:
+        return job.id, to_row(work(job, Path(out), request, source)), ""
+    except VivavoceError as error:
+        return job.id, None, str(error)
