@@ -1,0 +1,147 @@
+"""A small codec learns to reconstruct, then trains against discriminators; killed and resumed it stays the same."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from vivavoce.codecs.discriminators import PRESETS, build_discriminators
+from vivavoce.errors import DataError, RecipeError
+from vivavoce.training import PhaseSettings, RunDirectory, train_phase
+from vivavoce.training import checkpoint as checkpoints
+from vivavoce.training.codec_task import CodecTask, codebook_use
+from vivavoce.training.metrics import read_metrics
+
+
+class Small(nn.Module):
+    """Frames of 16 samples, a linear map, rounding to 1/8."""
+
+    sample_rate, channels = 8000, 1
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.encoder, self.decoder = nn.Linear(16, 8), nn.Linear(8, 16)
+
+    def encode_latents(self, wave):
+        missing = -wave.shape[-1] % 16
+        return self.encoder(nn.functional.pad(wave, (0, missing)).view(wave.shape[0], -1, 16))
+
+    def quantize(self, latents):
+        rounded = (8 * latents).round() / 8
+        codes = (8 * latents).round().long().clamp(-8, 7).transpose(1, 2) + 8
+        loss = (latents - rounded).square().mean()
+        return SimpleNamespace(
+            latents=latents + (rounded - latents).detach(), codes=codes, loss=loss, perplexity=torch.full((8,), 3.0)
+        )
+
+    def decode_latents(self, latents):
+        return self.decoder(latents).flatten(1)[:, None]
+
+
+def tones(count):
+    times = torch.arange(6000) / 8000
+    return [0.4 * torch.sin(2 * torch.pi * (200 + 90 * i) * times)[None] for i in range(count)]
+
+
+def task(**values):
+    base = {"held_out": tones(2), "seconds": 0.25, "batch": 4, "mel": "speech", "level": (-6.0, 0.0)}
+    base["weights"] = {"wave": 30}
+    return CodecTask(Small(), tones(5), **{**base, **values})
+
+
+PHASE = {"optimizer": {"lr": 1e-2, "betas": (0.5, 0.9)}, "ema": 0.9, "checkpoint_every": 10, "log_every": 5}
+SMALL = {"members": [{"kind": "stft", "size": 64, "filters": 4}, {"kind": "period", "period": 3, "widths": [4, 8]}]}
+
+
+def test_reconstruction_then_adversarial_resumed_to_the_bit(tmp_path):
+    run = RunDirectory.open(tmp_path / "a")
+    train_phase(task(), run, PhaseSettings.of({**PHASE, "name": "reconstruct", "steps": 150, "evaluate_every": 50}))
+    figures = [m["evaluate/snr_db"] for m in read_metrics(run.metrics) if "evaluate/snr_db" in m]
+    assert figures[-1] > 6 and figures[-1] > figures[0]
+    adversarial = {**PHASE, "name": "adversarial", "start_from": "reconstruct"}
+    train_phase(task(discriminators=SMALL), run, PhaseSettings.of({**adversarial, "steps": 30}))
+    names = set().union(*read_metrics(run.metrics))
+    assert {"loss/codec", "loss/discriminators", "features", "balance/mel", "evaluate/perplexity/3"} <= names
+    assert "perplexity/7" in names
+    page = run.report.read_text()
+    assert "Codebook health" in page and page.count("<audio") == 8
+
+    other = RunDirectory.open(tmp_path / "b")
+    (tmp_path / "b" / "checkpoints").mkdir()
+    (tmp_path / "b" / "checkpoints" / "reconstruct").symlink_to(run.checkpoints("reconstruct"))
+    half = task(discriminators=SMALL)
+    original = half.batch
+    half.batch = lambda step, rank, world: 1 / 0 if step == 17 else original(step, rank, world)
+    with pytest.raises(ZeroDivisionError):
+        train_phase(half, other, PhaseSettings.of({**adversarial, "steps": 30}))
+    train_phase(task(discriminators=SMALL), other, PhaseSettings.of({**adversarial, "steps": 30}))
+    a, b = (checkpoints.latest(r.checkpoints("adversarial")) for r in (run, other))
+    for module in a.modules:
+        for key, value in a.modules[module].items():
+            assert torch.equal(value, b.modules[module][key]), key
+    assert a.state["task"] == b.state["task"]
+
+
+def test_shares_make_up_the_batch():
+    whole = task().batch(3, 0, 1)
+    assert whole.shape == (4, 1, 2000)
+    assert torch.equal(whole, torch.cat([task().batch(3, rank, 2) for rank in range(2)]))
+    assert not torch.equal(whole, task().batch(4, 0, 1))
+    with pytest.raises(RecipeError, match="cannot be shared by 3"):
+        task().batch(0, 0, 3)
+
+
+def test_short_clips_are_followed_by_silence():
+    batch = CodecTask(Small(), [torch.ones(1, 100)], seconds=0.05, batch=1).batch(0, 0, 1)
+    assert batch[0, 0, :100].eq(1).all() and batch[0, 0, 100:].eq(0).all()
+
+
+def test_bad_requests():
+    with pytest.raises(DataError, match="no clips"):
+        CodecTask(Small(), [])
+    with pytest.raises(RecipeError, match="weights name 'mell'"):
+        task(weights={"mell": 1})
+    with pytest.raises(RecipeError, match="choose one of"):
+        task(discriminators="large")
+
+
+def test_codebook_use():
+    used, perplexity = codebook_use(torch.tensor([[1, 1, 5, 5]]))
+    assert used == 2 and perplexity == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("samples", [100, 1280, 4001])
+@pytest.mark.parametrize("config", ["small", SMALL, {"members": [{"kind": "band", "size": 128, "filters": 4}]}])
+def test_discriminators_judge_any_length(config, samples):
+    wave = torch.randn(2, 1, samples, requires_grad=True)
+    judged = build_discriminators(config)(wave)
+    sum(logits.mean() for logits, _ in judged).backward()
+    assert torch.isfinite(wave.grad).all() and all(len(features) >= 2 for _, features in judged)
+
+
+def test_published_discriminators():
+    """EnCodec: five windows; parameters counted from the paper's table of layers. DAC: periods and bands."""
+    encodec = build_discriminators("encodec")
+    assert [d.size for d in encodec.members] == [1024, 2048, 512, 256, 128]
+    one = 2 * 32 * 27 + 3 * 32 * 32 * 27 + 32 * 32 * 9 + 32 * 9  # kernels
+    gains_and_biases = 2 * (5 * 32 + 1)
+    assert sum(p.numel() for p in encodec.members[0].parameters()) == one + gains_and_biases
+    logits, features = encodec.members[0](torch.randn(1, 1, 4096))
+    assert logits.shape == (1, 1, 13, 65) and len(features) == 5  # 1 + (4096 - 1024) / 256 frames, 513 bins / 8
+    assert len(PRESETS["dac"]["members"]) == 8
+    logits, features = build_discriminators({"members": [{"kind": "band", "size": 512}]})(torch.randn(1, 1, 5120))[0]
+    assert logits.shape[2] == 40 and len(features) == 25
+
+
+def test_level_makes_the_judge_deaf_to_loudness():
+    judges = build_discriminators({**SMALL, "level": True})
+    wave = torch.randn(1, 1, 500)
+    for (a, _), (b, _) in zip(judges(wave), judges(0.1 * wave + 0.05)):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
