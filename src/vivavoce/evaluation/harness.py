@@ -1,0 +1,187 @@
+"""The shape of every evaluation: loader -> verb of the model -> artefact -> scorer -> aggregator with intervals.
+
+A `Task` gives the five; `evaluate` runs it. Artefacts (what the model answered) are kept apart from scores, so that a
+killed run goes on where it was, and a new scorer needs no model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vivavoce.errors import RequestError
+from vivavoce.evaluation.artefacts import Artefacts
+from vivavoce.evaluation.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to ask a model: `given` goes to the verb, `expected` to the scorer; `group` splits the results."""
+
+    id: str
+    given: Any
+    expected: Any = None
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a result table. `value`, `low`, `high` (95 %) in `unit` ("%", "s", "dB", …) from `count` items.
+
+    `target` is the value that was promised: at least it where `higher_is_better`, else at most. `note` says what
+    the number hides.
+    """
+
+    task: str
+    metric: str
+    group: str
+    value: float
+    low: float
+    high: float
+    count: int
+    unit: str = ""
+    target: float | None = None
+    higher_is_better: bool = True
+    note: str = ""
+
+    @classmethod
+    def of(cls, task: str, metric: str, group: str, found: Estimate, unit: str = "", **more: Any) -> Result:
+        """From an estimate; a share becomes per cent where `unit` is "%"."""
+        scale = 100.0 if unit == "%" else 1.0
+        return cls(task, metric, group, found.value * scale, found.low * scale, found.high * scale, found.count, unit, **more)
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is met by the value; None without a target or without observations."""
+        if self.target is None or self.value != self.value:
+            return None
+        return self.value >= self.target if self.higher_is_better else self.value <= self.target
+
+    def row(self) -> dict[str, Any]:
+        """As a line of JSON."""
+        return {**asdict(self), "reached": self.reached}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An item with what the model answered and its scores by name (NaN: not applicable)."""
+
+    item: Item
+    artefact: Mapping[str, Any]
+    scores: Mapping[str, float]
+
+
+class Task(ABC):
+    """One evaluation. `name` is its name on the command line, `verb` what it asks of a model."""
+
+    name: str
+    verb: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @abstractmethod
+    def items(self, data: Path | None) -> list[Item]:
+        """The loader: what is asked, from the folder `data` where the task needs one. Same settings, same items."""
+
+    @abstractmethod
+    def answers(self, model: Any, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
+        """The verb: each item with its artefact, in any order, as they come. An artefact is a mapping of JSON values
+        and `Audio`; {"error": text} where an item could not be used."""
+
+    @abstractmethod
+    def score(self, item: Item, artefact: Mapping[str, Any]) -> dict[str, float]:
+        """The scorer: one item's numbers."""
+
+    @abstractmethod
+    def summarize(self, scored: Sequence[Scored]) -> list[Result]:
+        """The aggregator: numbers with intervals, over all items that could be used."""
+
+
+# name -> (module, class)
+TASKS = {
+    "digits": ("vivavoce.evaluation.digits", "Digits"),
+    "intelligibility": ("vivavoce.evaluation.intelligibility", "Intelligibility"),
+    "pairwise_likelihood": ("vivavoce.evaluation.likelihood", "PairwiseLikelihood"),
+    "resynthesis": ("vivavoce.evaluation.resynthesis", "Resynthesis"),
+    "speed": ("vivavoce.evaluation.speed", "Speed"),
+}
+
+
+def task(name: str, **settings: Any) -> Task:
+    """The task called `name` with its settings; raises `RequestError` for unknown names and settings."""
+    if name not in TASKS:
+        raise RequestError(f"task '{name}' does not exist: one of {', '.join(TASKS)}")
+    module, kind = TASKS[name]
+    factory = getattr(import_module(module), kind)
+    try:
+        return factory(**settings)
+    except TypeError as error:
+        raise RequestError(f"task {name}: {error}") from error
+
+
+def evaluate(
+    model: Any,
+    task: Task,
+    data: Path | None = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    report: Any = None,
+) -> list[Result]:
+    """Run `task` on `model` and give its results.
+
+    `data`: the folder that the task's loader reads. `out`: a folder for artefacts; a second call with the same one
+    asks only what is missing there. `limit`: only that many items of each group, evenly chosen. `report(done,
+    total)` is called as items are answered. Items whose audio cannot be used are counted and reported in a result.
+    Raises `RequestError` where the model does not have the verb.
+    """
+    verbs = getattr(model, "verbs", None)
+    if verbs is not None and task.verb not in verbs:
+        raise RequestError(f"task {task.name} needs the verb '{task.verb}'; this model has {', '.join(verbs) or 'none'}")
+    items = _limited(task.items(data), limit)
+    if not items:
+        raise RequestError(f"task {task.name}: nothing to ask with these settings")
+    with Artefacts(out, task.name, _identity(model, task)) as store:
+        missing = [item for item in items if item.id not in store]
+        done = len(items) - len(missing)
+        for item, artefact in task.answers(model, missing) if missing else ():
+            store.add(item.id, artefact)
+            done += 1
+            if report is not None:
+                report(done, len(items))
+        kept = [(item, store.get(item.id)) for item in items]
+        scored = [Scored(item, a, task.score(item, a)) for item, a in kept if "error" not in a]
+        failed = [(item.id, a["error"]) for item, a in kept if "error" in a]
+    results = task.summarize(scored)
+    if failed:
+        note = f"first: {failed[0][0]}: {failed[0][1]}"
+        results.append(Result(task.name, "items that could not be used", "", len(failed), *[float("nan")] * 2, len(items), note=note))
+    return results
+
+
+def _limited(items: list[Item], limit: int | None) -> list[Item]:
+    if limit is None:
+        return items
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    return [i for g in groups.values() for i in (g if len(g) <= limit else g[:: -(-len(g) // limit)][:limit])]
+
+
+def _identity(model: Any, task: Task) -> dict[str, Any]:
+    """What artefacts belong to: reusing those of another model or other settings would be a lie."""
+    return {"model": getattr(model, "fingerprint", None), "task": task.name, "settings": dict(task.settings)}
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of up to `size`, in order."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
