@@ -1,0 +1,84 @@
+"""A spoken turn from a full-duplex model: feed the user's audio, then silence until the answer is over."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vivavoce.audio import Audio
+from vivavoce.dialogue.duplex import DuplexOutput, DuplexSession
+
+LOUD = 10 ** (-50 / 20)  # a frame whose RMS is above this is heard as speech
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a reply as it comes: seconds from the end of the user's turn, text and audio of one frame."""
+
+    seconds: float
+    text: str
+    audio: np.ndarray
+    user_text: str = ""
+
+
+@dataclass
+class Reply:
+    """A whole reply: text, audio from the end of the last user turn on, pieces (seconds, text), the user's words."""
+
+    text: str
+    audio: Audio
+    pieces: list[tuple[float, str]]
+    user_text: str = ""
+    outputs: list[DuplexOutput] = field(default_factory=list)
+
+
+def reply_pieces(
+    session: DuplexSession, samples: np.ndarray, quiet: float = 0.8, wait: float = 3.0, limit: float = 30.0
+) -> Iterator[tuple[Piece, DuplexOutput]]:
+    """Pieces of the answer to samples [n] float32 at the session's rate; leaving the loop cancels.
+
+    Silence is fed until the text pads and the voice is silent for `quiet` seconds after speech, or for `wait` seconds
+    without any, at most `limit`. The audio of a step is heard while the next frame comes in: a piece's seconds say when.
+    """
+    size, rate = session.frame_size, session.sample_rate
+    end = len(samples) / rate
+    heard = -(-len(samples) // size)
+    padded = np.zeros(heard * size, dtype=np.float32)
+    padded[: len(samples)] = samples
+    spoke, silent = False, 0.0
+    for step in range(heard + int(limit * rate / size)):
+        frame = padded[step * size : (step + 1) * size] if step < heard else np.zeros(size, dtype=np.float32)
+        out = session.step(frame)
+        seconds = (step + 1) * size / rate - end
+        yield Piece(seconds, out.text, out.audio, out.user_text), out
+        if step + 1 < heard:
+            continue
+        loud = bool(out.text) or float(np.sqrt(np.mean(np.square(out.audio)))) > LOUD
+        spoke |= loud
+        silent = 0.0 if loud else silent + size / rate
+        if silent >= (quiet if spoke else wait) - 1e-6:
+            return
+
+
+def whole_reply(session: DuplexSession, samples: np.ndarray, **limits: float) -> Reply:
+    """The pieces of `reply_pieces`, put together."""
+    pieces, audio, outputs, user = [], [], [], []
+    for piece, out in reply_pieces(session, samples, **limits):
+        outputs.append(out)
+        if piece.text:
+            pieces.append((piece.seconds, piece.text))
+        if piece.user_text:
+            user.append(piece.user_text)
+        start = round(piece.seconds * session.sample_rate)
+        if start + session.frame_size > 0:
+            audio.append(piece.audio[max(0, -start) :])
+            if start > 0 and len(audio) == 1:
+                audio.insert(0, np.zeros(start, dtype=np.float32))
+    samples_out = np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32)
+    return Reply(
+        text=" ".join(text for _, text in pieces),
+        audio=Audio(samples_out[None], session.sample_rate),
+        pieces=pieces,
+        user_text=" ".join(user),
+        outputs=outputs,
+    )

@@ -1,0 +1,119 @@
+"""From a checked recipe to a built system: its tokenizers, encoders, stages, joined as its interaction says."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vivavoce.errors import RecipeError
+from vivavoce.lm.sampling import Sampling
+from vivavoce.schema import Recipe, read_recipe
+from vivavoce.schema.recipe import Part, Stage
+from vivavoce.systems.duplex_system import DuplexSystem
+from vivavoce.systems.speech_lm import SpeechLM
+from vivavoce.systems.stage import Stage as StageNetwork
+from vivavoce.systems.stage import StreamShape
+
+
+def build_tokenizer(part: Part) -> Any:
+    """A tokenizer by kind, untrained: `codec` (waveform <-> codes) or `words` (text on a frame clock)."""
+    if part.kind == "codec":
+        from vivavoce.codecs import build_codec
+
+        return build_codec(part.options)
+    if part.kind == "words":
+        from vivavoce.tokenizers.words import WordVocabulary
+
+        return WordVocabulary(**part.options)
+    raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, words")
+
+
+def build_encoder(part: Part) -> nn.Module:
+    """An encoder by kind, untrained: `causal_mel`."""
+    if part.kind == "causal_mel":
+        from vivavoce.encoders.causal_mel import CausalMelEncoder
+
+        options = part.options
+        return CausalMelEncoder(**{**options, "widths": tuple(options.get("widths", (128, 192, 256)))})
+    raise RecipeError(f"encoder kind '{part.kind}' is unknown; there is causal_mel")
+
+
+def shapes_of(recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[str, nn.Module]) -> dict[str, StreamShape]:
+    """What stages need to know of each stream of the recipe."""
+    shapes = {}
+    for name, stream in recipe.streams.items():
+        if stream.encoder is not None:
+            shapes[name] = StreamShape(name, width=encoders[stream.encoder].width)
+        elif stream.width is not None:
+            shapes[name] = StreamShape(name, width=stream.width)
+        else:
+            tokenizer = tokenizers[stream.tokenizer]
+            if hasattr(tokenizer, "codebooks"):
+                shapes[name] = StreamShape(name, tokenizer.codebooks, tokenizer.codebook_size)
+            else:
+                shapes[name] = StreamShape(name, 1, len(tokenizer))
+    return shapes
+
+
+def delays_of(stage: Stage, shapes: Mapping[str, StreamShape]) -> dict[str, tuple[int, ...]]:
+    """Delay in columns of every level of every stream of a multi-stream layout."""
+    if stage.layout.kind != "multistream":
+        raise RecipeError(f"stages.{stage.name}.layout: a full-duplex stage needs 'multistream', not '{stage.layout.kind}'")
+    delays = stage.layout.options.get("delays", {})
+    found = {}
+    for name, shape in shapes.items():
+        delay = delays.get(name, 0)
+        found[name] = tuple(delay) if isinstance(delay, list | tuple) else (delay,) * shape.levels
+        if len(found[name]) != shape.levels:
+            raise RecipeError(
+                f"stages.{stage.name}.layout.delays.{name}: {len(found[name])} delays for {shape.levels} levels"
+            )
+    return found
+
+
+def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
+    """The untrained system of a recipe, with weights drawn from `seed`."""
+    if recipe.interaction is None or recipe.interaction.kind != "full_duplex":
+        raise RecipeError(f"{recipe.system}: only full-duplex systems can be assembled so far; set interaction")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizers = {name: build_tokenizer(part) for name, part in recipe.tokenizers.items()}
+        encoders = {name: build_encoder(part) for name, part in recipe.encoders.items()}
+        shapes = shapes_of(recipe, tokenizers, encoders)
+        if len(recipe.stages) != 1:
+            raise RecipeError(f"{recipe.system}: a full-duplex system has one stage, not {len(recipe.stages)}")
+        stage = recipe.stages[0]
+        network = StageNetwork(stage, shapes, delays_of(stage, shapes))
+    hears = recipe.streams[recipe.interaction.hears]
+    speaks = recipe.streams[recipe.interaction.speaks]
+    vocabularies = {
+        name: tokenizers[stream.tokenizer]
+        for name, stream in recipe.streams.items()
+        if stream.tokenizer is not None and hasattr(tokenizers[stream.tokenizer], "text")
+    }
+    sampling = Sampling(**stage.decode.sampling)
+    system = DuplexSystem(
+        interaction=recipe.interaction,
+        encoder=encoders[hears.encoder or ""],
+        stage=network,
+        codec=tokenizers[speaks.tokenizer or ""],
+        vocabularies=vocabularies,
+        sampling={name: sampling for name in network.filled},
+        sample_rate=recipe.sample_rate,
+    )
+    return SpeechLM(recipe, system)
+
+
+def build(recipe: str | Path | Mapping[str, Any], size: str = "full", **overrides: Any) -> SpeechLM:
+    """An untrained system from a shipped recipe's name, a YAML file or a mapping, at `size` full or smoke."""
+    return assemble(read_recipe(recipe, size, overrides))
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Identity of what a checkpoint must agree on: streams, tokenizers, encoders and layouts (not the training)."""
+    data = recipe.model_dump(mode="json", include={"sample_rate", "tokenizers", "encoders", "streams", "stages"})
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,95 @@
+"""Model directories: `recipe.yaml` + `model.safetensors`. What `save` writes, `load` takes; a mismatch is refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.schema import read_recipe
+from vivavoce.systems.assembly import assemble, fingerprint
+from vivavoce.systems.speech_lm import SpeechLM
+
+WEIGHTS = "model.safetensors"
+EMBEDDED = ("mini",)
+
+
+def save(model: SpeechLM, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model directory atomically, file by file; floating weights are stored in `dtype`."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = model.recipe.model_dump(mode="json", exclude_defaults=True)
+    temporary = folder / "recipe.yaml.part"
+    temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, width=120), encoding="utf-8")
+    os.replace(temporary, folder / "recipe.yaml")
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.system.state_dict().items()
+    }
+    extra = {"format": "pt", "fingerprint": fingerprint(model.recipe), "system": model.recipe.system}
+    for name, vocabulary in model.system.vocabularies.items():
+        if getattr(vocabulary, "frames", None):
+            extra[f"frames.{name}"] = yaml.safe_dump(vocabulary.frames)
+    temporary = folder / f"{WEIGHTS}.part"
+    save_file(tensors, str(temporary), metadata=extra)
+    os.replace(temporary, folder / WEIGHTS)
+
+
+def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> SpeechLM:
+    """A trained system by name ("mini") or model directory.
+
+    Raises `RequestError` where there is none, `CheckpointError` where its weights do not fit its recipe.
+    """
+    folder = Path(name)
+    if str(name) in EMBEDDED and not (folder / "recipe.yaml").is_file():
+        folder = Path(__file__).resolve().parent.parent / "models" / str(name)
+    if not (folder / "recipe.yaml").is_file():
+        raise RequestError(f"no model '{name}': neither {', '.join(EMBEDDED)} nor a directory with recipe.yaml")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{folder}: {WEIGHTS} is missing; train first: vivavoce train {folder / 'recipe.yaml'}")
+    model = assemble(read_recipe(folder / "recipe.yaml"))
+    tensors, extra = read_tensors(weights)
+    if extra.get("fingerprint") != fingerprint(model.recipe):
+        raise CheckpointError(
+            f"{weights} was saved with another recipe ({extra.get('fingerprint')}) than {folder / 'recipe.yaml'} "
+            f"({fingerprint(model.recipe)}): streams, tokenizers, encoders and layouts must be the same"
+        )
+    fit(model.system, tensors, str(weights))
+    for stream, vocabulary in model.system.vocabularies.items():
+        if f"frames.{stream}" in extra:
+            vocabulary.frames = yaml.safe_load(extra[f"frames.{stream}"])
+    model.system.to(device=device, dtype=dtype)
+    return model
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors (float16 widened to float32) and metadata of a safetensors file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            extra = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
+    widened = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
+    return widened, extra
+
+
+def fit(module: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Load `tensors` into `module`; every name and shape must agree, else `CheckpointError` names the first few."""
+    own: dict[str, Any] = module.state_dict()
+    wrong = [f"{n} is missing" for n in own if n not in tensors]
+    wrong += [f"{n} is unknown" for n in tensors if n not in own]
+    wrong += [
+        f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}"
+        for n in own
+        if n in tensors and tensors[n].shape != own[n].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{where}: the weights do not fit the recipe: {'; '.join(wrong[:3])}{more}")
+    module.load_state_dict(tensors)

@@ -1,0 +1,110 @@
+"""A full-duplex system in lockstep: encoder -> columns -> backbone -> heads -> decoder, all state in one tree.
+
+Step c hears frame c of the given stream, completes column c with what was chosen before, and chooses the filled cells
+that the layout puts into column c + 1: cell c of every filled stream (their delays are one column).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.lm.sampling import Sampling, sample
+from vivavoce.nn.streaming import State
+from vivavoce.schema import Interaction
+from vivavoce.systems.stage import Stage
+
+
+@dataclass
+class Spoken:
+    """One step of all rows: audio [rows, frame_size], tokens stream -> ids [rows, levels]."""
+
+    audio: Tensor
+    tokens: dict[str, Tensor]
+
+
+class DuplexSystem(nn.Module):
+    """Joins the parts of a full-duplex recipe: one encoder for what it hears, one stage, one codec for what it says."""
+
+    def __init__(
+        self,
+        interaction: Interaction,
+        encoder: nn.Module,
+        stage: Stage,
+        codec: nn.Module,
+        vocabularies: Mapping[str, "object"],
+        sampling: Mapping[str, Sampling],
+        sample_rate: int,
+    ):
+        super().__init__()
+        self.interaction, self.encoder, self.stage, self.codec = interaction, encoder, stage, codec
+        self.vocabularies, self.sampling = dict(vocabularies), dict(sampling)
+        self.sample_rate = sample_rate
+        self.frame_size = int(encoder.hop)
+
+    def initial_state(self, rows: int, seeds: Tensor) -> State:
+        """State of `rows` conversations that have heard nothing."""
+        state = State(
+            encoder=self.encoder.initial_state(rows),
+            backbone=self.stage.backbone.initial_state(rows),
+            decoder=self.codec.decoder_state(rows),
+            seed=seeds.clone(),
+            counter=torch.zeros(rows, dtype=torch.int64),
+        )
+        for name in self.stage.filled:
+            blank = torch.full((rows, self.stage.shapes[name].levels), -1, dtype=torch.int64)
+            state[f"last_{name}"] = blank
+        state["emitted"] = torch.zeros(rows, dtype=torch.int64)
+        return state
+
+    def step(self, frames: Tensor, state: State, active: Tensor, forced: Tensor | None = None) -> tuple[Spoken, State]:
+        """frames [rows, frame_size]; `forced` text ids [rows] (-1: free). Rows that are not active are held."""
+        lengths = active * self.frame_size
+        one = active.long()
+        after = State(seed=state["seed"], counter=state["counter"] + one, emitted=one)
+        heard, after["encoder"] = self.encoder.step(frames[..., None], state["encoder"], lengths)
+        if heard.shape[1] == 0:
+            heard = heard.new_zeros(frames.shape[0], 1, heard.shape[2])
+        cells: dict[str, Tensor] = {self.interaction.hears: heard}
+        for name in self.stage.filled:
+            cells[name] = state[f"last_{name}"][..., None]
+        hidden, after["backbone"] = self.stage.backbone.step(self.stage.embed(cells), state["backbone"], one)
+        chosen = self._choose(hidden[:, 0], state, forced)
+        for name, ids in chosen.items():
+            after[f"last_{name}"] = ids
+        codes = chosen[self.interaction.speaks][..., None]
+        wave, after["decoder"] = self.codec.decode_step(codes, state["decoder"], one)
+        return Spoken(wave[:, 0], chosen), after
+
+    def _choose(self, hidden: Tensor, state: State, forced: Tensor | None) -> dict[str, Tensor]:
+        """Fill the next column: hidden [rows, width] -> stream -> ids [rows, levels]."""
+        chosen: dict[str, Tensor] = {}
+        draw = 0
+        for name in self.stage.filled:
+            levels = self.stage.shapes[name].levels
+
+            def pick(level: int, logits: Tensor, name: str = name, base: int = draw) -> Tensor:
+                counter = state["counter"] * 64 + base + level
+                return sample(logits, self.sampling[name], state["seed"], counter)
+
+            if name in self.stage.linear:
+                ids = [pick(k, head(hidden)) for k, head in enumerate(self.stage.linear[name])]
+                if forced is not None and name == self.interaction.writes:
+                    ids[0] = torch.where(forced >= 0, forced, ids[0])
+                chosen[name] = torch.stack(ids, dim=1)
+            else:
+                after = self.stage.after[name]
+                prefix = chosen[after][:, 0] if after else None
+                chosen[name] = self.stage.depth[name].generate(hidden, pick, prefix)
+            draw += levels
+        return chosen
+
+    def text_of(self, tokens: Mapping[str, list[int]], role: str) -> str:
+        """The text that a step's tokens carry in the stream of `role` (writes, transcribes), "" for none."""
+        name = getattr(self.interaction, role)
+        return self.vocabularies[name].text(tokens[name]) if name is not None else ""
+
+    def schedule(self, text: str) -> list[int]:
+        """Token ids of `text` on the frame clock, a step each, as the text stream of an answer has them."""
+        return self.vocabularies[self.interaction.writes].schedule(text)

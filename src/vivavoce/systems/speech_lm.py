@@ -1,0 +1,167 @@
+"""`SpeechLM`: a system with its verbs, the same few for every model."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivavoce.audio import Audio, resample
+from vivavoce.dialogue import DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
+from vivavoce.errors import RequestError
+from vivavoce.schema import Recipe
+from vivavoce.systems.duplex_system import DuplexSystem
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frames [T, D] float32 at `frame_rate` Hz."""
+
+    values: np.ndarray
+    frame_rate: float
+
+
+@dataclass(frozen=True)
+class Resynthesis:
+    """Audio through the tokens and back, of as many samples as were given; codes [codebooks, frames]."""
+
+    audio: Audio
+    codes: np.ndarray
+    bits_per_second: float
+    tokens_per_second: float
+
+
+class SpeechLM:
+    """A speech language model and its verbs. `verbs` says which are native and which derived."""
+
+    def __init__(self, recipe: Recipe, system: DuplexSystem):
+        self.recipe, self.system = recipe, system.eval()
+        self.name, self.sample_rate = recipe.system, recipe.sample_rate
+
+    @property
+    def verbs(self) -> dict[str, str]:
+        """Verb -> native or derived."""
+        return {"duplex": "native", "reply": "derived", "fill": "native", "features": "native", "resynth": "native"}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.system.parameters())
+
+    def duplex(self, seed: int = 0) -> DuplexSession:
+        """One full-duplex conversation."""
+        return DuplexSession(self.system, seed)
+
+    def duplex_rows(self, rows: int) -> DuplexRows:
+        """Many full-duplex conversations in lockstep."""
+        return DuplexRows(self.system, rows)
+
+    def reply(self, turns: Any, stream: bool = False, task: str = "answer", seed: int = 0, **limits: float):
+        """Answer the last of `turns` [(role, Audio)]; a list of such lists gives a list of replies.
+
+        task: "answer" (the model answers), "transcribe" (`.text` is the user's words). stream=True gives an iterator of
+        `Piece`s; leaving the loop cancels. Earlier user turns are heard first, each with the model's own answer to it.
+        Raises `AudioError` for unusable audio, `RequestError` for turns that cannot be answered.
+        """
+        if turns and isinstance(turns[0], list):
+            if stream:
+                raise RequestError("reply: stream=True takes one conversation at a time")
+            return [self.reply(one, task=task, seed=seed, **limits) for one in turns]
+        if task not in ("answer", "transcribe"):
+            raise RequestError(f"reply: task '{task}': {self.name} has answer, transcribe")
+        audio = [self._heard(role, value) for role, value in turns]
+        if not audio:
+            raise RequestError("reply: no turns; give [('user', audio)]")
+        session = self.duplex(seed)
+        for earlier in audio[:-1]:
+            whole_reply(session, earlier, **limits)
+        if stream:
+            return self._stream(session, audio[-1], limits)
+        done = whole_reply(session, audio[-1], **limits)
+        if task == "transcribe":
+            return Reply(done.user_text, Audio(np.zeros((1, 0), np.float32), self.sample_rate), [], done.user_text)
+        return done
+
+    @staticmethod
+    def _stream(session: DuplexSession, samples: np.ndarray, limits: Mapping[str, float]) -> Iterator[Piece]:
+        for piece, _ in reply_pieces(session, samples, **limits):
+            yield piece
+
+    def fill(self, task: str, given: Mapping[str, Any], length: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Fill the streams of a task: "duplex" given {"user": Audio}, "speak" given {"text": str}.
+
+        Returns stream -> Audio (the voice), token ids [levels, frames] of the others. `length` in frames; by default as
+        long as the user's audio, or as the words take with 10 frames after them.
+        """
+        system = self.system
+        size = system.frame_size
+        if task == "duplex":
+            samples = self._heard("user", given.get("user"))
+            words: list[int] = []
+        elif task == "speak":
+            words = system.schedule(str(given.get("text", "")))
+            samples = np.zeros((len(words) + 10) * size, dtype=np.float32)
+        else:
+            raise RequestError(f"fill: task '{task}': {self.name} has duplex, speak")
+        frames = length if length is not None else -(-len(samples) // size)
+        session = self.duplex(seed)
+        if words:
+            session.say(" ".join(str(given["text"]).split()))
+        outputs = []
+        for i in range(frames):
+            frame = np.zeros(size, dtype=np.float32)
+            piece = samples[i * size : (i + 1) * size]
+            frame[: len(piece)] = piece
+            outputs.append(session.step(frame))
+        audio = np.concatenate([out.audio for out in outputs]) if outputs else np.zeros(0, dtype=np.float32)
+        filled: dict[str, Any] = {
+            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T for name in system.stage.filled
+        }
+        filled["audio"] = Audio(audio[None], self.sample_rate)
+        return filled
+
+    def features(self, audio: Any, layer: int | None = None):
+        """Frames that the model hears with: `.values` [T, D], `.frame_rate` Hz; a list gives a list."""
+        if isinstance(audio, list):
+            return [self.features(one, layer) for one in audio]
+        if layer is not None:
+            raise RequestError(f"features: {self.name}'s encoder has one layer; leave layer out")
+        samples = torch.from_numpy(self._heard("user", audio))
+        with torch.inference_mode():
+            values = self.system.encoder(samples[None, :, None])[0]
+        return Features(values.numpy(), self.sample_rate / self.system.frame_size)
+
+    def resynth(self, audio: Any):
+        """Through the voice's tokens and back: as many samples as were given; a list gives a list."""
+        if isinstance(audio, list):
+            return [self.resynth(one) for one in audio]
+        samples = self._heard("user", audio)
+        codec = self.system.codec
+        with torch.inference_mode():
+            codes = codec.encode(torch.from_numpy(samples)[None, None])
+            wave = codec.decode(codes)[0, 0, : len(samples)].numpy()
+        tokens = codec.frame_rate * codec.codebooks
+        bits = tokens * float(np.log2(codec.codebook_size))
+        return Resynthesis(Audio(wave[None], self.sample_rate), codes[0].numpy(), bits, tokens)
+
+    def _heard(self, role: str, audio: Any) -> np.ndarray:
+        """Mono samples [n] at the model's rate; checks role and audio."""
+        from vivavoce.audio import check_waveform
+
+        if role != "user":
+            raise RequestError(f"turn of role '{role}': {self.name} hears turns of 'user' only")
+        if isinstance(audio, str) or not hasattr(audio, "sample_rate"):
+            raise RequestError("audio is given as vivavoce.Audio: use vivavoce.read(path)")
+        check_waveform(audio.samples, "the user's turn")
+        samples = audio.samples.mean(0)
+        if audio.sample_rate != self.sample_rate:
+            samples = resample(samples[None], audio.sample_rate, self.sample_rate)[0]
+        return np.ascontiguousarray(samples, dtype=np.float32)
+
+    def save(self, directory: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Write a model directory that `vivavoce.load` takes; weights are stored in `dtype`."""
+        from vivavoce.systems.checkpoint import save
+
+        save(self, directory, dtype)
+

@@ -1,0 +1,39 @@
+"""Words on a frame clock: a closed vocabulary for the text streams of small systems. Id 0 is the pad (nothing said)."""
+
+from collections.abc import Mapping, Sequence
+
+from vivavoce.errors import RequestError
+
+
+class WordVocabulary:
+    """id 0: pad; ids 1..n: `words` in order. `frames`: how many frames each word usually takes in an answer."""
+
+    pad = 0
+
+    def __init__(self, words: Sequence[str], frames: Mapping[str, int] | None = None):
+        if len(set(words)) != len(words) or not words:
+            raise RequestError("a vocabulary needs words, each once")
+        self.words = tuple(words)
+        self.ids = {word: i + 1 for i, word in enumerate(self.words)}
+        self.frames = dict(frames or {})
+
+    def __len__(self) -> int:
+        return len(self.words) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the words of `text`; raises `RequestError` for a word that is not in the vocabulary."""
+        unknown = [word for word in text.lower().split() if word not in self.ids]
+        if unknown:
+            raise RequestError(f"'{unknown[0]}' is not in the vocabulary: {', '.join(self.words)}")
+        return [self.ids[word] for word in text.lower().split()]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The words of `ids`, pads left out."""
+        return " ".join(self.words[i - 1] for i in ids if i > 0)
+
+    def schedule(self, text: str, default: int = 4) -> list[int]:
+        """Ids on the frame clock: each word, then pads for the frames that it usually takes."""
+        placed: list[int] = []
+        for word in text.lower().split():
+            placed += self.encode(word) + [self.pad] * (self.frames.get(word, default) - 1)
+        return placed

@@ -1,0 +1,110 @@
+"""From a recipe's phase to the task and settings that the loop trains."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vivavoce.errors import DataError, RecipeError
+from vivavoce.schema import Phase, Recipe
+from vivavoce.systems import SpeechLM
+from vivavoce.training.settings import PhaseSettings
+from vivavoce.training.task import Task
+
+
+def settings_for(phase: Phase, overrides: Mapping[str, Any] | None = None) -> PhaseSettings:
+    """The loop's settings of a phase of the recipe."""
+    values: dict[str, Any] = {
+        "name": phase.name,
+        "steps": phase.steps,
+        "minutes": phase.minutes,
+        "optimizer": dict(phase.optimizer),
+        "trainable": phase.trainable,
+        **phase.settings,
+        **(overrides or {}),
+    }
+    return PhaseSettings.of(values)
+
+
+def task_for(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None = None) -> Task:
+    """The task of a phase: what it trains in `model`, on which data, towards which objective."""
+    maker = TASKS.get((phase.objective.kind, phase.data.kind))
+    if maker is None:
+        known = ", ".join(f"{objective} on {data}" for objective, data in TASKS)
+        raise RecipeError(
+            f"training.{phase.name}: objective '{phase.objective.kind}' on data '{phase.data.kind}' is not one that "
+            f"this version trains; it trains {known}"
+        )
+    return maker(recipe, phase, model, pack)
+
+
+def _codec_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None) -> Task:
+    """A codec on the synthetic voice that the system is to have."""
+    from vivavoce.data.answers import voice_clips
+    from vivavoce.training.codec_task import CodecTask
+
+    codec = model.system.codec
+    clips = voice_clips(phase.data.options["voice"], recipe.sample_rate)
+    return CodecTask(codec, clips, held_out=clips[-3:], batch=phase.batch, **phase.objective.options)
+
+
+def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None) -> Task:
+    """A full-duplex stage on simulated digit conversations; the clips come from the recorded-speech pack."""
+    from vivavoce.data.answers import silent_answers, spoken_answers, word_frames
+    from vivavoce.data.conversations import Conversations
+    from vivavoce.data.digit_bank import build_bank
+    from vivavoce.data.spectral import Backgrounds
+    from vivavoce.training.next_token import ConversationTask, conversation_seed
+
+    if pack is None:
+        raise DataError(
+            f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder"
+        )
+    options = dict(phase.data.options)
+    voice = options.pop("voice", "flite:slt")
+    leave_out = tuple(options.pop("leave_out", ()))
+    frames = options.pop("frames", 96)
+    encoder: Any = model.system.encoder
+    streams = tuple(phase.objective.options["streams"])
+    codec = model.system.codec.eval()
+    if "voice" in streams:
+        answers, silence = spoken_answers(codec, voice)
+    else:
+        answers, silence = silent_answers(codec.codebooks, voice, recipe.sample_rate)
+    words = model.system.vocabularies["text"]
+    words.frames = word_frames(answers, recipe.sample_rate / model.system.frame_size)
+    bins = 1 + int(encoder.front.fft_size * recipe.encoders["ear"].options.get("fmax", 4000) / recipe.sample_rate)
+    bank = build_bank(pack, encoder.front, bins, leave_out)
+    backgrounds = Backgrounds(encoder.front, bins)
+    seed = conversation_seed(0, phase.name)
+    conversations = Conversations(bank, answers, silence, words.ids, backgrounds, frames=frames, seed=seed)
+    held_out = Conversations(bank, answers, silence, words.ids, backgrounds, frames=frames, seed=seed + 1)
+    return ConversationTask(
+        phase.name,
+        encoder,
+        model.system.stage,
+        conversations,
+        streams,
+        phase.batch,
+        loss_weights=phase.loss_weights,
+        held_out=held_out,
+        pad_weight=phase.objective.options.get("pad_weight", 0.5),
+    )
+
+
+TASKS = {
+    ("reconstruction", "speech_synthesis"): _codec_task,
+    ("adversarial", "speech_synthesis"): _codec_task,
+    ("next_token", "digit_conversations"): _conversation_task,
+}
+
+
+def default_pack() -> Path | None:
+    """The recorded-speech pack: `$VIVAVOCE_TEST_DATA`, else `../shared/data` from here, else None."""
+    import os
+
+    for candidate in (os.environ.get("VIVAVOCE_TEST_DATA"), "../shared/data"):
+        if candidate and (Path(candidate) / "manifests").is_dir():
+            return Path(candidate)
+    return None
+
+

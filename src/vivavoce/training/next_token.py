@@ -1,0 +1,150 @@
+"""Next-token training of a stage on conversations: weighted cross entropy per stream, the listening encoder included."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.data.conversations import Conversation
+from vivavoce.training.task import Task, step_seed
+
+
+class ConversationTask(Task):
+    """Train `encoder` and `stage` to fill `streams` of simulated conversations.
+
+    loss_weights: stream -> weight, or one weight a level. `pad_weight`: weight of a frame in which a text stream says
+    nothing against one with a word. The voice is learned on the frames that sound, and on as many silent ones.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: nn.Module,
+        stage: nn.Module,
+        conversations: Callable[[int], Conversation],
+        streams: Sequence[str],
+        batch_size: int,
+        loss_weights: Mapping[str, float | Sequence[float]] | None = None,
+        pad_weight: float = 0.5,
+        seed: int = 0,
+        held_out: Callable[[int], Conversation] | None = None,
+        mask: float = 0.5,
+    ):
+        self.name, self.encoder, self.stage = name, encoder, stage
+        self.conversations, self.held_out = conversations, held_out
+        self.streams, self.batch_size = tuple(streams), batch_size
+        self.loss_weights, self.pad_weight, self.seed, self.mask = dict(loss_weights or {}), pad_weight, seed, mask
+
+    def modules(self):
+        return {"encoder": self.encoder, "stage": self.stage}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        first = (step * world + rank) * self.batch_size
+        return collate([self.conversations(first + i) for i in range(self.batch_size)])
+
+    def loss(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        hidden, values = self.hidden(batch, masked=True)
+        losses: dict[str, Tensor] = {}
+        total = hidden.new_zeros(())
+        for stream in self.streams:
+            loss = self.stream_loss(stream, hidden, values, batch["told"])
+            losses[stream] = loss.detach()
+            weight = self.loss_weights.get(stream, 1.0)
+            total = total + loss * (weight if isinstance(weight, int | float) else 1.0)
+        return {"loss": total, **losses}
+
+    def hidden(self, batch: Mapping[str, Tensor], masked: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hidden columns [B, T, width] and the cells that they were made of."""
+        power = batch["user"]
+        if masked:
+            power = hide_bands(power, self.mask)
+        values: dict[str, Tensor] = {"user": self.encoder.from_power(power)}
+        for stream in self.stage.filled:
+            if stream in self.streams or stream != "voice":
+                values[stream] = batch[stream]
+        return self.stage(values), values
+
+    def stream_loss(self, stream: str, hidden: Tensor, values: Mapping[str, Tensor], told: Tensor) -> Tensor:
+        """Weighted mean cross entropy of a stream's cells (nats a cell)."""
+        target = values[stream]
+        if stream == "voice":
+            sounding = (target != target[:, :, :1]).any(1)  # the first frame of a conversation is silent
+            quiet = torch.rand(sounding.shape, device=target.device) < sounding.float().mean().clamp(min=0.02)
+            where = sounding | quiet
+            logits = self.stage.predict(stream, hidden, values, where)
+            goal = target.transpose(1, 2)[where]
+            weights = self.loss_weights.get(stream, 1.0)
+            each = [F.cross_entropy(level.float(), goal[:, k]) for k, level in enumerate(logits)]
+            levels = weights if isinstance(weights, list | tuple) else [1.0] * len(each)
+            return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
+        (logits,) = self.stage.predict(stream, hidden, values)
+        goal = target[:, 0].flatten()
+        weight = torch.where(goal > 0, 1.0, self.pad_weight)
+        if stream == "text":
+            weight = weight * (~told)[:, None].expand(target[:, 0].shape).flatten()
+        loss = F.cross_entropy(logits.float(), goal, reduction="none")
+        return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Teacher-forced accuracy on held-out conversations: of words where one is due, and of silence elsewhere."""
+        if self.held_out is None:
+            return {}
+        batch = collate([self.held_out(i) for i in range(64)])
+        hidden, values = self.hidden(batch)
+        figures: dict[str, float] = {}
+        for stream in self.streams:
+            target = batch[stream]
+            if stream == "voice":
+                where = (target != target[:, :, :1]).any(1)
+                logits = self.stage.predict(stream, hidden, values, where)
+                right = torch.stack([level.argmax(-1) for level in logits], 1) == target.transpose(1, 2)[where]
+                figures["voice_accuracy"] = float(right.float().mean())
+                figures["voice_first_accuracy"] = float(right[:, 0].float().mean())
+                continue
+            (logits,) = self.stage.predict(stream, hidden, values)
+            guess, goal = logits.argmax(-1).view_as(target[:, 0]), target[:, 0]
+            mine = torch.ones_like(goal, dtype=torch.bool)
+            if stream == "text":
+                mine &= ~batch["told"][:, None]
+            due = (goal > 0) & mine
+            figures[f"{stream}_words"] = float((guess == goal)[due].float().mean())
+            figures[f"{stream}_pads"] = float((guess == 0)[(goal == 0) & mine].float().mean())
+            if stream == "heard":
+                # Which word, whenever it is said: the pad's logit left out.
+                words = logits[:, 1:].argmax(-1).view_as(goal) + 1
+                figures["heard_which"] = float((words == goal)[due].float().mean())
+        return figures
+
+
+def collate(conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+    """user [B, T * 8, bins] float32; heard, text [B, 1, T], voice [B, codebooks, T] int64; told [B] bool."""
+    return {
+        "user": torch.from_numpy(np.stack([c.user for c in conversations])),
+        "heard": torch.from_numpy(np.stack([c.heard for c in conversations]))[:, None],
+        "text": torch.from_numpy(np.stack([c.text for c in conversations]))[:, None],
+        "voice": torch.from_numpy(np.stack([c.voice for c in conversations])),
+        "told": torch.tensor([c.told for c in conversations]),
+    }
+
+
+def hide_bands(power: Tensor, chance: float) -> Tensor:
+    """Mask two random bands of frequency (up to an eighth of the bins) in a share `chance` of the rows (SpecAugment)."""
+    batch, _, bins = power.shape
+    gain = torch.ones(batch, bins)
+    for _ in range(2):
+        width = torch.randint(0, bins // 8 + 1, (batch, 1))
+        start = (torch.rand(batch, 1) * (bins - width)).long()
+        at = torch.arange(bins)[None]
+        hidden = (at >= start) & (at < start + width) & (torch.rand(batch, 1) < chance)
+        gain = torch.where(hidden, 1e-3, gain)
+    return power * gain[:, None].to(power.device)
+
+
+def conversation_seed(seed: int, phase: str) -> int:
+    """The seed of a phase's conversations: phases never repeat each other's."""
+    return step_seed(seed, phase) % 2**31
+
+

@@ -1,0 +1,150 @@
+"""Simulated conversations: reproducible, and what they ask of a model is what the spoken-digit task says."""
+
+import numpy as np
+import pytest
+import torch
+
+from vivavoce.data.conversations import MEL_FRAMES, ClipBank, Conversations, Scene, Spoken, Timing
+from vivavoce.data.spectral import Backgrounds, PowerClip, power_spectrogram, reverberate, speech_span, stretch
+from vivavoce.data.sums import DIGITS, WORDS, all_answers, answer, is_number
+from vivavoce.nn.logmel import StreamingLogMel
+
+BINS = 129
+IDS = {word: i + 1 for i, word in enumerate(WORDS)}
+NAMES = {i: word for word, i in IDS.items()}
+
+
+@pytest.fixture(scope="module")
+def front():
+    return StreamingLogMel()
+
+
+@pytest.fixture(scope="module")
+def make(front):
+    rng = np.random.default_rng(0)
+
+    def clip(word: str, speaker: str) -> PowerClip:
+        power = np.zeros((50, BINS), np.float32)
+        power[5:45] = rng.exponential(1, (40, BINS))
+        return PowerClip(power, word, 5, 45, speaker, "made")
+
+    words = {w: [clip(w, s) for s in ("ann", "bob")] for w in (*DIGITS, "plus")}
+    bank = ClipBank(words, [clip("", "cat")])
+    answers = {
+        text: Spoken(text, np.full((2, 6 * len(text.split())), 7), tuple((w, 0.4 * i) for i, w in enumerate(text.split())),
+                     0.4 * len(text.split()))
+        for text in all_answers()
+    }  # fmt: skip
+    backgrounds = Backgrounds(front, BINS, seconds=15)
+
+    def build(**scene) -> Conversations:
+        return Conversations(bank, answers, np.array([1, 2]), IDS, backgrounds, frames=100, scene=Scene(**scene))
+
+    return build
+
+
+def test_answers_are_the_110_of_the_task():
+    texts = all_answers()
+    assert len(texts) == len(set(texts)) == 110
+    assert answer(["seven"]) == "seven" and answer(["nine", "nine"]) == "nine plus nine is eighteen"
+    assert is_number("it is Seven o'clock") and not is_number("hello")
+    with pytest.raises(ValueError):
+        answer(["ten"])
+
+
+def test_same_number_same_conversation_and_order_does_not_matter(make):
+    conversations = make()
+    first, other, again = conversations(5), conversations(6), conversations(5)
+    for field in ("user", "heard", "text", "voice"):
+        assert np.array_equal(getattr(first, field), getattr(again, field))
+    assert not np.array_equal(first.user, other.user)
+
+
+def test_every_question_is_answered_on_time_and_nothing_else(make):
+    conversations = make(told=0, barge_in=0, episodes={"single": 0.4, "sum": 0.4, "other": 0.2})
+    timing = Timing()
+    answered = 0
+    for number in range(40):
+        example = conversations(number)
+        questions: list[tuple[float, list[str]]] = []
+        for kind, _, end, text in example.events:
+            if kind == "word":
+                questions.append((end, [*questions.pop()[1], text] if questions and questions[-1][0] < 0 else [text]))
+        answers = [e for e in example.events if e[0] == "answer"]
+        words = [e for e in example.events if e[0] == "word"]
+        for _, start, _, text in answers:
+            before = [w for w in words if w[2] <= start]
+            digits = [w[3] for w in before if w[3] != "plus"]
+            expected = text.split()
+            mine = [d for d in (expected[:1] if len(expected) == 1 else [expected[0], expected[2]])]
+            assert digits[-len(mine) :] == mine
+            wait = start - before[-1][2]
+            # the decision waits for a second digit or not; the sound follows `lead` frames and the playing frame later
+            least = timing.single if len(mine) == 1 else timing.sum
+            assert least <= wait - timing.lead * 0.08 + 1e-6 < least + 0.08 + 1e-6 + 0.08
+            answered += 1
+        spoken = [NAMES[i] for i in example.text if i]
+        told = " ".join(a[3] for a in answers).split()
+        assert spoken == told[: len(spoken)]
+    assert answered > 40
+
+
+def test_a_second_digit_never_comes_after_the_answer_has_been_decided(make):
+    conversations = make(told=0, barge_in=0)
+    for number in range(60):
+        example = conversations(number)
+        for kind, start, _, _ in example.events:
+            if kind == "answer":
+                decided = start - 0.16
+                assert not any(k == "word" and decided < s < start for k, s, _, _ in example.events)
+
+
+def test_the_model_yields_when_the_user_barges_in(make):
+    conversations = make(told=0, barge_in=1.0, episodes={"single": 0.5, "sum": 0.5})
+    yields = 0
+    for number in range(30):
+        example = conversations(number)
+        for kind, start, stopped, _ in example.events:
+            if kind == "yield":
+                frame = round(stopped / 0.08) - 1
+                assert 0 < stopped - start <= 0.14 + 0.08 + 1e-6
+                if frame < len(example.text):
+                    assert (example.voice[:, frame] == [1, 2]).all()
+                    yields += 1
+    assert yields > 10
+
+
+def test_given_text_has_its_voice_whatever_the_user_says(make):
+    example = make(told=1.0)(3)
+    assert example.told
+    first = int(np.flatnonzero(example.text)[0])
+    assert (example.voice[:, first + 1] == 7).all()
+    words = {e[3] for e in example.events if e[0] == "word"}
+    assert words and not any(e[0] == "yield" for e in example.events)
+
+
+def test_heard_words_follow_the_end_of_their_sound(make):
+    example = make(told=0, barge_in=0)(2)
+    marks = [(i, NAMES[w]) for i, w in enumerate(example.heard) if w]
+    said = [(end, text) for kind, _, end, text in example.events if kind == "word"][: len(marks)]
+    for (frame, word), (end, text) in zip(marks, said, strict=True):
+        assert word == text
+        assert 0.12 <= (frame + 1) * 0.08 - end + 1e-6 < 0.12 + 0.08 + 1e-6
+
+
+def test_power_spectrogram_is_what_the_streaming_front_end_sees(front):
+    wave = torch.randn(16000) * 0.1
+    power = power_spectrogram(wave.numpy(), front, BINS)
+    mel = torch.from_numpy(power) @ front.filters[:BINS]
+    assert torch.allclose(mel.clamp(min=front.floor).log(), front(wave[None, :, None])[0], atol=1e-4)
+    assert len(power) == 100 and MEL_FRAMES * 10 == 80
+
+
+def test_augmentation_does_what_it_says():
+    power = np.zeros((40, BINS), np.float32)
+    power[10:30, 40] = 1
+    assert speech_span(power) == (10, 30)
+    wide = stretch(power, 1.5, 1.25)
+    assert wide.shape == (60, BINS) and wide.sum(0).argmax() == 50
+    wet = reverberate(power, 0.3, 0.5)
+    assert wet[:10].sum() < 1e-4 and wet[31:].sum() > 0.5 and np.allclose(wet[10:30].sum(), 20, rtol=0.5)

@@ -1,0 +1,62 @@
+"""Recipes: validated as a whole, with errors that say where, what was found and what was expected."""
+
+import pytest
+
+from vivavoce.errors import RecipeError
+from vivavoce.schema import read_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+@pytest.mark.parametrize("size", ["full", "smoke"])
+def test_shipped_recipes_are_valid_at_both_sizes(name, size):
+    assert read_recipe(name, size).system
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"streams.text.tokenizer": "wrds"}, "streams.text.tokenizer: 'wrds' is not declared"),
+        ({"stages.dialogue.backbne": {}}, "stages[dialogue].backbne: unknown key"),
+        ({"sample_rate": "fast"}, "sample_rate: Input should be a valid integer"),
+        ({"sample_rate": -1}, "sample_rate: Input should be greater than 0 (found -1)"),
+        ({"training.listen.minutes": None}, "training[listen]: a phase has a budget"),
+        ({"training.converse.start_from": "late"}, "training.converse.start_from: 'late' is not declared"),
+        ({"streams.voice.encoder": "ear"}, "streams.voice: a stream has exactly one of"),
+        ({"stages.dialogue.tasks.duplex.fills": ["user"]}, "'user' has no head"),
+        ({"stages.dialogue.tasks.duplex.given": ["us er"]}, "names no cells"),
+        ({"stages.3.name": "x"}, "no '3' in the list; there are dialogue"),
+        ({"system.name": "x"}, "'system' is 'mini', not a section"),
+    ],
+)
+def test_an_error_names_the_place_and_the_remedy(overrides, expected):
+    with pytest.raises(RecipeError) as error:
+        read_recipe("mini", overrides=overrides)
+    assert expected in str(error.value)
+    assert "mini.yaml" in str(error.value)
+
+
+def test_smoke_size_replaces_only_what_it_names():
+    full, smoke = read_recipe("mini"), read_recipe("mini", "smoke")
+    assert smoke.stages[0].backbone.options["width"] < full.stages[0].backbone.options["width"]
+    assert smoke.stages[0].backbone.options["context"] == full.stages[0].backbone.options["context"]
+    assert smoke.streams == full.streams
+
+
+def test_unknown_recipe_suggests_the_nearest(tmp_path):
+    with pytest.raises(RecipeError, match="did you mean mini"):
+        read_recipe("minni")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("system: [")
+    with pytest.raises(RecipeError, match=r"broken\.yaml: not readable as YAML"):
+        read_recipe(broken)
+    broken.write_text("just words")
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        read_recipe(broken)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    evil = tmp_path / "evil.yaml"
+    evil.write_text("system: !!python/object/apply:os.system ['touch pwned']")
+    with pytest.raises(RecipeError):
+        read_recipe(evil)
+    assert not (tmp_path / "pwned").exists()
