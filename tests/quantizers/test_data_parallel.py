@@ -1,0 +1,52 @@
+"""Two processes with half the batch each keep the codebooks of one process with all of it."""
+
+import subprocess
+import sys
+
+import torch
+import torch.distributed as dist
+
+from vivavoce.quantizers import ResidualVectorQuantizer
+from vivavoce.quantizers.collective import gathered
+
+STEPS = 11
+
+
+def batches():
+    generator = torch.Generator().manual_seed(8)
+    scales = torch.tensor([1.0, 30.0])  # the second half of the run leaves the first entries dead
+    for step in range(STEPS):
+        yield torch.randn(4, 40, 4, generator=generator) * scales[step // 6], torch.tensor([40, 11, 25, 3])
+
+
+def train(rows: slice) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    quantizer = ResidualVectorQuantizer(4, 2, 16, replace_every=2)
+    for x, lengths in batches():
+        quantizer(x[rows], lengths[rows])
+    return quantizer.state_dict()
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    uneven = gathered(torch.full((rank * 3, 2), float(rank)))
+    assert uneven.shape == (3, 2) and (uneven == 1).all()
+    torch.save(train(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_on_the_joint_batch(tmp_path):
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    alone = train(slice(None))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key].double(), value.double(), rtol=1e-4, atol=1e-4), key
+    halves = train(slice(0, 2))
+    assert not torch.allclose(halves["levels.0.embedding_sum"], alone["levels.0.embedding_sum"], atol=1e-2)
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])
