@@ -38,7 +38,11 @@ class Small(nn.Module):
         codes = (8 * latents).round().long().clamp(-8, 7).transpose(1, 2) + 8
         loss = (latents - rounded).square().mean()
         return SimpleNamespace(
-            latents=latents + (rounded - latents).detach(), codes=codes, loss=loss, perplexity=torch.full((8,), 3.0)
+            latents=latents + (rounded - latents).detach(),
+            codes=codes,
+            loss=loss,
+            usage=torch.full((8,), 0.5),
+            perplexity=torch.full((8,), 3.0),
         )
 
     def decode_latents(self, latents):
@@ -56,7 +60,7 @@ def task(**values):
     return CodecTask(Small(), tones(5), **{**base, **values})
 
 
-PHASE = {"optimizer": {"lr": 1e-2, "betas": (0.5, 0.9)}, "ema": 0.9, "checkpoint_every": 10, "log_every": 5}
+PHASE = {"optimizer": {"learning_rate": 1e-2, "betas": (0.5, 0.9)}, "ema": 0.9, "checkpoint_every": 10, "log_every": 5}
 SMALL = {"members": [{"kind": "stft", "size": 64, "filters": 4}, {"kind": "period", "period": 3, "widths": [4, 8]}]}
 
 

@@ -16,7 +16,7 @@ from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.errors import TrainingError
 from vivavoce.training.metrics import read_metrics
 
-OPTIMIZER = {"lr": 1e-2, "warmup": 5, "weight_decay": 0.01, "schedule": "cosine"}
+OPTIMIZER = {"learning_rate": 1e-2, "warmup": 5, "weight_decay": 0.01, "schedule": "cosine"}
 
 
 def settings(**values):
@@ -113,7 +113,7 @@ def test_adversaries_touch_only_their_own(tmp_path):
     task, run = train(tmp_path, Adversaries(), steps=300)
     assert abs(task.generator.bias.item() - 3) < 1.0
     names = set().union(*read_metrics(run.metrics))
-    assert {"loss/generator", "loss/critic", "lr/critic", "grad_norm/generator"} <= names
+    assert {"loss/generator", "loss/critic", "learning_rate/critic", "grad_norm/generator"} <= names
     saved = checkpoints.latest(run.checkpoints("fit"))
     assert set(saved.averages) == {"generator"}
 
@@ -127,9 +127,9 @@ def test_not_a_number_names_step_batch_and_checkpoint(tmp_path):
 
 def test_minutes_lay_out_the_schedule(tmp_path):
     _, run = train(tmp_path, steps=None, minutes=0.02, log_every=1)
-    metrics = [m for m in read_metrics(run.metrics) if "lr" in m]
+    metrics = [m for m in read_metrics(run.metrics) if "learning_rate" in m]
     assert 1.2 <= metrics[-1]["seconds"] < 2.5
-    assert metrics[-1]["lr"] < 0.15 * max(m["lr"] for m in metrics)
+    assert metrics[-1]["learning_rate"] < 0.15 * max(m["learning_rate"] for m in metrics)
     assert checkpoints.is_finished(run.checkpoints("fit"))
 
 
@@ -144,7 +144,7 @@ def test_a_finished_phase_is_only_loaded_and_a_longer_budget_goes_on(tmp_path):
 def test_start_from_takes_the_averaged_weights_of_a_phase(tmp_path):
     _, run = train(tmp_path, steps=10)
     average = checkpoints.latest(run.checkpoints("fit")).averages["net"]
-    task, _ = train(tmp_path, steps=1, name="more", start_from="fit", optimizer={"lr": 1e-12})
+    task, _ = train(tmp_path, steps=1, name="more", start_from="fit", optimizer={"learning_rate": 1e-12})
     torch.testing.assert_close(task.net[0].weight, average["0.weight"], atol=1e-8, rtol=0)
     with pytest.raises(RequestError, match="none of its modules"):
         train(tmp_path, Adversaries(), name="other", start_from="fit")
@@ -172,7 +172,7 @@ def test_a_run_is_held_against_a_second_process(tmp_path):
         ({"optimizer": {"kind": "adamx"}}, "choose one of"),
         ({"dtype": "int8"}, "choose one of"),
         ({"ema": 1.5}, "decay"),
-        ({"optimizer": {"lr": -1}}, "greater than 0"),
+        ({"optimizer": {"learning_rate": -1}}, "greater than 0"),
     ],
 )
 def test_settings_refuse(values, message):

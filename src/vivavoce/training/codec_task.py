@@ -4,7 +4,7 @@ Both are this one task; `discriminators` makes it adversarial. A codec is what h
 
     sample_rate, channels             of its waveforms [B, channels, samples]
     encode_latents(wave)              -> latents [B, T, D]
-    quantize(latents)                 -> Quantized: .latents [B, T, D] (straight-through), .codes [B, K, T], .loss
+    quantize(latents)                 -> quantizers.Quantized
     decode_latents(latents)           -> waveform, at least as long as what was encoded
 """
 
@@ -153,7 +153,7 @@ class CodecTask(Task):
         every = torch.cat(codes, dim=-1)
         for level in range(every.shape[0]):
             used, perplexity = codebook_use(every[level])
-            figures |= {f"usage/{level}": float(used), f"perplexity/{level}": perplexity}
+            figures |= {f"used/{level}": float(used), f"perplexity/{level}": perplexity}
         return figures
 
     def samples(self, directory: Path, step: int) -> None:
@@ -192,8 +192,9 @@ def codebook_use(codes: Tensor) -> tuple[int, float]:
 
 
 def health(quantized: Any) -> dict[str, Tensor]:
-    """What a quantizer says about its codebooks in a training step: "perplexity/0", …, where it says so."""
-    values = getattr(quantized, "perplexity", None)
-    if values is None:
-        return {}
-    return {f"perplexity/{level}": value for level, value in enumerate(values.flatten())}
+    """What a quantizer says about its codebooks in a training step: "usage/0", "perplexity/0", …."""
+    return {
+        f"{name}/{level}": value
+        for name in ("usage", "perplexity")
+        for level, value in enumerate(getattr(quantized, name).float())
+    }

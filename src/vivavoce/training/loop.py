@@ -235,14 +235,15 @@ class Phase:
                     sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().float() * count
             if name is None:
                 return logged
-            rate = factor(settings.optimizer_named(name), self.step, progress) * settings.optimizer_named(name).lr
+            chosen = settings.optimizer_named(name)
+            rate = factor(chosen, self.step, progress) * chosen.learning_rate
             set_rate(optimizer, rate)
-            norm = self._gradients(parameters, total, sums, settings.optimizer_named(name).clip)
+            norm = self._gradients(parameters, total, sums, chosen.clip)
             values = dict(zip([*sums, "grad_norm"], torch.stack([*sums.values(), norm]).tolist()))
             self._check(values, name)
             optimizer.step()
             several = len(self.optimizers) > 1
-            values["lr"] = rate
+            values["learning_rate"] = rate
             logged.update({f"{key}/{name}" if several and key in _OWN else key: v for key, v in values.items()})
             if self.average is not None and name == self.averaging:
                 self.average.update(self.step)
@@ -328,7 +329,7 @@ class Phase:
         self.ranks.wait()
 
 
-_OWN = ("loss", "grad_norm", "lr")  # logged per optimizer where there are several
+_OWN = ("loss", "grad_norm", "learning_rate")  # logged per optimizer where there are several
 
 
 @contextmanager

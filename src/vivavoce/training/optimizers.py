@@ -17,27 +17,27 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """An optimizer over parameters by full name. Each group keeps its `lr_scale`; `set_rate` applies the schedule."""
+    """An optimizer over parameters by full name. Each group keeps its own factor; `set_rate` applies the schedule."""
     scales = {name: 1.0 for name in parameters}
-    for pattern, scale in settings.lr_scale.items():
+    for pattern, scale in settings.rates.items():
         matched = [name for name in parameters if re.match(pattern, name)]
         if not matched:
-            raise RecipeError(f"optimizer.lr_scale: pattern '{pattern}' matches no trained parameter")
+            raise RecipeError(f"optimizer.rates: pattern '{pattern}' matches no trained parameter")
         scales.update(dict.fromkeys(matched, scale))
     grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = settings.weight_decay if is_matrix(parameter) else 0.0
         grouped.setdefault((scales[name], decay), []).append(parameter)
     groups = [
-        {"params": members, "lr": settings.lr * scale, "lr_scale": scale, "weight_decay": decay}
+        {"params": members, "lr": settings.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
         for (scale, decay), members in grouped.items()
     ]
     if settings.kind == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0])
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.betas[0])
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     # fused: one kernel for all parameters instead of a Python loop over them, on CPU and CUDA alike
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
-    return kinds[settings.kind](groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+    return kinds[settings.kind](groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -47,7 +47,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def factor(settings: OptimizerSettings, step: int, progress: float) -> float:
-    """Share of `lr` at `step` (from 0) when `progress` (0 to 1) of the budget is spent.
+    """Share of the learning rate at `step` (from 0) when `progress` (0 to 1) of the budget is spent.
 
     The warm-up multiplies the schedule, which runs over the whole budget: so both fit a budget in minutes, where the
     number of steps is not known beforehand.

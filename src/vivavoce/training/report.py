@@ -13,7 +13,7 @@ from vivavoce.training.metrics import read_metrics
 from vivavoce.training.progress import clock
 from vivavoce.training.run_directory import RunDirectory, write_text
 
-HEALTH = ("usage", "perplexity")  # metric names with these words are shown as codebook health
+HEALTH = ("usage", "used", "perplexity")  # metric names with these words are shown as codebook health
 MAX_SAMPLES = 24
 Curve = tuple[list[int], list[float]]  # steps, values
 STYLE = """

@@ -16,24 +16,24 @@ class OptimizerSettings:
     """One optimizer and its schedule (see `optimizers.factor`)."""
 
     kind: str = "adamw"
-    lr: float = 3e-4
+    learning_rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0  # on matrices only (two dimensions larger than one), never on gains, biases
     schedule: str = "cosine"
     warmup: int = 0  # steps of linear warm-up
-    final: float = 0.1  # share of lr that cosine, linear and wsd end at
+    final: float = 0.1  # share of the rate that cosine, linear and wsd end at
     gamma: float = 0.999996  # exponential: factor per step
     decay: float = 0.2  # wsd: share of the budget that decays
     clip: float | None = 1.0  # largest norm of the gradient over all parameters; None: only logged
-    lr_scale: Mapping[str, float] = field(default_factory=dict)  # pattern of parameter names -> factor
+    rates: Mapping[str, float] = field(default_factory=dict)  # pattern of parameter names -> factor
 
     def __post_init__(self) -> None:
         _one_of("optimizer.kind", self.kind, OPTIMIZERS)
         _one_of("optimizer.schedule", self.schedule, SCHEDULES)
         object.__setattr__(self, "betas", tuple(self.betas))
-        if not self.lr > 0:
-            raise RecipeError(f"optimizer.lr is {self.lr}: it must be greater than 0")
+        if not self.learning_rate > 0:
+            raise RecipeError(f"optimizer.learning_rate is {self.learning_rate}: it must be greater than 0")
         if self.clip is not None and not self.clip > 0:
             raise RecipeError(f"optimizer.clip is {self.clip}: it must be greater than 0, or null for no clipping")
 

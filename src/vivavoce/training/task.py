@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 import torch
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 MAIN = "main"
 
 
-class Task(Protocol):
+class Task:
     """Subclass it: only `name`, `modules`, `batch` and one of `loss` and `updates` must be given."""
 
     name: str
 
     def modules(self) -> Mapping[str, nn.Module]:
         """What is trained and saved, by name. A frozen helper (a teacher) need not be here, but is then not saved."""
-        ...
+        raise NotImplementedError
 
     def batch(self, step: int, rank: int, world: int) -> Any:
         """Share `rank` of `world` of the batch of `step` (from 0): a pure function of these (see `step_seed`).
 
         Runs in data workers when the phase has some: CPU tensors in dicts, lists, tuples, dataclasses.
         """
-        ...
+        raise NotImplementedError
 
     def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Scalars: "loss" is minimised, the others are logged. An optional "weight" (such as the number of tokens)

@@ -1,0 +1,78 @@
+"""`vivavoce train`: all phases of a recipe, or one; the same command goes on with what a kill has cut short."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `train`."""
+
+    @app.command("train")
+    def train(
+        recipe: str = typer.Argument(help="A shipped recipe's name, a YAML file, or a run directory to go on with."),
+        run: str = typer.Option(None, "--run", metavar="DIR", help="Run directory; made, or taken up where it is."),
+        phase: str = typer.Option(None, "--phase", help="Only this phase; those before it must be finished."),
+        settings: list[str] = typer.Option(
+            [], "--set", metavar="A.B=C", help="Change the recipe, as training.listen.minutes=5; repeatable."
+        ),
+        size: str = typer.Option("full", "--size", help="full, or smoke: the same code in seconds."),
+        device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
+        dtype: str = typer.Option(None, "--dtype", help="float32 or bfloat16 (forward pass; weights stay float32)."),
+        workers: int = typer.Option(None, "--workers", min=0, help="Processes that prepare batches."),
+    ) -> None:
+        """Train what RECIPE describes, all phases in their order, into a run directory that is a model afterwards.
+
+        A run that was stopped or killed goes on by the same command. Under torchrun the processes share each batch.
+        """
+        from pathlib import Path
+
+        from vivavoce.errors import RequestError
+        from vivavoce.schema.reading import read_recipe
+        from vivavoce.training.recipes import train_recipe
+
+        if run is None:
+            if not Path(recipe).is_dir():
+                raise RequestError("name a run directory: --run runs/NAME")
+            run = recipe
+        done = train_recipe(
+            read_recipe(recipe, size, overrides(settings)),
+            run,
+            phase=phase,
+            device=device_for(device),
+            dtype=dtype,
+            workers=workers,
+        )
+        typer.echo(f"{done.path}: report {done.report}")
+
+
+def overrides(settings: list[str]) -> dict:
+    """`["a.b=3"]` -> {"a.b": 3}; values are YAML."""
+    import yaml
+
+    from vivavoce.errors import RequestError
+
+    changes = {}
+    for text in settings:
+        path, sign, value = text.partition("=")
+        if not sign or not path:
+            raise RequestError(f"--set {text}: write a dotted path and a value, as training.listen.minutes=5")
+        try:
+            changes[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RequestError(f"--set {text}: '{value}' is not a YAML value") from error
+    return changes
+
+
+def device_for(name: str) -> str:
+    """`auto` or a name -> a device that is here; RequestError where it is not."""
+    import torch
+
+    from vivavoce.errors import RequestError
+
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if here["cuda"] else "cpu"
+    kind = name.partition(":")[0]
+    if not here.get(kind, False):
+        found = ", ".join(key for key, value in here.items() if value)
+        raise RequestError(f"--device {name}: there is no such device here; there is {found}")
+    return name
