@@ -1,0 +1,50 @@
+"""Views: which cells of a stream a channel shows, and in which order (all but repetitions, only the masked ones).
+
+Each function takes `Facts` and its options and returns the shown cells [B, T'] int64 (padding of any value) and
+[B, 2]: how many are shown, and of how many cells; behind these the stream goes on cell by cell.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivavoce.layouts.cells import OPEN
+from vivavoce.layouts.program import Recipe
+from vivavoce.layouts.tables import Facts
+
+
+def shown(keep: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """A mask of shown cells [B, T] and the number of cells [B] -> the pair that a view returns."""
+    cells = torch.arange(keep.shape[1], device=keep.device)
+    order = torch.where(keep, cells, keep.shape[1]).argsort(dim=1)
+    return order, torch.stack([keep.sum(1), size], dim=1)
+
+
+def distinct(facts: Facts, stream: str) -> tuple[Tensor, Tensor]:
+    """Cells that differ from the one before them (without values: all)."""
+    if stream not in facts.given.values:
+        nothing = torch.zeros(facts.batch, 0, dtype=torch.int64, device=facts.device)
+        return nothing, torch.zeros(facts.batch, 2, dtype=torch.int64, device=facts.device)
+    return shown(*new_cells(facts, stream))
+
+
+def new_cells(facts: Facts, stream: str) -> tuple[Tensor, Tensor]:
+    """Mask [B, T] of the cells that differ from their predecessor, and the cells of each row [B]."""
+    values = facts.given.values[stream].to(facts.device)
+    values = values[:, 0] if values.dim() == 3 else values
+    length = facts.lengths[stream][:, 0]
+    size = torch.where(length >= OPEN, values.shape[1], length).clamp(max=values.shape[1])
+    keep = torch.ones_like(values, dtype=torch.bool)
+    keep[:, 1:] = values[:, 1:] != values[:, :-1]
+    return keep & (torch.arange(values.shape[1], device=facts.device) < size[:, None]), size
+
+
+VIEWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"distinct": distinct}
+
+
+def view(recipe: Recipe, facts: Facts) -> tuple[Tensor, Tensor]:
+    """The view of a recipe."""
+    options: dict[str, Any] = dict(recipe.options)
+    return VIEWS[recipe.function](facts, **options)
