@@ -7,14 +7,20 @@ manifests in the wild use; fields that we do not know travel along in `extra`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vivavoce.data.files import atomic
-from vivavoce.errors import DataError
+from vivavoce.errors import AudioError, DataError
+
+if TYPE_CHECKING:
+    from vivavoce.audio import Audio
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Clip:
     `audio` is the path as written in the manifest, relative to the manifest's `root`; `duration` in seconds;
     `text`, `speaker`, `language` None where unknown; `orig_sample_rate` the rate at which it was recorded, which
     bounds its bandwidth whatever the file's rate is. `license` and `source` are carried from corpus to token store.
+    `start` is where in the file the clip begins, 0 unless it is a piece of a longer recording; the times of its
+    segments count from there.
     """
 
     id: str
@@ -59,6 +67,7 @@ class Clip:
     orig_sample_rate: int | None = None
     channels: int = 1
     segments: tuple[Segment, ...] = ()
+    start: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     root: str = ""
 
@@ -72,6 +81,26 @@ class Clip:
         """The timed words of all segments, by start."""
         return tuple(sorted((w for s in self.segments for w in s.words), key=lambda word: word.start))
 
+    def load(self, sample_rate: int | None = None) -> Audio:
+        """The waveform [channels, samples], at `sample_rate` Hz if given; raises `AudioError` naming the clip."""
+        from vivavoce.audio import Audio, stream
+
+        try:
+            blocks, wanted = [], self.start + self.duration if self.start else math.inf
+            for block in stream(self.path, seconds=30.0):
+                blocks.append(block)
+                # Only a piece of a recording ends before its file does; half a sample is for rounded durations.
+                if 30.0 * len(blocks) >= wanted + 0.001:
+                    break
+            audio = Audio(np.concatenate([block.samples for block in blocks], axis=1), blocks[0].sample_rate)
+            if self.start:
+                audio = audio[self.start : self.start + self.duration]
+            if len(audio) == 0:
+                raise AudioError(f"{self.path}: nothing there at {self.start} s")
+            return audio if sample_rate is None else audio.resample(sample_rate)
+        except AudioError as error:
+            raise AudioError(f"clip '{self.id}': {error}") from error
+
     def relative_to(self, root: str | os.PathLike) -> Clip:
         """The same clip for a manifest in the folder `root`: paths within it become relative, others absolute."""
         path = self.path.absolute()
@@ -81,14 +110,16 @@ class Clip:
 
 
 _NEEDED = ("id", "audio", "duration", "license", "source")
-_KNOWN = (*_NEEDED, "text", "speaker", "language", "orig_sample_rate", "channels", "segments")
+_KNOWN = (*_NEEDED, "text", "speaker", "language", "orig_sample_rate", "channels", "segments", "start")
 _SEGMENT = ("start", "end", "text", "speaker", "channel", "words")
 
 
 def to_row(clip: Clip) -> dict[str, Any]:
     """The clip as a manifest's row, unknown fields included."""
-    row: dict[str, Any] = {name: getattr(clip, name) for name in _KNOWN if name not in ("channels", "segments")}
+    row: dict[str, Any] = {name: getattr(clip, name) for name in _KNOWN[:9]}
     row["duration"] = round(clip.duration, 6)
+    if clip.start:
+        row["start"] = round(clip.start, 6)
     if clip.channels != 1:
         row["channels"] = clip.channels
     if clip.segments:
@@ -113,17 +144,18 @@ def from_row(row: Mapping[str, Any], where: str = "row", root: str | os.PathLike
         duration = float(row["duration"])
         segments = tuple(_segment(segment) for segment in row.get("segments") or ())
         rate = None if row.get("orig_sample_rate") is None else int(row["orig_sample_rate"])
-        channels = int(row.get("channels") or 1)
+        channels, start = int(row.get("channels") or 1), float(row.get("start") or 0)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{where}: a number or segment cannot be read: {error!r}") from error
-    if not 0 <= duration < float("inf"):
-        raise DataError(f"{where}: a duration of {row['duration']!r} seconds")
+    if not (0 <= duration < float("inf") and 0 <= start < float("inf")):
+        raise DataError(f"{where}: a duration of {row['duration']!r} s from {start} s on")
     return Clip(
         *(row["id"], row["audio"], duration, row["license"], row["source"]),
         *(row.get("text"), row.get("speaker"), row.get("language")),
         orig_sample_rate=rate,
         channels=channels,
         segments=segments,
+        start=start,
         extra={name: value for name, value in row.items() if name not in _KNOWN},
         root=os.fspath(root),
     )

@@ -212,7 +212,7 @@ def make_one(script: Script, out: Path, digest: str, source: str) -> Clip:
     spoken = sorted({language(voice) for voice in script.voices})
     return Clip(
         *(script.id, name.as_posix(), audio.duration),
-        *("; ".join(LICENSES[engine] for engine in engines), source or f"synthesized by {' and '.join(script.voices)}"),
+        *("; ".join(LICENSES[engine] for engine in engines), source or f"synthesized by {' and '.join(engines)}"),
         *(" ".join(s.text for s in segments if s.text), "+".join(map(slug, script.voices)), "+".join(spoken)),
         orig_sample_rate=min(script.sample_rate, *map(sample_rate, script.voices)),
         channels=2,

@@ -113,13 +113,14 @@ def make_one(job: Utterance, out: Path, digest: str, source: str) -> Clip:
     name = Path("audio", f"{job.id}.flac")
     (out / name.parent).mkdir(parents=True, exist_ok=True)
     write(out / name, speech)
+    engine = job.voice.partition(":")[0]
     start, end = (speech.words[0].start, speech.words[-1].end) if speech.words else (0.0, speech.duration)
     request = {"voice": job.voice, "rate": job.rate, "pitch": job.pitch}
     if job.augment:
         request |= {"augment": job.augment, "seed": job.seed}
     return Clip(
         *(job.id, name.as_posix(), speech.duration),
-        *(LICENSES[job.voice.partition(":")[0]], source or f"synthesized by {job.voice}"),
+        *(LICENSES[engine], source or f"synthesized by {engine}"),
         *(job.text, slug(job.voice), language(job.voice)),
         # The engine's rate bounds the bandwidth, whatever the file's rate is.
         orig_sample_rate=min(speech.sample_rate, sample_rate(job.voice)),

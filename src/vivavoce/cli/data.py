@@ -1,0 +1,244 @@
+"""`vivavoce data`: make a corpus by offline synthesis, bring one in, convert to and from lhotse, count it."""
+
+import typer
+
+GROUP = typer.Typer(help="Make, import and inspect corpora.", no_args_is_help=True, rich_markup_mode=None)
+KINDS = ("digits", "sentences", "dialogues")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `data` to `app`."""
+    app.add_typer(GROUP, name="data")
+
+
+@GROUP.command()
+def synth(
+    out: str = typer.Argument(..., help="Folder for the audio and its manifest.jsonl; a second call goes on."),
+    kind: str = typer.Option("digits", help="digits, sentences (with --texts) or dialogues (two channels)."),
+    texts: str = typer.Option(None, help="Sentences, one a line; or dialogue scripts, a JSON object a line."),
+    voices: str = typer.Option("espeak:en-us,espeak:en", help="Voices with commas between; 'data voices' lists them."),
+    variants: str = typer.Option("", help="espeak-ng timbres (f1,m3,klatt) for each of its voices; 'all' for every."),
+    each: int = typer.Option(1, min=1, help="How often each voice says each text."),
+    count: int = typer.Option(10, min=1, help="How many dialogues are made up where no --texts are given."),
+    rate: str = typer.Option("1", help="Speaking rate, a ratio or a range LOW:HIGH."),
+    pitch: str = typer.Option("1", help="Pitch, a ratio or a range LOW:HIGH."),
+    sample_rate: int = typer.Option(None, help="Hz of the files; default: the voice's own (dialogues 24000)."),
+    margin: float = typer.Option(None, help="Seconds of silence kept around the speech; default: as synthesized."),
+    augment: str = typer.Option(None, help="YAML file with a recipe of effects: {noise: {snr: [3, 40]}, ...}."),
+    name: str = typer.Option(None, help="First part of every id; default: the kind."),
+    seed: int = typer.Option(0, help="Same seed, same corpus."),
+    processes: int = typer.Option(2, min=1, help="How many clips are made at a time."),
+    source: str = typer.Option("", help="What the rows say of where the clips come from; default: the voice."),
+) -> None:
+    """Make a spoken corpus or dialogues offline.
+
+    espeak-ng or flite speak; out come flac files and a manifest with the words' times.
+    """
+    from vivavoce.data import dialogues, spoken
+    from vivavoce.errors import RequestError
+
+    if kind not in KINDS:
+        raise RequestError(f"--kind {kind}: there are {', '.join(KINDS)}")
+    if kind == "sentences" and texts is None:
+        raise RequestError("--kind sentences: give the sentences with --texts FILE, one a line")
+    speakers = _speakers(voices, variants)
+    recipe = _recipe(augment)
+    if kind == "dialogues":
+        shared = {"sample_rate": sample_rate or 24_000, "augment": recipe}
+        if texts is None:
+            scripts = dialogues.generate(count, speakers, name or kind, seed, **shared)
+        else:
+            voiced = {"voices": tuple(speakers[:2])} if len(speakers) > 1 else {}
+            rows = _json_lines(texts)
+            scripts = [
+                dialogues.parse({"id": f"{name or kind}/{i:05d}", **row}, f"{texts}, line {i + 1}", **shared, **voiced)
+                for i, row in enumerate(rows)
+            ]
+        made = dialogues.make(scripts, out, processes, source=source)
+    else:
+        sentences = list(spoken.DIGITS) if texts is None else _lines(texts)
+        spans = (_span("--rate", rate), _span("--pitch", pitch))
+        shared = {"sample_rate": sample_rate, "margin": margin, "augment": recipe}
+        jobs = spoken.plan(sentences, speakers, name or kind, each, *spans, seed, **shared)
+        made = spoken.make(jobs, out, processes, source=source)
+    for identity, problem in made.failed[:20]:
+        typer.echo(f"skipped {identity}: {problem}", err=True)
+    typer.echo(f"{made.manifest}: {made.clips} clips, {made.fresh} made now, {len(made.failed)} skipped")
+    if made.failed and not made.clips:
+        raise typer.Exit(1)
+
+
+@GROUP.command("voices")
+def list_voices(
+    language: str = typer.Option(None, help="Only this language: en, en-us, fr."),
+    variants: bool = typer.Option(False, "--variants", help="List espeak-ng's timbres, which go with any language."),
+) -> None:
+    """List the voices that can be used on this machine."""
+    from vivavoce.data import espeak
+    from vivavoce.data.synthesis import voices
+
+    if variants:
+        for variant in espeak.variants():
+            typer.echo(variant)
+        return
+    for voice in voices(language):
+        typer.echo(f"{voice.name}\t{voice.language}\t{voice.sample_rate} Hz")
+
+
+@GROUP.command("import")
+def bring(
+    place: str = typer.Argument(..., help="A manifest, a CutSet or a folder of audio."),
+    out: str = typer.Option(..., "-o", "--out", help="The manifest to write (.jsonl)."),
+    layout: str = typer.Option("auto", help="auto, manifest, lhotse, folder, librispeech, ljspeech or vctk."),
+    license: str = typer.Option(None, help="Licence for rows that say none; a plain folder needs it."),
+    source: str = typer.Option(None, help="Source for rows that say none; a plain folder needs it."),
+    language: str = typer.Option(None, help="Language for rows that say none."),
+    verify: bool = typer.Option(False, "--verify", help="Decode every file to its end, not only its header."),
+) -> None:
+    """Write the manifest of a corpus on disk.
+
+    The audio stays where it is; bad files are reported, skipped and counted.
+    """
+    from vivavoce.data.clips import write_manifest
+    from vivavoce.data.corpora import open_corpus
+    from vivavoce.errors import DataError
+
+    corpus = open_corpus(place, layout, license, source, language, verify)
+    _report_skipped(corpus.skipped)
+    if not corpus.clips:
+        raise DataError(f"{place}: none of its {len(corpus.skipped)} files can be used")
+    count = write_manifest(out, corpus.clips)
+    typer.echo(f"{out}: {count} clips, {corpus.hours:.2f} hours, {len(corpus.skipped)} skipped")
+
+
+@GROUP.command()
+def lhotse(
+    place: str = typer.Argument(..., help="A corpus, or a CutSet to turn into a manifest."),
+    out: str = typer.Option(..., "-o", "--out", help="A CutSet (.jsonl.gz), or a manifest (.jsonl) from a CutSet."),
+) -> None:
+    """Corpus to lhotse CutSet, or back."""
+    from pathlib import Path
+
+    from vivavoce.data.clips import write_manifest
+    from vivavoce.data.corpora import detect, open_corpus
+    from vivavoce.data.cuts import write_cuts
+
+    corpus = open_corpus(place)
+    if detect(Path(place)) == "lhotse" and out.endswith(".jsonl"):
+        count = write_manifest(out, corpus.clips)
+    else:
+        count, bad = write_cuts(corpus.clips, out)
+        corpus.skipped += bad
+    _report_skipped(corpus.skipped)
+    typer.echo(f"{out}: {count} cuts, {corpus.hours:.2f} hours, {len(corpus.skipped)} skipped")
+
+
+@GROUP.command()
+def stats(
+    place: str = typer.Argument(..., help="A manifest, a CutSet, a folder of audio or a token store."),
+    by: str = typer.Option("source", help="Field that groups the rows: source, license, language, speaker, ..."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Count clips, hours, speakers, licences."""
+    import json
+
+    from vivavoce.data.corpora import open_corpus
+    from vivavoce.data.stats import stats as count
+
+    corpus = open_corpus(place, license="unknown", source=place)
+    _report_skipped(corpus.skipped)
+    groups = count(corpus.clips, by)
+    if as_json:
+        rows = [
+            {
+                **{by: name, "clips": s.clips, "hours": round(s.hours, 5), "shortest": s.shortest},
+                **{"longest": s.longest, "with_text": s.with_text, "with_words": s.with_words},
+                **{"speakers": len(s.speakers), "languages": sorted(s.languages), "licenses": sorted(s.licenses)},
+                **{"channels": sorted(s.channels), "rates": sorted(s.rates)},
+            }
+            for name, s in groups.items()
+        ]
+        typer.echo(json.dumps({"groups": rows, "skipped": len(corpus.skipped)}, indent=1, ensure_ascii=False))
+        return
+    typer.echo(f"{'clips':>7} {'hours':>8} {'seconds':>11} {'text':>7} {'speakers':>8}  languages  {by}; licence")
+    for name, s in groups.items():
+        span, tongues = f"{s.shortest:.1f}-{s.longest:.1f}", ",".join(sorted(s.languages)) or "-"
+        licences = "" if by == "license" else "; " + " / ".join(sorted(s.licenses))
+        figures = f"{s.clips:>7} {s.hours:>8.3f} {span:>11} {s.with_text:>7} {len(s.speakers):>8}"
+        typer.echo(f"{figures}  {tongues:<9}  {name}{licences}")
+    typer.echo(f"{len(corpus.clips)} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
+
+
+def _report_skipped(skipped: list[tuple[str, str]]) -> None:
+    for identity, problem in skipped[:20]:
+        typer.echo(f"skipped {identity}: {problem}", err=True)
+    if len(skipped) > 20:
+        typer.echo(f"skipped {len(skipped) - 20} more", err=True)
+
+
+def _speakers(voices: str, variants: str) -> list[str]:
+    """The voices asked for, espeak-ng's once for every timbre."""
+    from vivavoce.data import espeak
+
+    timbres = espeak.variants() if variants == "all" else tuple(v.strip() for v in variants.split(",") if v.strip())
+    names = []
+    for name in (voice.strip() for voice in voices.split(",") if voice.strip()):
+        plain = not (name.startswith("espeak:") and timbres and "+" not in name)
+        names += [name] if plain else [f"{name}+{timbre}" for timbre in timbres]
+    return names
+
+
+def _span(option: str, text: str) -> tuple[float, float]:
+    from vivavoce.errors import RequestError
+
+    low, _, high = text.partition(":")
+    try:
+        span = float(low), float(high or low)
+    except ValueError:
+        span = (0.0, 0.0)
+    if not 0 < span[0] <= span[1]:
+        raise RequestError(f"{option} {text}: a ratio such as 1.1 or a range such as 0.9:1.2 is expected")
+    return span
+
+
+def _lines(path: str) -> list[str]:
+    from pathlib import Path
+
+    from vivavoce.errors import RequestError
+
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--texts {path}: cannot be read as text: {error}") from error
+    if not lines:
+        raise RequestError(f"--texts {path}: the file is empty")
+    return lines
+
+
+def _json_lines(path: str) -> list:
+    import json
+
+    from vivavoce.errors import RecipeError
+
+    try:
+        return [json.loads(line) for line in _lines(path)]
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path}: not JSON lines ({error}): a dialogue script is one object a line") from error
+
+
+def _recipe(path: str | None):
+    if path is None:
+        return None
+    from pathlib import Path
+
+    import yaml
+
+    from vivavoce.data.augment import check
+    from vivavoce.errors import RecipeError
+
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"--augment {path}: cannot be read as YAML: {error}") from error
+    check(recipe, path)
+    return recipe
