@@ -1,0 +1,27 @@
+"""`--device` and `--dtype` of the commands, checked before anything is loaded."""
+
+from typing import Any
+
+from vivavoce.errors import RequestError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
+    """The `device=` and `dtype=` arguments of `vivavoce.load`; "auto" is cuda, then mps, then cpu.
+
+    Raises `RequestError` for a device that this machine does not have and for an unknown name.
+    """
+    import torch
+
+    if dtype is not None and dtype not in DTYPES:
+        raise RequestError(f"--dtype {dtype}: there are {', '.join(DTYPES)}")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    kind = device.split(":")[0]
+    if kind not in there:
+        raise RequestError(f"--device {device}: there are auto, {', '.join(there)}")
+    if not there[kind]:
+        raise RequestError(f"--device {device}: this machine has none that torch can use; take --device cpu")
+    return {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}

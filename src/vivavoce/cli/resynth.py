@@ -1,0 +1,148 @@
+"""`vivavoce resynth`, `encode`, `decode`: audio through a tokenizer, to a compact file, and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+MODEL = typer.Argument(..., metavar="MODEL", help="mini, a model or tokenizer directory, or a hub id.")
+DEVICE = typer.Option("auto", "--device", help="auto, cpu, cuda or mps.")
+DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own.")
+CODEBOOKS = typer.Option(None, "--codebooks", help="How many codebooks; default: what the reference uses.")
+JSON = typer.Option(False, "--json", help="Print a JSON object.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands `resynth`, `encode` and `decode`."""
+
+    @app.command("resynth")
+    def resynth(
+        model: str = MODEL,
+        recording: str = typer.Argument(..., metavar="IN.wav", help="The audio to send through."),
+        output: Path = typer.Option(..., "-o", "--output", metavar="OUT.wav", help="Where the result goes."),
+        codebooks: int = CODEBOOKS,
+        device: str = DEVICE,
+        dtype: str = DTYPE,
+        as_json: bool = JSON,
+    ) -> None:
+        """Send audio through a tokenizer and back, with as many samples as were given; prints the bit rate."""
+        import vivavoce
+
+        wave, tokenizer = _load(model, recording, codebooks, device, dtype)
+        codes = tokenizer.encode(wave)
+        vivavoce.write(output, vivavoce.Audio(_decode(tokenizer, codes, wave.shape[-1]), tokenizer.sample_rate))
+        _tell({"model": model, **_rates(tokenizer, codes, wave.shape[-1]), "output": str(output)}, as_json)
+
+    @app.command("encode")
+    def encode(
+        model: str = MODEL,
+        recording: str = typer.Argument(..., metavar="IN.wav", help="The audio to encode."),
+        output: Path = typer.Option(..., "-o", "--output", metavar="OUT.vvc", help="Where the codes go."),
+        codebooks: int = CODEBOOKS,
+        device: str = DEVICE,
+        dtype: str = DTYPE,
+        as_json: bool = JSON,
+    ) -> None:
+        """Write the tokens of audio to a compact file, each code in as few bits as its codebook needs."""
+        from vivavoce.data.files import atomic
+        from vivavoce.tokenizers.compact_file import CodesHeader, pack_codes
+
+        wave, tokenizer = _load(model, recording, codebooks, device, dtype)
+        codes = tokenizer.encode(wave)[0].cpu().numpy()
+        header = CodesHeader(
+            tokenizer=model,
+            fingerprint=_fingerprint(tokenizer),
+            sample_rate=tokenizer.sample_rate,
+            samples=wave.shape[-1],
+            frames=codes.shape[1],
+            sizes=[tokenizer.codebook_size] * codes.shape[0],
+        )
+        packed = pack_codes(codes, header)
+        with atomic(output, "wb") as file:
+            file.write(packed)
+        told = {"model": model, **_rates(tokenizer, codes[None], wave.shape[-1]), "bytes": len(packed)}
+        _tell({**told, "output": str(output)}, as_json)
+
+    @app.command("decode")
+    def decode(
+        model: str = MODEL,
+        codes_file: str = typer.Argument(..., metavar="IN.vvc", help="A file that `vivavoce encode` wrote."),
+        output: Path = typer.Option(..., "-o", "--output", metavar="OUT.wav", help="Where the audio goes."),
+        device: str = DEVICE,
+        dtype: str = DTYPE,
+        as_json: bool = JSON,
+    ) -> None:
+        """Turn a compact file of tokens back into audio; refuses codes that another tokenizer made."""
+        import torch
+
+        import vivavoce
+        from vivavoce.cli.devices import placed
+        from vivavoce.errors import DataError
+        from vivavoce.tokenizers.compact_file import read_codes
+
+        codes, header = read_codes(codes_file)
+        place = placed(device, dtype)
+        tokenizer = vivavoce.load_tokenizer(model, codebooks=len(header.sizes), **place)
+        if header.fingerprint != _fingerprint(tokenizer):
+            raise DataError(
+                f"{codes_file}: made by another tokenizer ('{header.tokenizer}') than '{model}': name that one"
+            )
+        samples = _decode(tokenizer, torch.from_numpy(codes)[None].to(place["device"]), header.samples)
+        vivavoce.write(output, vivavoce.Audio(samples, tokenizer.sample_rate))
+        _tell(
+            {"model": model, "seconds": round(header.samples / header.sample_rate, 3), "output": str(output)}, as_json
+        )
+
+
+def _load(model: str, recording: str, codebooks: int | None, device: str, dtype: str | None) -> tuple[Any, Any]:
+    """The waveform [1, channels, samples] at the tokenizer's rate and width, and the tokenizer."""
+    import torch
+
+    import vivavoce
+    from vivavoce.audio import check_waveform, resample
+    from vivavoce.cli.devices import placed
+
+    audio = vivavoce.read(recording)
+    check_waveform(audio, where=recording)
+    place = placed(device, dtype)
+    tokenizer = vivavoce.load_tokenizer(model, codebooks=codebooks, **place)
+    samples = resample(audio.samples, audio.sample_rate, tokenizer.sample_rate)
+    if samples.shape[0] != tokenizer.channels:
+        samples = samples.mean(axis=0, keepdims=True).repeat(tokenizer.channels, axis=0)
+    return torch.from_numpy(samples)[None].to(place["device"], place["dtype"]), tokenizer
+
+
+def _decode(tokenizer: Any, codes: Any, samples: int) -> Any:
+    """The waveform of codes [1, codebooks, frames] as float32 numpy [channels, samples]."""
+    import torch
+
+    with torch.inference_mode():
+        return tokenizer.decode(codes, lengths=torch.tensor([samples]))[0, :, :samples].float().cpu().numpy()
+
+
+def _fingerprint(tokenizer: Any) -> str | None:
+    return getattr(tokenizer, "fingerprint", None)
+
+
+def _rates(tokenizer: Any, codes: Any, samples: int) -> dict[str, Any]:
+    """Length, codebooks, bits and tokens a second (of the waveform's own time)."""
+    from vivavoce.tokenizers.compact_file import code_bits
+
+    tokens = tokenizer.frame_rate * codes.shape[1]
+    return {
+        "seconds": round(samples / tokenizer.sample_rate, 3),
+        "codebooks": codes.shape[1],
+        "frames": codes.shape[2],
+        "bits_per_second": round(tokens * code_bits(tokenizer.codebook_size), 1),
+        "tokens_per_second": round(tokens, 2),
+    }
+
+
+def _tell(result: dict[str, Any], as_json: bool) -> None:
+    """The result as JSON, or a line for each of its fields."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    for name, value in result.items():
+        typer.echo(f"{name.replace('_', ' '):<18}{value}")

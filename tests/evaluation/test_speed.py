@@ -1,0 +1,71 @@
+"""Timing of steps by part, with parts whose cost is known."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from evaluation.fake_model import FakeModel
+from vivavoce.errors import RequestError
+from vivavoce.evaluation.speed import stopwatches, time_steps
+
+
+class Part:
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def step(self, *_):
+        time.sleep(self.seconds)
+        return "done"
+
+    embed = decode_step = step
+
+
+class Model:
+    """Each step calls four parts and sleeps 2 ms by itself."""
+
+    sample_rate = 16000
+    verbs = frozenset({"duplex"})
+
+    def __init__(self):
+        stage = Part(0.001)
+        stage.backbone = Part(0.004)
+        self.system = SimpleNamespace(encoder=Part(0.001), stage=stage, codec=Part(0.002))
+
+    def duplex_rows(self, rows):
+        assert rows == 3
+        return SimpleNamespace(frame_size=1280, step=self.step)
+
+    def step(self, frames, active):
+        assert frames.shape == (3, 1280) and active.all()
+        system = self.system
+        system.encoder.step(), system.stage.embed(), system.stage.backbone.step(), system.codec.decode_step()
+        time.sleep(0.002)
+
+
+def test_time_goes_where_it_is_spent():
+    times = time_steps(Model(), rows=3, steps=20, warmup=2)
+    told = times.to_json()
+    assert told["rows"] == 3 and told["frame_ms"] == 80 and len(times.step_ms) == 20
+    assert sum(told["parts_ms"].values()) == pytest.approx(times.step_ms.mean(), rel=0.01)
+    assert told["parts_ms"]["backbone"] == max(told["parts_ms"].values()) >= 4
+    assert told["parts_ms"]["heads and rest"] >= 1.9
+    assert times.real_time_factor == pytest.approx(np.median(times.step_ms) / 80)
+
+
+def test_stopwatches_leave_no_trace():
+    part = Part(0)
+    with pytest.raises(ZeroDivisionError), stopwatches({"it": (part, "step")}) as spent:
+        assert part.step() == "done" and spent["it"] > 0
+        _ = 1 / 0
+    assert "step" not in part.__dict__
+
+
+def test_impossible_requests():
+    with pytest.raises(RequestError, match="at least one"):
+        time_steps(Model(), rows=0)
+    model = FakeModel()
+    model.verbs = {}
+    with pytest.raises(RequestError, match="duplex"):
+        time_steps(model)
