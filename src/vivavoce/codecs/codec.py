@@ -1,0 +1,200 @@
+"""A neural codec: waveform -> encoder -> quantizer -> decoder -> waveform, whole, in chunks, or in lockstep rows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.errors import RequestError
+from vivavoce.nn.streaming import Chain, State, Streaming, join_rows, zero_padding
+from vivavoce.quantizers import Quantized, Quantizer
+
+
+@dataclass
+class Reconstruction:
+    """What a codec made of a waveform: audio [B, C, S] as long as the input, codes [B, K, T], latents [B, T, D]
+    before quantization, losses by name (scalars)."""
+
+    audio: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+    latents: Tensor
+
+
+class Codec(nn.Module):
+    """Waveform [B, channels, samples] <-> codes [B, codebooks, frames] at `frame_rate` = sample_rate / hop.
+
+    encoder: waveform [B, S, channels] -> latents [B, T, D], a streaming chain; decoder: the way back. Both walk a
+    long signal in tiles of `tile` frames, which stay in the processor's cache; the results are the same.
+
+    `codebooks` may be set to fewer than the quantizer has: encoding then gives, and decoding takes, that many.
+    """
+
+    def __init__(
+        self, encoder: Chain, quantizer: Quantizer, decoder: Chain, sample_rate: int, channels: int = 1, tile: int = 25
+    ):
+        super().__init__()
+        if encoder.width != quantizer.width:
+            raise RequestError(f"latents are {encoder.width} wide, the quantizer takes {quantizer.width}")
+        if encoder.hop.denominator != 1 or encoder.hop * decoder.hop != 1:
+            raise RequestError(f"the encoder's hop {encoder.hop} is not undone by the decoder's {decoder.hop}")
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.sample_rate, self.channels, self.tile = sample_rate, channels, tile
+        self._codebooks = quantizer.codebooks
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame of codes."""
+        return int(self.encoder.hop)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.sample_rate / self.hop
+
+    @property
+    def codebooks(self) -> int:
+        """Codebooks in use."""
+        return self._codebooks
+
+    @codebooks.setter
+    def codebooks(self, count: int) -> None:
+        self._codebooks = self.quantizer.levels_used(count)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each codebook in use."""
+        return self.quantizer.codebook_sizes[: self._codebooks]
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of the largest codebook in use."""
+        return max(self.codebook_sizes)
+
+    @property
+    def bits_per_second(self) -> float:
+        """Of the codes, each codebook coded alone."""
+        return self.frame_rate * sum(float(torch.tensor(size).log2()) for size in self.codebook_sizes)
+
+    def frames(self, samples: int | Tensor):
+        """Frames of codes for whole signals of `samples` (number, or integer tensor)."""
+        counts = self.encoder.frames(torch.as_tensor(samples))
+        return counts if isinstance(samples, Tensor) else int(counts)
+
+    # Latents: what training works on.
+
+    def encode_latents(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Waveform [B, C, S] -> latents [B, T, D] before quantization; `lengths` [B] in samples."""
+        x = self._channels_last(wave)
+        return self._walk(self.encoder, x, lengths, self.tile * self.hop)
+
+    def quantize(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
+        """Latents [B, T, D] through the codebooks in use (training moves them); `lengths` [B] in frames."""
+        return self.quantizer(latents, lengths, self._codebooks)
+
+    def decode_latents(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Latents [B, T, D] -> waveform [B, C, T x hop]; `lengths` [B] in frames."""
+        return self._walk(self.decoder, latents, lengths, self.tile).transpose(1, 2)
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Reconstruction:
+        """Waveform [B, C, S] through the codec; `lengths` [B] in samples, the rest of each row comes back as zeros."""
+        latents = self.encode_latents(wave, lengths)
+        counts = None if lengths is None else self.frames(lengths)
+        quantized = self.quantize(latents, counts)
+        audio = self.decode_latents(quantized.latents, counts)[..., : wave.shape[-1]]
+        if lengths is not None:
+            audio = zero_padding(audio.transpose(1, 2), lengths).transpose(1, 2)
+        return Reconstruction(audio, quantized.codes, {"quantizer": quantized.loss}, latents)
+
+    # The tokenizer's face.
+
+    @torch.no_grad()
+    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Whole waveform [B, C, S] -> codes [B, K, frames(S)] int64, zero beyond each row's frames."""
+        latents = self.encode_latents(wave, lengths)
+        counts = None if lengths is None else self.frames(lengths)
+        return self.quantizer.encode(latents, counts, self._codebooks)
+
+    def encoder_state(self, batch: int) -> State:
+        """State of `batch` signals of which nothing has been heard yet."""
+        return self.encoder.initial_state(batch)
+
+    @torch.no_grad()
+    def encode_step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """A chunk [B, C, S], any S -> codes [B, K, T] and the next state; `state.emitted` [B] counts valid frames."""
+        x = self._channels_last(wave)
+        latents, state = self._steps(self.encoder, x, state, lengths, self.tile * self.hop)
+        return self.quantizer.encode(latents, None, self._codebooks), state
+
+    @torch.no_grad()
+    def encode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
+        """End the signal (of `rows` [B] bool): the last codes [B, K, T], counted by `state.emitted`."""
+        latents, state = self.encoder.flush(state, rows)
+        return self.quantizer.encode(latents, None, self._codebooks), state
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Codes [B, K, T] -> waveform [B, C, T x hop], or, with `lengths` [B] in samples, cut to them (zeros behind)."""
+        latents = self._dequantize(codes)
+        if lengths is None:
+            return self.decode_latents(latents)
+        counts = self.frames(lengths)
+        if int(counts.max()) > codes.shape[2]:
+            raise RequestError(
+                f"{int(lengths.max())} samples need {int(counts.max())} frames of codes, there are {codes.shape[2]}"
+            )
+        audio = self.decode_latents(latents, counts)[..., : int(lengths.max())]
+        return zero_padding(audio.transpose(1, 2), lengths).transpose(1, 2)
+
+    def decoder_state(self, batch: int) -> State:
+        """State of `batch` signals of which nothing has been decoded yet."""
+        return self.decoder.initial_state(batch)
+
+    @torch.no_grad()
+    def decode_step(self, codes: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """Codes [B, K, T], `lengths` [B] in frames -> samples [B, C, S] and the next state with `emitted` [B]."""
+        audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths, self.tile)
+        return audio.transpose(1, 2), state
+
+    @torch.no_grad()
+    def decode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
+        """End the signal (of `rows` [B] bool): the last samples [B, C, S]; none from a causal decoder."""
+        audio, state = self.decoder.flush(state, rows)
+        return audio.transpose(1, 2), state
+
+    # Inside.
+
+    def _dequantize(self, codes: Tensor) -> Tensor:
+        """Quantized latents in the decoder's dtype."""
+        parameter = next(self.decoder.parameters())
+        return self.quantizer.decode(codes.to(parameter.device)).to(parameter.dtype)
+
+    def _channels_last(self, wave: Tensor) -> Tensor:
+        if wave.dim() != 3 or wave.shape[1] != self.channels:
+            raise RequestError(
+                f"waveform {tuple(wave.shape)}: this codec takes [batch, {self.channels}, samples] at "
+                f"{self.sample_rate} Hz"
+            )
+        parameter = next(self.encoder.parameters())
+        return wave.to(device=parameter.device, dtype=parameter.dtype).transpose(1, 2)
+
+    def _walk(self, module: Streaming, x: Tensor, lengths: Tensor | None, tile: int) -> Tensor:
+        """The whole signal x [B, T, D] through `module`, all frames of every row."""
+        state = module.initial_state(x.shape[0], x.device, x.dtype)
+        y, state = self._steps(module, x, state, lengths, tile)
+        emitted = state.emitted
+        rest, state = module.flush(state)
+        return join_rows([(y, emitted), (rest, state.emitted)])[0]
+
+    def _steps(self, module: Streaming, x: Tensor, state: State, lengths: Tensor | None, tile: int):
+        """One step over x, taken tile by tile where that is faster: not while gradients are recorded."""
+        if torch.is_grad_enabled() or x.shape[1] <= tile:
+            return module.step(x, state, lengths)
+        pieces = []
+        for start in range(0, x.shape[1], tile):
+            piece = x[:, start : start + tile]
+            inside = None if lengths is None else (lengths - start).clamp(0, piece.shape[1])
+            y, state = module.step(piece, state, inside)
+            pieces.append((y, state.emitted))
+        joined, emitted = join_rows(pieces)
+        return joined, State({**state, "emitted": emitted})
