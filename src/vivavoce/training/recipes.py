@@ -13,7 +13,7 @@ from vivavoce.training.run_directory import RunDirectory
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task
 
-# What a phase trains: (recipe, phase, assembled model) -> task whose modules are parts of `model.system`, by their names.
+# (recipe, phase, assembled model) -> a task whose modules are parts of `model.system`, called by their names there
 TaskMaker = Callable[[Recipe, Phase, Any], Task]
 
 

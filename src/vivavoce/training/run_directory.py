@@ -45,6 +45,8 @@ class RunDirectory:
         if run.path.exists() and not run.path.is_dir():
             raise RequestError(f"--run {path} is a file: name a folder")
         run.path.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("RANK", "0") != "0":  # under torchrun the first process keeps the books
+            return run
         if recipe is not None:
             run._keep_recipe(dict(recipe))
         run._note_code()

@@ -1,0 +1,97 @@
+"""Trainings in processes of their own: two that share the work, one that is killed, one that is asked to stop."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vivavoce.training import RunDirectory
+from vivavoce.training import checkpoint as checkpoints
+from vivavoce.training.metrics import read_metrics
+
+WORKER = Path(__file__).parent / "worker.py"
+LONG = os.environ.get("VIVAVOCE_LONG") == "1"
+
+
+def start(directory, *arguments, **environment):
+    command = [sys.executable, str(WORKER), str(directory), *map(str, arguments)]
+    return subprocess.Popen(
+        command, env={**os.environ, **environment}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
+def newest(directory):
+    return checkpoints.latest(RunDirectory(directory).checkpoints("fit"))
+
+
+def losses(directory):
+    lines = read_metrics(RunDirectory(directory).metrics)
+    return [{k: v for k, v in line.items() if k not in ("seconds", "phase")} for line in lines]
+
+
+@pytest.mark.parametrize("task", ["regression", "adversaries"])
+def test_two_processes_are_one_with_the_same_global_batch(tmp_path, task):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start(tmp_path / "two", task, 20, 1, RANK=str(rank), **shared) for rank in range(2)]
+    alone = start(tmp_path / "one", task, 20, 2)
+    finish(*ranks, alone)
+    two, one = newest(tmp_path / "two"), newest(tmp_path / "one")
+    assert two.step == one.step == 20
+    for module in one.modules:
+        for key, value in one.modules[module].items():
+            torch.testing.assert_close(two.modules[module][key], value, atol=1e-6, rtol=1e-6)
+    for a, b in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+    assert len(losses(tmp_path / "one")) >= 4
+
+
+def test_kill_at_any_moment_costs_nothing_finished(tmp_path):
+    """kill -9 again and again; each start goes on, no half-written checkpoint is ever taken, the end is the same."""
+    whole = start(tmp_path / "whole", "dropout", 60, 1)
+    chance = random.Random(0 if not LONG else None)
+    reached = 0
+    for _ in range(3 if not LONG else 20):
+        process = start(tmp_path / "cut", "dropout", 60, 1, 0.03)
+        while not process.poll() and not (tmp_path / "cut" / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        time.sleep(0.3 + chance.random())
+        process.kill()
+        process.communicate()
+        saved = newest(tmp_path / "cut")
+        assert (saved.step if saved else 0) >= reached
+        reached = saved.step if saved else 0
+    finish(start(tmp_path / "cut", "dropout", 60, 1), whole)
+    a, b = newest(tmp_path / "whole"), newest(tmp_path / "cut")
+    assert reached > 0 and a.step == b.step == 60
+    for states in ("modules", "averages"):
+        for key, value in getattr(a, states)["net"].items():
+            assert torch.equal(value, getattr(b, states)["net"][key]), key
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert not list((tmp_path / "cut" / "checkpoints" / "fit").glob(".writing*"))
+
+
+def test_a_polite_stop_saves_first(tmp_path):
+    process = start(tmp_path, "dropout", 500, 1, 0.02)
+    while not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").stat().st_size == 0:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    saved = newest(tmp_path)
+    assert process.returncode == 1 and f"stopped after step {saved.step} and saved" in errors
+    assert saved.step % 5 or saved.step > 0
