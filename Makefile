@@ -25,7 +25,7 @@ check-long: $(VENV)/.test
 	$(QUIET) VIVAVOCE_LONG=1 $(BIN)/python tests/check_long.py $(ARGS)
 
 docs: $(VENV)/.test
-	$(QUIET) $(BIN)/python -m mkdocs build --strict --quiet
+	$(QUIET) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 clean:

@@ -1,0 +1,64 @@
+"""The documentation: it builds strictly, names every floor and command, and each command it shows works."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shown_commands import ROOT, Shown, run_shown, shown_commands
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_the_site_builds_strictly(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    from vivavoce.cli import COMMANDS
+
+    reference = (tmp_path / "site" / "commands.html").read_text()
+    for name in COMMANDS:
+        assert f'id="{name}"' in reference and f"vivavoce {name}" in reference
+    assert "[[commands]]" not in reference
+    python = (tmp_path / "site" / "python.html").read_text()
+    assert 'id="vivavoce.systems.SpeechLM.reply"' in python and 'id="vivavoce.audio.read"' in python
+
+
+def test_architecture_names_every_floor():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    picture = (ROOT / "docs" / "pictures" / "floors.svg").read_text()
+    for folder in (ROOT / "src" / "vivavoce").iterdir():
+        if (folder / "__init__.py").exists() and folder.name != "recipes":
+            assert f"`{folder.name}`" in text, folder.name
+            assert folder.name in picture or folder.name == "atlas", folder.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_commands_work(page: Path, tmp_path):
+    """All commands of a page one after another, as a reader would, in a folder that holds the examples."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for shown in shown_commands(page):
+        if shown.skip is None:
+            done = run_shown(shown.command, tmp_path)
+            told = done.stdout[-1500:] + done.stderr[-1500:]
+            assert done.returncode == 0, f"{page.name}:{shown.line}: {shown.command}\n{told}"
+
+
+def test_shown_commands_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "text\n\n```console\n$ one --a \\\n    --b\noutput\n$ two\n```\n\n"
+        "<!-- not run: slow -->\n```console\n$ three\n```\n"
+        "```bash\n$ four\n```\n1. item\n\n    ```console\n    $ five\n    ```\n"
+    )
+    assert shown_commands(page) == [
+        Shown(4, "one --a --b", None),
+        Shown(7, "two", None),
+        Shown(12, "three", "slow"),
+        Shown(20, "five", None),
+    ]
+    assert run_shown("echo $VIVAVOCE_OFFLINE; exit 3", tmp_path).returncode == 3
