@@ -5,7 +5,6 @@ Continuous frames keep more of unknown voices than supervised tokens of the same
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError

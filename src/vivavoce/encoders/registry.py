@@ -1,0 +1,77 @@
+"""Encoders by name, as recipes name them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vivavoce.encoders.base import Encoder
+from vivavoce.errors import RecipeError
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML's lists as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _speech_transformer(source: str | None = None, revision: str | None = None, **sizes: Any) -> Encoder:
+    """Published weights from `source` (directory or hub id), or random ones of the given sizes."""
+    from vivavoce.encoders.pretrained import load_speech_transformer
+    from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
+
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_speech_transformer(source, revision)
+    return SpeechTransformer(SpeechTransformerConfig(**_tuples(sizes))).eval()
+
+
+def _wavlm(**options: Any) -> Encoder:
+    if "source" not in options:
+        options.setdefault("relative_buckets", 320)
+    return _speech_transformer(**options)
+
+
+def _mfcc(**options: Any) -> Encoder:
+    from vivavoce.encoders.mfcc import MFCCEncoder
+
+    return MFCCEncoder(**options)
+
+
+def _causal_mel(**options: Any) -> Encoder:
+    from vivavoce.encoders.causal_mel import CausalMelEncoder
+    from vivavoce.encoders.streaming import StreamingEncoder
+
+    module = CausalMelEncoder(**_tuples(options))
+    return StreamingEncoder(module, module.sample_rate)
+
+
+def _log_mel(**options: Any) -> Encoder:
+    from vivavoce.encoders.streaming import StreamingEncoder
+    from vivavoce.nn.logmel import StreamingLogMel
+
+    module = StreamingLogMel(**options)
+    return StreamingEncoder(module, module.sample_rate)
+
+
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "hubert": _speech_transformer,
+    "wav2vec2": _speech_transformer,
+    "wavlm": _wavlm,
+    "mfcc": _mfcc,
+    "causal_mel": _causal_mel,
+    "log_mel": _log_mel,
+}
+
+
+def build_encoder(config: Mapping[str, Any]) -> Encoder:
+    """Build from `{"kind": "hubert", "source": "facebook/hubert-base-ls960"}`, or sizes for random weights.
+
+    Raises `RecipeError` naming what is unknown or missing.
+    """
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind not in ENCODERS:
+        raise RecipeError(f"encoder.kind: {kind!r} is none of {', '.join(ENCODERS)}")
+    try:
+        return ENCODERS[kind](**options)
+    except TypeError as error:
+        raise RecipeError(f"encoder ({kind}): {error}") from None

@@ -1,0 +1,232 @@
+"""Discrete units of speech: frames of an encoder, each replaced by the number of its k-means cluster.
+
+As GSLM (arXiv:2102.01192) and HuBERT (arXiv:2106.07447) make them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.encoders.base import Encoder
+from vivavoce.errors import CheckpointError, DataError, RequestError
+from vivavoce.nn.streaming import lengths_of, take_frames, valid
+from vivavoce.quantizers import minibatch_kmeans, nearest
+from vivavoce.quantizers.nearest import ties
+
+CONFIG, CENTERS, WEIGHTS = "units.json", "units.safetensors", "encoder.safetensors"
+
+
+@dataclass
+class Units:
+    """Runs of equal units: units [B, N] int64, durations [B, N] in frames (0 beyond lengths), lengths [B] in runs."""
+
+    units: Tensor
+    durations: Tensor
+    lengths: Tensor
+
+
+class UnitTokenizer(nn.Module):
+    """Waveform -> one code a frame: an encoder's frames at `layer` and the `centers` [clusters, D] of their k-means.
+
+    There is no way back to a waveform but a vocoder (`vivavoce.vocoders.UnitHiFiGAN`). `config` is what
+    `build_encoder` makes this encoder of; it is needed for saving only.
+    """
+
+    codebooks = 1
+    centers: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        centers: Tensor,
+        layer: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        encoder.check_layer(layer)
+        if centers.dim() != 2 or centers.shape[1] != encoder.width:
+            raise CheckpointError(f"centers {tuple(centers.shape)} for an encoder of width {encoder.width}")
+        self.encoder, self.layer = encoder, layer
+        self.config = dict(config) if config is not None else None
+        self.register_buffer("centers", centers.float())
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: Encoder,
+        waves: Iterable[Any],
+        clusters: int,
+        layer: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        most_frames: int = 2_000_000,
+        **kmeans: Any,
+    ) -> "UnitTokenizer":
+        """Train the clusters on waveforms (each `Audio`, [samples] or [1, samples]), heard one after the other.
+
+        Beyond `most_frames` frames a uniform random sample of that many is kept. Further options are those of
+        `minibatch_kmeans`. Raises `DataError` when the corpus has fewer frames than clusters.
+        """
+        frames = _Reservoir(most_frames, encoder.width, seed)
+        for wave in waves:
+            found = encoder.features([wave], layer=layer)
+            frames.add(found.values[0, : int(found.lengths[0])].float().cpu())
+        points = frames.rows()
+        if len(points) < clusters:
+            raise DataError(f"{len(points)} frames for {clusters} units: give a larger corpus or fewer units")
+        return cls(encoder, minibatch_kmeans(points, clusters, seed=seed, **kmeans).centers, layer, config)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the waveforms."""
+        return self.encoder.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Codes a second."""
+        return self.encoder.frame_rate
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of units."""
+        return len(self.centers)
+
+    def frames(self, samples):
+        """Codes of `samples` (int or integer tensor): exact."""
+        return self.encoder.frames(samples)
+
+    @torch.no_grad()
+    def encode(self, wave: Any, lengths: Tensor | None = None) -> Tensor:
+        """Waveforms, as `Encoder.features` takes them -> codes [B, 1, T] int64, 0 beyond `frames(lengths)`."""
+        return self._codes(wave, lengths)[0][:, None]
+
+    @torch.no_grad()
+    def units(self, wave: Any, lengths: Tensor | None = None) -> Units:
+        """Waveforms -> their units, repeated ones joined, with how many frames each lasts."""
+        return deduplicate(*self._codes(wave, lengths))
+
+    def _codes(self, wave: Any, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        frames = self.encoder.features(wave, lengths, self.layer)
+        values = frames.values
+        codes = nearest(values.flatten(0, 1), self.centers).view(values.shape[:2])
+        return codes * valid(frames.lengths, codes.shape[1]), frames.lengths
+
+    def ties(self, wave: Any, lengths: Tensor | None = None) -> Tensor:
+        """Where rounding may change a code: bool [B, 1, T]."""
+        return ties(self.encoder.features(wave, lengths, self.layer).values, self.centers)[:, None]
+
+    def save(self, directory: str | Path) -> None:
+        """Write the centers, what the encoder is, and its weights if it has any."""
+        from safetensors.torch import save_file
+
+        if self.config is None:
+            raise RequestError("an encoder of unknown making cannot be saved: give UnitTokenizer its `config`")
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = dict(self.encoder.state_dict())
+        config = self.config
+        if weights:
+            save_file({key: value.contiguous() for key, value in weights.items()}, directory / WEIGHTS)
+            config = _rebuilding(self.encoder, config)
+        save_file({"centers": self.centers}, directory / CENTERS)
+        text = json.dumps({"kind": "units", "encoder": config, "layer": self.layer}, indent=2)
+        (directory / CONFIG).write_text(text + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "UnitTokenizer":
+        """Read what `save` wrote; raises `CheckpointError` for a directory that is not that."""
+        from safetensors.torch import load_file
+
+        from vivavoce.encoders.registry import build_encoder
+
+        directory = Path(directory)
+        try:
+            config = json.loads((directory / CONFIG).read_text())
+            centers = load_file(directory / CENTERS)["centers"]
+            encoder = build_encoder(config["encoder"])
+            if (directory / WEIGHTS).is_file():
+                encoder.load_state_dict(load_file(directory / WEIGHTS))
+        except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{directory} is no directory of units: {str(error).splitlines()[0]}") from error
+        return cls(encoder.eval(), centers, config["layer"], config["encoder"])
+
+
+def deduplicate(codes: Tensor, lengths: Tensor | None = None) -> Units:
+    """Join runs of equal codes [B, T]: the inverse of `expand`."""
+    lengths = lengths_of(codes, lengths)
+    inside = valid(lengths, codes.shape[1])
+    starts = inside.clone()
+    starts[:, 1:] &= codes[:, 1:] != codes[:, :-1]
+    counts = starts.sum(1)
+    size = int(counts.max()) if len(counts) else 0
+    run = starts.long().cumsum(1) - 1
+    durations = codes.new_zeros(len(codes), size + 1)
+    durations.scatter_add_(1, torch.where(inside, run, size), inside.long())
+    units = codes.new_zeros(len(codes), size + 1)
+    units.scatter_(1, torch.where(inside, run, size), codes)
+    keep = valid(counts, size)
+    return Units(units[:, :size] * keep, durations[:, :size] * keep, counts)
+
+
+def expand(units: Tensor, durations: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Repeat units [B, N, ...] for their durations [B, N]: frames [B, T, ...] and their lengths [B]."""
+    lengths = lengths_of(units, lengths)
+    durations = durations * valid(lengths, units.shape[1])
+    ends = durations.cumsum(1)
+    totals = durations.sum(1)
+    size = int(totals.max()) if len(totals) else 0
+    if size == 0:
+        return units[:, :0], totals
+    at = torch.arange(size, device=units.device)[None].expand(len(units), -1).contiguous()
+    index = torch.searchsorted(ends.contiguous(), at, right=True).clamp(max=units.shape[1] - 1)
+    frames = take_frames(units, index)
+    inside = valid(totals, size).view(*frames.shape[:2], *[1] * (frames.dim() - 2))
+    return torch.where(inside, frames, torch.zeros((), dtype=frames.dtype, device=frames.device)), totals
+
+
+def _rebuilding(encoder: Encoder, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's config without its source, so that loading needs neither network nor the original directory."""
+    from dataclasses import asdict
+
+    from vivavoce.encoders.speech_transformer import SpeechTransformer
+
+    if isinstance(encoder, SpeechTransformer):
+        return {"kind": config["kind"], **asdict(encoder.config)}
+    return dict(config)
+
+
+class _Reservoir:
+    """A uniform sample of at most `size` of the rows seen, in bounded memory."""
+
+    def __init__(self, size: int, width: int, seed: int):
+        self.size, self.width, self.seen = size, width, 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.parts: list[Tensor] = []
+        self.kept: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        room = max(self.size - self.seen, 0)
+        self.parts.append(rows[:room])
+        self.seen += min(room, len(rows))
+        rest = rows[room:]
+        if not len(rest):
+            return
+        kept = self.rows()
+        ages = self.seen + 1 + torch.arange(len(rest))
+        places = (torch.rand(len(rest), generator=self.generator, dtype=torch.float64) * ages).long()
+        for place, row in zip(places.tolist(), rest):
+            if place < self.size:
+                kept[place] = row
+        self.seen += len(rest)
+
+    def rows(self) -> Tensor:
+        if self.kept is None or self.parts:
+            earlier = [] if self.kept is None else [self.kept]
+            self.kept = torch.cat([torch.zeros(0, self.width), *earlier, *self.parts])
+            self.parts = []
+        return self.kept

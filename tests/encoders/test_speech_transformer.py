@@ -1,0 +1,139 @@
+"""The trunk of HuBERT, wav2vec 2.0 and WavLM: batches, lengths, layers, requests."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vivavoce.audio import Audio
+from vivavoce.encoders.registry import ENCODERS, build_encoder
+from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
+from vivavoce.errors import AudioError, RecipeError, RequestError
+
+SMALL = SpeechTransformerConfig(
+    conv_widths=(16, 16, 16), conv_kernels=(10, 3, 2), conv_strides=(5, 2, 2), width=32, layers=3, heads=4, hidden=48,
+    position_kernel=16, position_groups=4,
+)
+VARIANTS = {
+    "group": SMALL,
+    "layer": dataclasses.replace(SMALL, front_norm="layer", conv_bias=True, stable=True, normalize=True),
+    "relative": dataclasses.replace(SMALL, relative_buckets=32, relative_distance=80, projection_norm=False),
+}
+
+
+def build(variant):
+    torch.manual_seed(3)
+    encoder = SpeechTransformer(VARIANTS[variant]).eval()
+    for parameter in encoder.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return encoder
+
+
+@pytest.fixture(params=list(VARIANTS))
+def encoder(request):
+    return build(request.param)
+
+
+def test_a_padded_row_gives_what_it_gives_alone(encoder):
+    lengths = torch.tensor([3000, 2417, 400, 61, 33, 0])
+    waves = torch.randn(6, 1, 3000)
+    padded = waves.clone()
+    for row, length in enumerate(lengths):
+        padded[row, :, length:] = float("nan")
+    batch = encoder.features(padded, lengths, layer="all")
+    assert batch.values.shape[1] == 4 and batch.lengths.tolist() == encoder.frames(lengths).tolist()
+    for row, length in enumerate(lengths.tolist()):
+        alone = encoder.features([waves[row, 0, :length]], layer="all")
+        count = int(alone.lengths[0])
+        scale = alone.values.std().item() if count else 1
+        assert torch.allclose(batch.values[row, :, :count], alone.values[0], atol=1e-4 * scale)
+        assert not batch.values[row, :, count:].any()
+
+
+def test_padding_would_leak_without_the_masks():
+    """The statistics over time and the attention hear the padding unless told: the property above can fail."""
+    encoder = build("group")
+    wave = torch.randn(1, 2000)
+    alone = encoder(wave, torch.tensor([2000]))
+    padded = torch.cat([wave, torch.zeros(1, 2000)], dim=1)
+    assert not torch.allclose(encoder(padded, torch.tensor([4000]))[:, :50], alone[:, :50], atol=1e-2)
+
+
+def test_frames_is_exact_and_published():
+    published = SpeechTransformer(SpeechTransformerConfig(width=32, heads=4, hidden=32, layers=1, conv_widths=(8,) * 7))
+    assert published.frame_rate == 50 and published.shortest() == 400
+    for samples, frames in ((0, 0), (399, 0), (400, 1), (719, 1), (720, 2), (16000, 49), (160000, 499)):
+        assert published.frames(samples) == frames
+        assert published.frames(torch.tensor([samples])).tolist() == [frames]
+    for samples in (400, 719, 720, 3333):
+        assert published.features([torch.randn(samples)]).values.shape[1] == published.frames(samples)
+
+
+def test_layers(encoder):
+    wave = [torch.randn(900)]
+    every = encoder.features(wave, layer="all").values[0]
+    for layer in range(4):
+        assert torch.equal(encoder.features(wave, layer=layer).values[0], every[layer])
+    last = encoder.features(wave).values[0]
+    expected = encoder.norm(every[3]) if encoder.config.stable else every[3]
+    assert torch.allclose(last, expected)
+    for layer in (-1, 4, "none"):
+        with pytest.raises(RequestError, match="0 to 3"):
+            encoder.features(wave, layer=layer)
+
+
+def test_audio_lists_and_tensors_are_the_same(encoder):
+    wave = torch.randn(500)
+    as_list = encoder.features([Audio(wave, 16000)]).values
+    assert torch.equal(as_list, encoder.features(wave.view(1, 1, -1)).values)
+
+
+def test_what_cannot_be_heard_is_refused():
+    encoder = build("group")
+    with pytest.raises(AudioError, match="16000"):
+        encoder.features([Audio(torch.zeros(500), 8000)])
+    with pytest.raises(AudioError, match="mono"):
+        encoder.features([torch.zeros(2, 500)])
+    with pytest.raises(AudioError, match="mix channels"):
+        encoder.features(torch.zeros(1, 2, 500))
+    with pytest.raises(AudioError, match="not finite"):
+        encoder.features(torch.full((1, 1, 500), float("nan")))
+    with pytest.raises(RequestError, match="lengths"):
+        encoder.features(torch.zeros(1, 1, 500), torch.tensor([501]))
+
+
+def test_gradients_reach_the_weights(encoder):
+    encoder(torch.randn(2, 600), torch.tensor([600, 400])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_registry_builds_random_sizes():
+    sizes = dataclasses.asdict(SMALL)
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
+    for kind in ("hubert", "wav2vec2"):
+        assert build_encoder({"kind": kind, **lists}).config == SMALL
+    del lists["relative_buckets"]
+    assert build_encoder({"kind": "wavlm", **lists}).bias is not None
+    with pytest.raises(RecipeError, match=r"encoder\.kind"):
+        build_encoder({"kind": "hubret"})
+    with pytest.raises(RecipeError, match="layres"):
+        build_encoder({"kind": "hubert", "layres": 3})
+    with pytest.raises(RecipeError, match="source"):
+        build_encoder({"kind": "hubert", "source": "somewhere", "layers": 3})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in ("hubert", "wav2vec2", "wavlm")])
+def test_encoders_without_weights_keep_the_same_promises(kind):
+    encoder = build_encoder({"kind": kind}).eval()
+    lengths = torch.tensor([4000, 2517, 399, 0])
+    waves = torch.randn(4, 1, 4000) * 0.1
+    batch = encoder.features(waves, lengths)
+    assert batch.values.shape[2] == encoder.width and batch.lengths.tolist() == encoder.frames(lengths).tolist()
+    for row, length in enumerate(lengths.tolist()):
+        alone = encoder.features([waves[row, 0, :length]])
+        count = int(alone.lengths[0])
+        assert count == encoder.frames(length)
+        assert torch.allclose(batch.values[row, :count], alone.values[0], atol=1e-4)
+        assert not batch.values[row, count:].any()
+    with pytest.raises(RequestError, match="no layers"):
+        encoder.features(waves, layer=1)
