@@ -6,12 +6,15 @@ killed run goes on where it was, and a new scorer needs no model.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vivavoce.errors import RequestError
 from vivavoce.evaluation.artefacts import Artefacts
@@ -52,7 +55,9 @@ class Result:
     def of(cls, task: str, metric: str, group: str, found: Estimate, unit: str = "", **more: Any) -> Result:
         """From an estimate; a share becomes per cent where `unit` is "%"."""
         scale = 100.0 if unit == "%" else 1.0
-        return cls(task, metric, group, found.value * scale, found.low * scale, found.high * scale, found.count, unit, **more)
+        return cls(
+            task, metric, group, found.value * scale, found.low * scale, found.high * scale, found.count, unit, **more
+        )
 
     @property
     def reached(self) -> bool | None:
@@ -80,7 +85,7 @@ class Task(ABC):
 
     name: str
     verb: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = {}
 
     @abstractmethod
     def items(self, data: Path | None) -> list[Item]:
@@ -103,10 +108,10 @@ class Task(ABC):
 # name -> (module, class)
 TASKS = {
     "digits": ("vivavoce.evaluation.digits", "Digits"),
+    "footprint": ("vivavoce.evaluation.footprint", "Footprint"),
     "intelligibility": ("vivavoce.evaluation.intelligibility", "Intelligibility"),
     "pairwise_likelihood": ("vivavoce.evaluation.likelihood", "PairwiseLikelihood"),
     "resynthesis": ("vivavoce.evaluation.resynthesis", "Resynthesis"),
-    "speed": ("vivavoce.evaluation.speed", "Speed"),
 }
 
 
@@ -139,7 +144,9 @@ def evaluate(
     """
     verbs = getattr(model, "verbs", None)
     if verbs is not None and task.verb not in verbs:
-        raise RequestError(f"task {task.name} needs the verb '{task.verb}'; this model has {', '.join(verbs) or 'none'}")
+        raise RequestError(
+            f"task {task.name} needs the verb '{task.verb}'; this model has {', '.join(verbs) or 'none'}"
+        )
     items = _limited(task.items(data), limit)
     if not items:
         raise RequestError(f"task {task.name}: nothing to ask with these settings")
@@ -156,8 +163,11 @@ def evaluate(
         failed = [(item.id, a["error"]) for item, a in kept if "error" in a]
     results = task.summarize(scored)
     if failed:
+        nan = float("nan")
         note = f"first: {failed[0][0]}: {failed[0][1]}"
-        results.append(Result(task.name, "items that could not be used", "", len(failed), *[float("nan")] * 2, len(items), note=note))
+        results.append(
+            Result(task.name, "items that could not be used", "", len(failed), nan, nan, len(items), note=note)
+        )
     return results
 
 
@@ -172,16 +182,18 @@ def _limited(items: list[Item], limit: int | None) -> list[Item]:
 
 def _identity(model: Any, task: Task) -> dict[str, Any]:
     """What artefacts belong to: reusing those of another model or other settings would be a lie."""
-    return {"model": getattr(model, "fingerprint", None), "task": task.name, "settings": dict(task.settings)}
+    return {"model": weights_digest(model), "task": task.name, "settings": dict(task.settings)}
 
 
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size`, in order."""
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def weights_digest(model: Any) -> str | None:
+    """The model's own `fingerprint`, or a digest of its weights (of its `system`, if any); None for neither."""
+    if getattr(model, "fingerprint", None) is not None:
+        return str(model.fingerprint)
+    module = getattr(model, "system", model)
+    if not hasattr(module, "state_dict"):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vivavoce.data.sums import all_answers
-from vivavoce.evaluation.harness import Item, Result, Scored, Task, chunks
+from vivavoce.evaluation.harness import Item, Result, Scored, Task
 from vivavoce.evaluation.judge import ClosedVocabulary, controls
 from vivavoce.evaluation.statistics import estimate
 
@@ -15,14 +15,14 @@ TARGET, CONTROL_TARGETS = 95.0, {"natural": (95.0, True), "shuffled": (15.0, Fal
 
 
 class Intelligibility(Task):
-    """`reply([("user", sentence)], task="speak")` -> the recogniser hears exactly the sentence.
+    """`fill("speak", given={"text": sentence})` -> the recogniser hears exactly the sentence.
 
     `sentences`: what is spoken, and all that the recogniser knows (default: the 110 answers about digits).
     `control`: the voice of the controls in the same run (None: no controls).
     """
 
     name = "intelligibility"
-    verb = "reply"
+    verb = "fill"
 
     def __init__(self, sentences: Sequence[str] | None = None, control: str | None = "flite:slt"):
         self.sentences = tuple(sentences or all_answers())
@@ -33,10 +33,8 @@ class Intelligibility(Task):
         return [Item(sentence.replace(" ", "-"), sentence, sentence) for sentence in self.sentences]
 
     def answers(self, model: Any, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
-        for batch in chunks(items, 16):
-            replies = model.reply([[("user", item.given)] for item in batch], task="speak")
-            for item, reply in zip(batch, replies, strict=True):
-                yield item, {"audio": reply.audio}
+        for item in items:
+            yield item, {"audio": model.fill("speak", given={"text": item.given})["audio"]}
 
     def score(self, item: Item, artefact: Mapping[str, Any]) -> dict[str, float]:
         return {"exact": float(self._judge(artefact["audio"]) == item.expected)}

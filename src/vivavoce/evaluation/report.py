@@ -19,7 +19,15 @@ def number(value: float, unit: str = "") -> str:
     """Three significant digits, but no false ones: `97.2 %`, `0.512 s`, `-`."""
     if math.isnan(value):
         return "-"
-    decimals = 1 if unit == "%" else 0 if abs(value) >= 1000 else max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    decimals = (
+        1
+        if unit == "%"
+        else 0
+        if abs(value) >= 1000
+        else max(0, 2 - math.floor(math.log10(abs(value))))
+        if value
+        else 0
+    )
     return f"{value:.{min(decimals, 4)}f}" + (f" {unit}" if unit else "")
 
 
@@ -52,9 +60,13 @@ def table(results: Sequence[Result], title: str) -> Table:
     return made
 
 
+def as_lines(results: Iterable[Result]) -> str:
+    """JSON lines, one result a line; what is not a number is null."""
+    rows = ({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.row().items()} for r in results)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def save(results: Iterable[Result], path: Path) -> None:
-    """JSON lines, one result a line, whole or not at all."""
+    """`as_lines` into a file, whole or not at all."""
     with atomic(path) as file:
-        for result in results:
-            row = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in result.row().items()}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(as_lines(results))

@@ -58,7 +58,7 @@ def estimate(
 
 def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
     """Mean of `first` - `second`, observed on the same items in the same order (paired)."""
-    return estimate(np.asarray(first, np.float64) - np.asarray(second, np.float64), seed=seed)
+    return estimate([a - b for a, b in zip(first, second, strict=True)], seed=seed)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
