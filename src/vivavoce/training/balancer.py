@@ -25,9 +25,14 @@ class Balancer:
         self.totals: dict[str, float] = {}
         self.counts: dict[str, float] = {}
 
-    def __call__(self, losses: Mapping[str, Tensor], output: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, losses: Mapping[str, Tensor], output: Tensor, onto: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """A scalar whose gradient at `output` [B, …] is G and whose value is the weighted sum of the losses, and the
-        share of each loss in the sum of norms. Every loss must depend on the model through `output` only."""
+        share of each loss in the sum of norms. Every loss must depend on the model through `output` only.
+
+        `onto`: where `output` is a detached leaf, the tensor that it was taken from; the scalar then depends on that.
+        """
         names = [name for name in self.weights if name in losses]
         missing = [name for name in losses if name not in self.weights]
         if missing or not names:
@@ -42,7 +47,7 @@ class Balancer:
             share = self.weights[name] / whole
             gradient += g * (self.total_norm * share / (norm + 1e-12))
             value += share * losses[name].detach()
-        surrogate = (output * gradient.detach()).sum()
+        surrogate = ((output if onto is None else onto) * gradient.detach()).sum()
         total = sum(average)
         shares = {f"balance/{name}": norm / total if total else 0.0 for name, norm in zip(names, average)}
         return surrogate - surrogate.detach() + value, shares

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vivavoce.codecs.discriminators import build_discriminators
 from vivavoce.errors import DataError, RecipeError
-from vivavoce.training.adversarial import discriminator_loss, feature_matching, generator_loss
+from vivavoce.training.adversarial import Judgement, discriminator_loss, feature_matching, generator_loss
 from vivavoce.training.balancer import Balancer
 from vivavoce.training.reconstruction import MultiScaleMel, MultiScaleSTFT
 from vivavoce.training.task import Task, step_seed
@@ -107,8 +107,10 @@ class CodecTask(Task):
         self.stft.to(batch.device)
         estimate, quantized = self.resynthesize(batch)
         quantizer = quantized.loss
+        # With discriminators the losses hang on a leaf: one judgement serves both updates, the codec's graph only one.
+        heard = estimate if self.judges is None else estimate.detach().requires_grad_(estimate.requires_grad)
         losses = {
-            name: function(estimate, batch)
+            name: function(heard, batch)
             for name, function in (("mel", self.mel), ("wave", F.l1_loss), ("stft", self.stft))
             if self.weights[name]
         }
@@ -118,17 +120,23 @@ class CodecTask(Task):
             total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
             yield "codec", {"loss": total + self.weights["quantizer"] * quantizer, **logs}
             return
-        if step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6:
-            judged = discriminator_loss(self.judges(batch), self.judges(estimate.detach()), self.adversarial)
-            yield "discriminators", {"loss": judged}
-        with torch.no_grad():
-            real = self.judges(batch)
-        fake = self.judges(estimate)
+        turn = step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6
+        with torch.set_grad_enabled(turn):
+            real = self._judge(batch)
+        fake = self._judge(heard)
         losses |= {"adversarial": generator_loss(fake, self.adversarial), "features": feature_matching(real, fake)}
-        total, shares = self.balancer({k: v for k, v in losses.items() if self.weights[k]}, estimate)
+        total, shares = self.balancer({k: v for k, v in losses.items() if self.weights[k]}, heard, onto=estimate)
         logs |= {name: losses[name].detach() for name in ("adversarial", "features")}
         logs |= {name: torch.tensor(share, device=batch.device) for name, share in shares.items()}
         yield "codec", {"loss": total + self.weights["quantizer"] * quantizer, **logs}
+        if turn:
+            yield "discriminators", {"loss": discriminator_loss(real, fake, self.adversarial)}
+
+    def _judge(self, wave: Tensor) -> Judgement:
+        """The discriminators' opinion, always in float32."""
+        assert self.judges is not None
+        with torch.autocast(wave.device.type, enabled=False):
+            return self.judges(wave.float())
 
     def evaluate(self, step: int) -> Mapping[str, float]:
         """Over the held-out clips: mel and L1 distance, signal-to-noise ratio, and the health of each codebook."""
