@@ -13,10 +13,17 @@ from vivavoce.layouts.program import Builder
 from vivavoce.layouts.spec import KindSpec
 
 KINDS = {
-    "flat": "flat:FlatSpec",
-    "parallel": "grids:ParallelSpec",
+    "chain-of-modality": "chain:ChainSpec",
+    "dedup": "dedup:DedupSpec",
     "delay": "grids:DelaySpec",
+    "flat": "flat:FlatSpec",
+    "hierarchical": "hierarchical:HierarchicalSpec",
+    "interleaved": "interleaved:InterleavedSpec",
     "multi-stream": "grids:MultiStreamSpec",
+    "parallel": "grids:ParallelSpec",
+    "template": "template:TemplateSpec",
+    "text-aligned": "text_aligned:TextAlignedSpec",
+    "time-multiplexed": "time_multiplexed:TimeMultiplexedSpec",
 }
 
 

@@ -19,6 +19,7 @@ LITERAL = -2  # in `stream`: a literal of the layout; its id stands in `index`
 BLANK = -2  # in `forced`: an empty lane of a stream that names no blank of its own
 OPEN = 1 << 40  # a length that is not known yet: as far as the stream goes
 END = -1  # right padding of a table of counts
+FOREVER = OPEN + 1  # in the last column of a computed table: OPEN, and so on without end
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def level_lengths(stream: StreamSpec, lengths: Tensor) -> Tensor:
         lengths = (lengths[:, None] * ratios).clamp(max=OPEN)
     if lengths.dim() != 2 or lengths.shape[1] != stream.levels:
         raise RequestError(
-            f"lengths of stream '{stream.name}' have shape {tuple(lengths.shape)}: give [B] frames or [B, {stream.levels}] cells"
+            f"lengths of stream '{stream.name}' have shape {tuple(lengths.shape)}: "
+            f"give [B] frames or [B, {stream.levels}] cells"
         )
     if lengths.numel() and int(lengths.min()) < 0:
         raise RequestError(f"a length of stream '{stream.name}' is negative")

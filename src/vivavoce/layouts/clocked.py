@@ -18,7 +18,7 @@ def exact(rate: float) -> Fraction:
 
 
 def parse_clock(clock: float | str, parts: Sequence[Part]) -> Fraction | None:
-    """Columns per second of a grid: a number, `fastest` (level) or `frame` (the slowest stream's frames); None = order only."""
+    """Columns per second: a number, `fastest` (level) or `frame` (the slowest stream's frames); None = order only."""
     rates = [(exact(stream.rate), stream, levels) for stream, levels in parts if stream.rate is not None]
     if not isinstance(clock, str):
         return exact(clock)
@@ -46,7 +46,7 @@ def speeds(parts: Sequence[Part], clock: float | str = "fastest") -> list[tuple[
 
 def lanes_block(builder: Builder, parts: Sequence[Part], clock: float | str = "fastest", stride: int = 1,
                 delays: dict[str, int | list[int]] | None = None, step: int = 0) -> Block:
-    """Every level in lanes of its own: g lanes, each with a cell in every s-th column, for a level of g/s cells a column.
+    """Every level in lanes of its own: for g/s cells a column, g lanes that have a cell in every s-th column.
 
     Lanes of a stream are ordered by the time of their cell in the column, then by level (for SNAC at its frame rate:
     coarse, middle, fine, fine, middle, fine, fine). delays: in columns, for a stream, for its levels, or for its lanes;
@@ -71,7 +71,8 @@ def lanes_block(builder: Builder, parts: Sequence[Part], clock: float | str = "f
     return Block(tuple(slots))
 
 
-def _delays(stream: StreamSpec, levels: list[int], lanes: list[int], delay: int | list[int] | None, step: int) -> list[int]:
+def _delays(stream: StreamSpec, levels: list[int], lanes: list[int], delay: int | list[int] | None,
+            step: int) -> list[int]:
     """The delay of each lane, given for the stream, for its levels or for its lanes (`lanes`: the level in each)."""
     if delay is None:
         return [n * step for n in range(len(lanes))]
@@ -82,7 +83,8 @@ def _delays(stream: StreamSpec, levels: list[int], lanes: list[int], delay: int 
     elif len(delay) == len(levels):
         each = [delay[levels.index(level)] for level in lanes]
     else:
-        raise RecipeError(f"layout.delays.{stream.name}: {len(delay)} delays for {len(levels)} levels in {len(lanes)} lanes")
+        raise RecipeError(f"layout.delays.{stream.name}: {len(delay)} delays for {len(levels)} levels "
+                          f"in {len(lanes)} lanes")
     if min(each) < 0:
         raise RecipeError(f"layout.delays.{stream.name}: a delay is negative; delay the other streams instead")
     return each

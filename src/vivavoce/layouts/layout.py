@@ -1,16 +1,17 @@
 """`Layout`: a program with its two readings, `place` for whole batches and `start`/`next` column by column."""
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from vivavoce.errors import RequestError
-from vivavoce.layouts.cells import END, OPEN, Given, level_lengths
+from vivavoce.layouts.cells import END, FOREVER, OPEN, Given, level_lengths
 from vivavoce.layouts.machine import Machine
 from vivavoce.layouts.places import Column, Places
+from vivavoce.layouts.placing import place_all
 from vivavoce.layouts.program import Program
+from vivavoce.layouts.stepping import next_column
 from vivavoce.layouts.tables import Facts, table
 from vivavoce.layouts.views import view
 from vivavoce.nn.streaming import State
@@ -30,7 +31,12 @@ class Layout:
         self.lanes = program.lanes
         self.fingerprint = program.fingerprint
         self.dropped = dict(program.dropped)
-        self._machine = lru_cache(maxsize=8)(lambda device: Machine(program, device))
+        self._machines: dict[torch.device, Machine] = {}
+
+    def _machine(self, device: torch.device) -> Machine:
+        if device not in self._machines:
+            self._machines[device] = Machine(self.program, device)
+        return self._machines[device]
 
     def __repr__(self) -> str:
         return f"Layout({[stream.name for stream in self.streams]}, lanes={self.lanes}, {self.fingerprint})"
@@ -77,7 +83,7 @@ class Layout:
                 raise RequestError(f"place: the length of '{name}' is open; only the streaming form works without it")
         batch = next((tensor.shape[0] for tensor in lengths.values()), 0)
         state = self.start(batch, lengths, given, seed)
-        return self._machine(state["pc"].device).place(state)
+        return place_all(self._machine(state["pc"].device), state)
 
     def start(self, batch: int, lengths: Lengths | None = None, given: Given | None = None,
               seed: int | Tensor | None = None, device: torch.device | str | None = None) -> State:
@@ -103,7 +109,9 @@ class Layout:
         width = max((entries.shape[1] for entries in tables), default=0) + 1
         stacked = torch.full((batch, len(tables), width), END, dtype=torch.int64, device=home)
         for i, entries in enumerate(tables):
-            stacked[:, i, : entries.shape[1]] = entries
+            stacked[:, i, : entries.shape[1]] = entries.clamp(max=OPEN)
+            if entries.shape[1]:
+                stacked[:, i, entries.shape[1] :] = torch.where(entries[:, -1:] == FOREVER, OPEN, END)
         views = [view(recipe, facts) for recipe in self.program.views]
         longest = max((kept.shape[1] for kept, _ in views), default=0)
         maps = torch.zeros(batch, len(views), max(longest, 1) if views else 0, dtype=torch.int64, device=home)
@@ -146,7 +154,7 @@ class Layout:
             matters only where a stream has an end token. rows: [B] bool, rows that go on; the others are held: their
             state stays the same to the bit and their column is padding.
         """
-        return self._machine(state["pc"].device).next(filled, state, rows)
+        return next_column(self._machine(state["pc"].device), filled, state, rows)
 
     def limit(self, state: State, lengths: Lengths, rows: Tensor | None = None) -> State:
         """The state with lengths that are known only now (`rows` [B] bool; None: all): an open stream has ended.

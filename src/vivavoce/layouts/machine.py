@@ -14,9 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vivavoce.errors import RequestError
-from vivavoce.layouts.cells import BLANK, END, LITERAL, OPEN, PADDING
-from vivavoce.layouts.places import Column, Places
+from vivavoce.layouts.cells import BLANK, END, LITERAL, OPEN
 from vivavoce.layouts.program import HALT, JUMP, LITERALS, RUN, SKIP, WHILE, WINDOW, Program
 from vivavoce.nn.streaming import State
 
@@ -59,7 +57,8 @@ class Machine:
         self.code, self.op_block = ints(op.code for op in ops), ints(op.block for op in ops)
         self.op_frames, self.op_table = ints(op.frames for op in ops), ints(op.table for op in ops)
         self.op_guard, self.op_target = ints(op.guard for op in ops), ints(op.target for op in ops)
-        self.op_whole = ints(op.whole for op in ops).bool()
+        self.op_whole, self.op_both = ints(op.whole for op in ops).bool(), ints(op.both for op in ops).bool()
+        self.op_tables = ints([t in op.tables for t in range(len(program.tables))] for op in ops)
         self.op_channels = torch.zeros(len(ops), self.count + 1, dtype=torch.bool, device=device)
         for i, op in enumerate(ops):
             for channel in op.channels:
@@ -111,7 +110,7 @@ class Machine:
         return torch.minimum(state["quota"], state["window"] - state["start"]).clamp(min=0)
 
     def steps(self, available: Tensor, block: Tensor) -> Tensor:
-        """[..., slots]: terms of each slot's progression in a run of `block` [...] with `available` [..., channels] cells."""
+        """[..., slots]: terms of each slot in a run of `block` [...] with `available` [..., channels] cells."""
         cells = available[..., self.slot_channel]
         steps = (cells - self.phase + self.group - 1).div(self.group, rounding_mode="floor").clamp(min=0)
         return torch.where(self.slot_block == block[..., None], steps, torch.zeros_like(steps))
@@ -134,7 +133,7 @@ class Machine:
         need = need & ~new["done"]
         while bool(need.any()):
             new = hold(new, self._execute(new), need)
-            raw, some = self.after(new, torch.zeros_like(new["raw"]))
+            _, some = self.after(new, torch.zeros_like(new["raw"]))
             need = need & ~new["done"] & ~((new["raw"] == -1) & some)
         return new
 
@@ -148,8 +147,7 @@ class Machine:
         if state["turn"].shape[1]:
             entry = self._entry(state, table)
             frames = torch.where(table >= 0, entry.clamp(min=0), frames)
-            used = (table >= 0) & (code != WHILE) & (entry != END)
-            new["turn"] = state["turn"].scatter_add(1, table.clamp(min=0)[:, None], used[:, None].to(torch.int64))
+            new["turn"] = state["turn"] + self.op_tables[pc]
             frames = torch.where((guard >= 0) & (self._entry(state, guard) <= 0), 0, frames)
         quota = (frames[:, None] * self.ratio).clamp(max=OPEN) * channels
         run, skip = code == RUN, code == SKIP
@@ -165,9 +163,11 @@ class Machine:
             new["window"] = torch.where((code == WINDOW)[:, None] & channels, end, state["window"])
         if WHILE in self.codes:
             end = torch.where(self.op_whole[pc][:, None], state["limit"], state["window"])
-            left = ((end - state["taken"] >= frames.clamp(min=1)[:, None] * self.ratio) & channels).any(1)
+            least = torch.where(table >= 0, 1, frames)
+            left = ((end - state["taken"] >= least[:, None] * self.ratio) & channels).any(1)
             if state["turn"].shape[1]:
-                left = torch.where(table >= 0, entry != END, left)
+                cells = left | ((entry != OPEN) & ~self.op_both[pc])
+                left = torch.where(table >= 0, (entry != END) & cells, left)
             stop = ((code == WHILE) & ~left) | (code == JUMP)
             new["pc"] = torch.where(stop, self.op_target[pc], new["pc"])
         new["done"] = state["done"] | (code == HALT)
@@ -180,72 +180,7 @@ class Machine:
         rows = torch.arange(table.shape[0], device=table.device)
         return state["tables"][rows, table[:, 0], turn[:, 0]]
 
-    # Column by column -----------------------------------------------------------------------------------------------
-
-    def next(self, filled: Tensor | None, state: State, rows: Tensor | None) -> tuple[Column, State]:
-        """The next column of every row that is not done (nor held by `rows` [B] bool)."""
-        new = State(state)
-        if filled is not None and self.has_ends:
-            new["window"] = self._closed(filled, state)
-        raw, more = self.after(new, state["raw"] + 1)
-        if self.single:
-            new["done"] = state["done"] | ~more
-        else:
-            new = self.fetch(new, ~more)
-            first, _ = self.after(new, torch.zeros_like(raw))
-            raw = torch.where(more, raw, first)
-        new["raw"] = torch.where(new["done"], state["raw"], raw)
-        if rows is not None:
-            new = hold(state, new, rows)
-        column, moved = self._column(new, rows)
-        return column, (moved if rows is None else hold(state, moved, rows))
-
-    def _closed(self, filled: Tensor, state: State) -> Tensor:
-        """Windows [B, channels] after the values `filled` [B, lanes] of the last column: an end token ends its frame."""
-        if filled.shape != state["last_channel"].shape:
-            raise RequestError(f"filled has shape {tuple(filled.shape)}, expected {tuple(state['last_channel'].shape)}: "
-                               "one value for each lane of the previous column")
-        channel = torch.where(state["last_channel"] < 0, self.count, state["last_channel"])
-        hit = (filled == self.ends[channel]) & (self.ends[channel] >= 0)
-        frame = state["last_cell"].div(self.ratio[channel], rounding_mode="floor") + 1
-        end = torch.where(hit[..., None] & self.same_stream[channel], frame[..., None] * self.ratio, OPEN).amin(1)
-        return torch.minimum(state["window"], torch.maximum(end, state["taken"]))
-
-    def _column(self, state: State, rows: Tensor | None) -> tuple[Column, State]:
-        """The places at column `raw` of every row's run, and the state after them."""
-        new, raw = State(state), state["raw"][:, None]
-        active = ~state["done"] if rows is None else rows & ~state["done"]
-        k = (raw - self.delay).div(self.stride, rounding_mode="floor")
-        steps = self.steps(self.available(state), state["block"])
-        here = (raw - self.delay == k * self.stride) & (k >= 0) & (k < steps) & active[:, None]
-        slots = torch.arange(self.lane.shape[0], device=self.device).expand_as(here)
-        empty = torch.full((raw.shape[0], self.lanes + 1), -1, dtype=torch.int64, device=self.device)
-        slot = empty.scatter(1, torch.where(here, self.lane, self.lanes), slots)[:, : self.lanes]
-        full = empty[:, : self.lanes]
-        any_cell, at = slot >= 0, slot.clamp(min=0)
-        channel = self.slot_channel[at]
-        cell = state["start"].gather(1, channel) + k.gather(1, at) * self.group[at] + self.phase[at]
-        literal = any_cell & (channel == self.count)
-        index = torch.where(literal, self.literal[at], self._shown(state, channel, cell))
-        known = any_cell & ~literal & (self.slot_given[at] | self._known(state, channel, index))
-        lane = torch.arange(self.lanes, device=self.device).expand_as(slot)
-        column = torch.where(active, state["column"], -1)[:, None].expand_as(slot)
-        stream = torch.where(any_cell, self.slot_stream[at], PADDING)
-        forced = torch.where(literal, self.literal[at], torch.where(any_cell, full, self.blank))
-        places = Column(
-            stream=stream, level=torch.where(any_cell, self.slot_level[at], full),
-            index=torch.where(any_cell, index, full), lane=lane, column=column,
-            position=torch.where(any_cell, self.positions(column, state["origin"][:, None], channel, index), full),
-            loss=torch.where(any_cell & ~known, self.slot_loss[at], 0), columns=state["column"] + active,
-            streams=self.program.streams, lanes=self.lanes, forced=forced, given=known, done=state["done"],
-        )
-        real = any_cell & ~literal
-        new["taken"] = state["taken"].scatter_reduce(
-            1, torch.where(real, channel, self.count), torch.where(real, cell + 1, 0), "amax")
-        new["column"] = state["column"] + active
-        new["last_channel"] = torch.where(real, channel, full)
-        new["last_cell"] = torch.where(real, cell, full)
-        return places, new
+    # Cells ----------------------------------------------------------------------------------------------------------
 
     def positions(self, column: Tensor, origin: Tensor, channel: Tensor, index: Tensor) -> Tensor:
         """Position ids by the program's rule; a literal counts as frame 0 of its own."""
@@ -255,8 +190,8 @@ class Machine:
             return column - origin
         return torch.where(channel == self.count, 0, index.div(self.ratio[channel], rounding_mode="floor"))
 
-    def _shown(self, state: State, channel: Tensor, cell: Tensor) -> Tensor:
-        """The stream's index of the channel's n-th `cell` [B, ...], through the views; beyond them the stream goes on."""
+    def shown(self, state: State, channel: Tensor, cell: Tensor) -> Tensor:
+        """The stream's index of the channel's n-th `cell` [B, ...], through the views; beyond, it goes on."""
         if not state["maps"].shape[1]:
             return cell
         view = self.view[channel]
@@ -267,7 +202,7 @@ class Machine:
         beyond = cell - size[..., 0] + size[..., 1]
         return torch.where(view < 0, cell, torch.where(inside, mapped, beyond))
 
-    def _known(self, state: State, channel: Tensor, index: Tensor) -> Tensor:
+    def known(self, state: State, channel: Tensor, index: Tensor) -> Tensor:
         """Whether the cell `index` of `channel` (both [B, ...]) was given beforehand."""
         row = torch.arange(index.shape[0], device=index.device).view(-1, *[1] * (index.dim() - 1)).expand_as(index)
         inside = channel.clamp(max=self.count - 1)
@@ -275,66 +210,3 @@ class Machine:
         if size := state["known_mask"].shape[2]:
             known = known | (state["known_mask"][row, inside, index.clamp(0, size - 1)] & (index < size))
         return known
-
-    # Whole batches --------------------------------------------------------------------------------------------------
-
-    def place(self, state: State) -> Places:
-        """All places of every row: the same walk, a run at a time, then one expansion of all runs."""
-        runs: list[tuple[Tensor, ...]] = []
-        while not bool(state["done"].all()):
-            active, cells = ~state["done"], self.available(state)
-            if bool((cells[:, :-1] >= OPEN).any()):
-                raise RequestError("place needs the length of every stream: one that the layout uses is open")
-            cells = cells * active[:, None]
-            steps = self.steps(cells, state["block"])
-            span = torch.where(steps > 0, (steps - 1) * self.stride + self.delay + 1, 0).amax(1)
-            width = torch.where(self.compact[state["block"]], steps.sum(1), span)
-            runs.append((steps, state["start"], state["column"]))
-            state["taken"] = state["taken"] + torch.cat([cells[:, :-1], torch.zeros_like(cells[:, :1])], dim=1)
-            state["column"] = state["column"] + width
-            state = self.fetch(state, active)
-        return self._expand(runs, state)
-
-    def _expand(self, runs: list[tuple[Tensor, ...]], state: State) -> Places:
-        """Runs [(terms of each slot [B, slots], first cells [B, channels], first columns [B])] -> places."""
-        batch = state["column"].shape[0]
-        if not runs:
-            empty = torch.zeros(batch, 0, dtype=torch.int64, device=self.device)
-            return Places(*[empty] * 7, state["column"], self.program.streams, self.lanes)
-        steps, start, origin = (torch.stack(part, dim=1) for part in zip(*runs))  # [B, R, ...]
-        entry = steps.flatten().nonzero()[:, 0]
-        repeats = steps.flatten()[entry]
-        first = repeats.cumsum(0) - repeats
-        term = torch.arange(int(repeats.sum()), device=self.device) - first.repeat_interleave(repeats)
-        entry = entry.repeat_interleave(repeats)
-        slots = steps.shape[2]
-        slot, run = entry % slots, entry // slots
-        raw = term * self.stride[slot] + self.delay[slot]
-        key = (run * (int(raw.max()) + 1 if raw.numel() else 1) + raw) * self.lanes + self.lane[slot]
-        order = key.argsort()
-        term, slot, run, raw = term[order], slot[order], run[order], raw[order]
-        row = run // steps.shape[1]
-        number = torch.arange(run.shape[0], device=self.device)
-        if self.any_compact:
-            size = torch.bincount(run, minlength=batch * steps.shape[1])
-            in_run = number - (size.cumsum(0) - size)[run]
-            raw = torch.where(self.compact[self.slot_block[slot]], in_run, raw)
-        origin = origin.flatten()[run]
-        channel = self.slot_channel[slot]
-        cell = start.flatten(0, 1)[run, channel] + term * self.group[slot] + self.phase[slot]
-        counts = torch.bincount(row, minlength=batch)
-        out = torch.full((8, batch, int(counts.max()) if batch else 0), -1, dtype=torch.int64, device=self.device)
-        in_row = number - (counts.cumsum(0) - counts)[row]
-        fields = (self.slot_stream[slot], self.slot_level[slot], cell, self.lane[slot], origin + raw, origin, channel, slot)
-        for out_field, values in zip(out, fields):
-            out_field[row, in_row] = values
-        stream, level, cell, lane, column, origin, channel, slot = out
-        there = stream != PADDING
-        channel, slot = channel.clamp(min=0), slot.clamp(min=0)
-        literal = there & (channel == self.count)
-        index = torch.where(literal, self.literal[slot], self._shown(state, channel, cell.clamp(min=0)))
-        index = torch.where(there, index, -1)
-        known = ~literal & self._known(state, channel, index)
-        position = torch.where(there, self.positions(column, origin, channel, index), -1)
-        loss = torch.where(there & ~known, self.slot_loss[slot], 0)
-        return Places(stream, level, index, lane, column, position, loss, state["column"], self.program.streams, self.lanes)

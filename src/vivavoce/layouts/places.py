@@ -53,7 +53,7 @@ class Places:
         raise RequestError(f"no stream '{name}' in this layout: it has {[s.name for s in self.streams]}")
 
     def spread(self, per_cell: Tensor, blank: int | Sequence[int] = -1) -> Tensor:
-        """Per-cell integers [B, N] (or one of the fields) -> [B, lanes, columns], `blank` (one, or one a lane) elsewhere."""
+        """Per-cell integers [B, N], such as a field -> [B, lanes, columns]; `blank` (one, or one a lane) elsewhere."""
         width = int(self.columns.max()) if self.columns.numel() else 0
         blanks = torch.as_tensor(blank, dtype=per_cell.dtype, device=per_cell.device).expand(self.lanes)
         grid = blanks[None, :, None].repeat(per_cell.shape[0], 1, width)
@@ -81,16 +81,17 @@ class Places:
             cells = given[:, None] if given.dim() == 2 else given
             b, level, index = rows[here], self.level[here], self.index[here]
             if index.numel() and int(index.max()) >= cells.shape[2]:
-                raise RequestError(f"values of '{name}' have {cells.shape[2]} cells, the layout needs {int(index.max()) + 1}")
+                needed = int(index.max()) + 1
+                raise RequestError(f"values of '{name}' have {cells.shape[2]} cells, the layout needs {needed}")
             out[here] = cells[b, level, index].to(out.dtype)
         return out
 
     def grid(self, values: Mapping[str, Tensor], blank: int | Sequence[int] = -1) -> Tensor:
-        """Token values name -> [B, levels, T] into the grid [B, lanes, columns]; `blank` (one, or one a lane) elsewhere."""
+        """Tokens, name -> [B, levels, T], in the grid [B, lanes, columns]; `blank` (one, or one a lane) elsewhere."""
         return self.spread(self.gather(values), blank)
 
     def invert(self, grid: Tensor, fill: int = -1) -> dict[str, Tensor]:
-        """The grid [B, lanes, columns, ...] back to values name -> [B, levels, T, ...]; `fill` where nothing was placed."""
+        """The grid [B, lanes, columns, ...] back to name -> [B, levels, T, ...]; `fill` where nothing was placed."""
         out = {}
         rows = torch.arange(self.stream.shape[0], device=self.stream.device)[:, None].expand_as(self.stream)
         for number, stream in enumerate(self.streams):

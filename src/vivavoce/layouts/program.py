@@ -10,7 +10,8 @@ read this one table (see machine.py).
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vivavoce.errors import RecipeError
@@ -57,10 +58,11 @@ class Block:
 class Op:
     """One instruction.
 
-    RUN: place `frames` frames (or the next entry of `table`) of the block's channels; with `guard`, only if the next
-        entry of that table is not 0. SKIP: let as many pass without a place. WINDOW: the channels end after the next
-        entry of `table` (no table: open again). WHILE: go on if the table has entries left, or a channel has at least
-        `frames` frames left (in its window; `whole`: in the stream), else to `target`. JUMP: to `target`. HALT.
+    RUN: place `frames` frames (or the current entry of `table`) of the block's channels; with `guard`, only if the
+        current entry of that table is not 0. SKIP: let as many pass without a place. WINDOW: the channels end after
+        the current entry of `table` (no table: open again). WHILE: go on if a channel has at least `frames` frames
+        left (in its window; `whole`: in the stream), or if the table has an entry that is not `OPEN` (`both`: and a
+        channel has cells), else to `target`. JUMP: to `target`, and `tables` go on to their next entries. HALT.
     """
 
     code: int
@@ -71,6 +73,8 @@ class Op:
     guard: int = -1
     target: int = 0
     whole: bool = False
+    both: bool = False
+    tables: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Builder:
     literals: dict[str, int] = field(default_factory=dict)
     own_lanes: bool = False
     views_of: dict[str, int] = field(default_factory=dict)
+    windowed: set[str] = field(default_factory=set)
     channels: list[Channel] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
@@ -133,6 +138,10 @@ class Builder:
         if channel not in self.channels:
             self.channels.append(channel)
         return self.channels.index(channel)
+
+    def copy(self) -> "Builder":
+        """A builder that can be written into without effect on this one."""
+        return deepcopy(self)
 
     def home_lane(self, stream: StreamSpec, level: int) -> int:
         """Lane of (stream, level) where every one has its own."""
@@ -169,16 +178,20 @@ class Builder:
         """The channels end after the next entry of the table, or are open again."""
         self.ops.append(Op(WINDOW, channels=tuple(channels), table=table))
 
-    def begin_while(self, channels: Sequence[int] = (), frames: int = 1, table: int = -1, whole: bool = False) -> int:
-        """Open a loop; give the result to `end_while`."""
-        self.ops.append(Op(WHILE, channels=tuple(channels), frames=frames, table=table, whole=whole))
+    def begin_while(self, channels: Sequence[int] = (), frames: int = 1, table: int = -1, whole: bool = False,
+                    both: bool = False) -> int:
+        """Open a loop (see `Op`); give the result to `end_while`."""
+        self.ops.append(Op(WHILE, channels=tuple(channels), frames=frames, table=table, whole=whole, both=both))
         return len(self.ops) - 1
 
-    def end_while(self, start: int) -> None:
-        """Close the loop opened at `start`."""
-        self.ops.append(Op(JUMP, target=start))
-        old = self.ops[start]
-        self.ops[start] = Op(**{**asdict(old), "target": len(self.ops)})
+    def end_while(self, start: int, tables: Sequence[int] = ()) -> None:
+        """Close the loop opened at `start`; its `tables` have one entry for every pass."""
+        self.ops.append(Op(JUMP, target=start, tables=tuple(tables)))
+        self.ops[start] = replace(self.ops[start], target=len(self.ops))
+
+    def turn(self, tables: Sequence[int]) -> None:
+        """Let tables go on to their next entries."""
+        self.ops.append(Op(JUMP, target=len(self.ops) + 1, tables=tuple(tables)))
 
     def program(self, positions: str) -> Program:
         """What was written, checked and frozen."""

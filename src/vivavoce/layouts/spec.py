@@ -1,10 +1,11 @@
 """What the specification of every kind shares: validation, and how it writes its program."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vivavoce.errors import RecipeError
 from vivavoce.layouts.cells import parse_slice
 from vivavoce.layouts.clocked import Part
 from vivavoce.layouts.program import Builder
@@ -37,6 +38,12 @@ class KindSpec(BaseModel):
         if names is None:
             return [(stream, list(range(stream.levels))) for stream in builder.streams]
         return [parse_slice(name, builder.streams) for name in names]
+
+    @staticmethod
+    def check_names(given: Mapping[str, Any], names: Sequence[str], key: str) -> None:
+        """An error if `given` (the option `key`) speaks of something that has no place."""
+        if unknown := sorted(set(given) - set(names)):
+            raise RecipeError(f"layout.{key}: {unknown} are not among {list(names)}")
 
     @classmethod
     def shorthand(cls, spec: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -22,23 +22,24 @@ def shown(keep: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.stack([keep.sum(1), size], dim=1)
 
 
-def distinct(facts: Facts, stream: str) -> tuple[Tensor, Tensor]:
-    """Cells that differ from the one before them (without values: all)."""
+def distinct(facts: Facts, stream: str, restart: int = OPEN) -> tuple[Tensor, Tensor]:
+    """Cells that differ from the one before them, or begin a chunk of `restart` cells (without values: all cells)."""
     if stream not in facts.given.values:
         nothing = torch.zeros(facts.batch, 0, dtype=torch.int64, device=facts.device)
         return nothing, torch.zeros(facts.batch, 2, dtype=torch.int64, device=facts.device)
-    return shown(*new_cells(facts, stream))
+    return shown(*new_cells(facts, stream, restart))
 
 
-def new_cells(facts: Facts, stream: str) -> tuple[Tensor, Tensor]:
-    """Mask [B, T] of the cells that differ from their predecessor, and the cells of each row [B]."""
+def new_cells(facts: Facts, stream: str, restart: int = OPEN) -> tuple[Tensor, Tensor]:
+    """Mask [B, T] of the cells that `distinct` shows, and the number of cells of each row [B]."""
     values = facts.given.values[stream].to(facts.device)
     values = values[:, 0] if values.dim() == 3 else values
     length = facts.lengths[stream][:, 0]
     size = torch.where(length >= OPEN, values.shape[1], length).clamp(max=values.shape[1])
-    keep = torch.ones_like(values, dtype=torch.bool)
-    keep[:, 1:] = values[:, 1:] != values[:, :-1]
-    return keep & (torch.arange(values.shape[1], device=facts.device) < size[:, None]), size
+    cells = torch.arange(values.shape[1], device=facts.device)
+    keep = (cells % restart == 0).expand(values.shape).clone()
+    keep[:, 1:] |= values[:, 1:] != values[:, :-1]
+    return keep & (cells < size[:, None]), size
 
 
 VIEWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"distinct": distinct}
