@@ -134,7 +134,7 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> waveform [B, C, T x hop], or, with `lengths` [B] in samples, cut to them (zeros behind)."""
+        """Codes [B, K, T] -> waveform [B, C, T x hop]; with `lengths` [B] in samples, cut to them (zeros behind)."""
         latents = self._dequantize(codes)
         if lengths is None:
             return self.decode_latents(latents)

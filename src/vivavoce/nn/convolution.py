@@ -1,7 +1,7 @@
-"""Convolution and transposed convolution over frames [B, T, D], streaming with exact left and right trim.
+"""Convolution over frames [B, T, D], streaming, with exact padding at both ends of the signal.
 
 Lengths follow the reference codecs: with `complete`, the last stride is filled by extra right padding (EnCodec's
-`get_extra_padding_for_conv1d`), so that frames = ceil((length + left + right - kernel) / stride) + 1; without it the
+`get_extra_padding_for_conv1d`), so that frames = ceil((length + left + right - span) / stride) + 1; without it the
 floor, as torch counts.
 """
 
@@ -14,17 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import (
-    State,
-    Streaming,
-    join_rows,
-    lengths_of,
-    slice_rows,
-    take_frames,
-    zero_padding,
-)
+from vivavoce.nn.streaming import State, Streaming, lengths_of, take_frames
 
 PadMode = Literal["zeros", "replicate", "reflect"]
+
+# From this many output frames on, oneDNN's channels-last convolution beats copying windows for one matrix product;
+# with fewer it loses to the rearrangement of its weights.
+MANY_FRAMES = 256
 
 
 class Conv(Streaming):
@@ -32,7 +28,8 @@ class Conv(Streaming):
 
     weight [width, inputs / groups, kernel] as torch.nn.Conv1d has it. `left`, `right`: padding in frames
     (default: left = span - stride, right = 0, where span = (kernel - 1) * dilation + 1). Reflection and replication at
-    the left need `left + 1` (1) inputs before the first output; that is the published warm-up.
+    the left need `left + 1` (1) inputs before the first output; that is the published warm-up. A signal too short to
+    be reflected is first extended by zeros, as EnCodec's `pad1d` does.
     """
 
     def __init__(
@@ -57,12 +54,19 @@ class Conv(Streaming):
         self.kernel, self.stride, self.dilation, self.groups = kernel, stride, dilation, groups
         self.left = self.span - stride if left is None else left
         self.right, self.pad_mode, self.complete = right, pad_mode, complete
-        self.weight = nn.Parameter(torch.empty(width, inputs // groups, kernel))
+        if self.left < 0 or right < 0:
+            raise RequestError(f"padding of {self.left} and {right} frames: neither can be negative")
+        # In memory [width, kernel, inputs / groups]: a window of frames times this is one matrix product.
+        self.weight = nn.Parameter(torch.empty(width, kernel, inputs // groups).transpose(1, 2))
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
         bound = 1 / math.sqrt(inputs // groups * kernel)
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+        # Inputs that must be there before the left padding can be made.
+        self.wait = {"zeros": 0, "replicate": 1, "reflect": self.left + 1}[pad_mode] if self.left else 0
+        most_right = right + (stride - 1 if complete else 0)
+        self.capacity = max(self.span - 1, self.left, self.wait, most_right + 1 if pad_mode != "zeros" else 0)
 
     @property
     def width(self):
@@ -88,101 +92,136 @@ class Conv(Streaming):
     def warmup(self):  # type: ignore[override]
         return max(self.span - self.left, self.wait, 1)
 
-    @property
-    def wait(self) -> int:
-        """Inputs that must be there before the left padding can be made."""
-        return {"zeros": 0, "replicate": 1, "reflect": self.left + 1}[self.pad_mode] if self.left else 0
+    def inputs_for(self, outputs):
+        return max(self.wait, (outputs - 1) * self.stride + self.span - self.left, 1)
 
     def frames(self, length):
         steps = length + self.left + self.right - self.span
         whole = -(-steps // self.stride) if self.complete else steps // self.stride
         return (whole + 1) * (length > 0)
 
+    def emitted_after(self, heard):
+        """Frames that a stream has emitted after `heard` inputs (int or tensor)."""
+        whole = (heard + self.left - self.span) // self.stride + 1
+        return whole * ((whole > 0) & (heard >= self.wait))
+
     def initial_state(self, batch, device=None, dtype=None):
+        """`buffer` [B, capacity, D]: the last frames of the padded signal, ending with the last one heard."""
         home = self.home(device, dtype)
-        capacity = max(self.span - 1, self.left, self.wait, 1)
-        filled = 0 if self.wait else self.left
-        return State(
-            buffer=torch.zeros(batch, capacity, self.inputs, **home),
-            filled=torch.full((batch,), filled, dtype=torch.int64, device=home["device"]),
-            padded=torch.full((batch,), not self.wait, dtype=torch.bool, device=home["device"]),
-            heard=torch.zeros(batch, dtype=torch.int64, device=home["device"]),
-            emitted=torch.zeros(batch, dtype=torch.int64, device=home["device"]),
-        )
+        zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
+        return State(buffer=torch.zeros(batch, self.capacity, self.inputs, **home), heard=zero, emitted=zero)
 
     def step(self, x, state, lengths=None):
-        lengths = lengths_of(x, lengths)
-        joined, total = join_rows([(state["buffer"], state["filled"]), (x, lengths)])
-        padded = state["padded"]
-        if self.wait and not bool(padded.all()):
-            joined, total, padded = self._pad_left(joined, total, padded)
-        return self._advance(joined, total, padded, state["heard"] + lengths)
+        new = [x.shape[1]] if lengths is None else lengths.tolist()
+        old = state["heard"].tolist()
+        if min(new) == max(new) and min(old) == max(old):
+            return self._step_together(x[:, : new[0]], state, old[0], new[0])
+        return self._step_apart(x, state, lengths_of(x, lengths))
+
+    def _step_together(self, x: Tensor, state: State, old: int, new: int) -> tuple[Tensor, State]:
+        """All rows have heard `old` frames and now hear `new` more."""
+        joined = torch.cat([state["buffer"], x], dim=1)
+        before, after = (int(self.emitted_after(heard)) for heard in (old, old + new))
+        if old < self.wait <= old + new:
+            raw = joined[:, self.capacity - old :]
+            ahead = raw[:, :1].expand(-1, self.left, -1)
+            if self.pad_mode == "reflect":
+                ahead = raw[:, 1 : self.left + 1].flip(1)
+            joined = torch.cat([joined[:, : self.capacity - old], ahead, raw], dim=1)
+        # Frame c of the padded signal stands at c - base.
+        base = self.left + old + new - joined.shape[1]
+        if after > before:
+            start = before * self.stride - base
+            y = self.convolve(joined[:, start : start + (after - before - 1) * self.stride + self.span])
+        else:
+            y = joined.new_zeros(joined.shape[0], 0, self._width)
+        return y, State(
+            buffer=joined[:, joined.shape[1] - self.capacity :].clone(),
+            heard=state["heard"] + new,
+            emitted=torch.full_like(state["heard"], after - before),
+        )
+
+    def _step_apart(self, x: Tensor, state: State, lengths: Tensor) -> tuple[Tensor, State]:
+        """Rows of different age, or that hear different amounts: windows are gathered row by row."""
+        heard = state["heard"] + lengths
+        joined = torch.cat([state["buffer"], x], dim=1)
+        first = self.left + state["heard"] - self.capacity  # frame of the padded signal at joined[:, 0]
+        ready = (state["heard"] < self.wait) & (heard >= self.wait)
+        before = self.emitted_after(state["heard"])
+        count = self.emitted_after(heard) - before
+        most = int(count.max())
+
+        def padded(start: Tensor, size: int) -> Tensor:
+            """`size` frames of the padded signal from `start` [B] on; never what lies beyond a row's end."""
+            at = start[:, None] + torch.arange(size, device=x.device)
+            made = (2 * self.left - at) if self.pad_mode == "reflect" else torch.full_like(at, self.left)
+            at = torch.where(ready[:, None] & (at < self.left) & (at >= 0), made, at)
+            last = self.capacity + lengths - 1
+            return take_frames(joined, torch.minimum(at - first[:, None], last[:, None]).clamp(min=0))
+
+        if most:
+            y = self.convolve(padded(before * self.stride, (most - 1) * self.stride + self.span))
+        else:
+            y = joined.new_zeros(joined.shape[0], 0, self._width)
+        buffer = padded(self.left + heard - self.capacity, self.capacity)
+        return y, State(buffer=buffer, heard=heard, emitted=count)
 
     def flush(self, state, rows=None):
         """Pad the right (and the left of rows too short to have been padded) and convolve what is there."""
         heard = state["heard"]
-        ending = heard > 0 if rows is None else rows & (heard > 0)
-        joined, total, padded = state["buffer"], state["filled"], state["padded"]
-        if self.wait and bool((ending & ~padded).any()):
-            # A reflection longer than the signal: the signal is first extended by zeros, as EnCodec's `pad1d` does.
-            missing = torch.where(ending & ~padded, self.wait - total, 0).clamp(min=0)
-            zeros = joined.new_zeros(joined.shape[0], int(missing.max()), joined.shape[2])
-            short = missing
-            joined, total = join_rows([(joined, total), (zeros, missing)])
-            joined, total, padded = self._pad_left(joined, total, padded)
-            total = total - short
-        due = torch.where(ending, self.frames(heard) * self.stride + self.span - self.stride, 0)
-        already = torch.where(ending, heard + self.left - total, 0)
-        extra = (due - already - total).clamp(min=0)
-        joined, total = join_rows([(joined, total), self._right_padding(joined, total, extra)])
-        total = torch.where(ending, total, 0)
-        y, after = self._advance(joined, total, padded, heard)
-        return y, after
-
-    def _right_padding(self, joined: Tensor, total: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
-        size = int(extra.max())
-        if self.pad_mode == "zeros" or size == 0:
-            return joined.new_zeros(joined.shape[0], size, joined.shape[2]), extra
-        ahead = torch.arange(size, device=joined.device)[None] + 1
-        last = (total - 1)[:, None]
-        index = last - ahead if self.pad_mode == "reflect" else last.expand(-1, size)
-        inside = (index >= 0).all(1) if size else extra >= 0
-        if not bool((inside | (extra == 0)).all()):
-            index = index.clamp(min=0)
-        return take_frames(joined, index.clamp(min=0, max=joined.shape[1] - 1)), extra
-
-    def _pad_left(self, joined: Tensor, total: Tensor, padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Make the left padding of the rows that have just heard enough for it."""
-        ready = ~padded & (total >= self.wait)
-        size = joined.shape[1] + (self.left if bool(ready.any()) else 0)
-        at = torch.arange(size, device=joined.device)[None]
-        inside = (at - self.left).abs() if self.pad_mode == "reflect" else (at - self.left).clamp(min=0)
-        index = torch.where(ready[:, None], inside, at).clamp(max=max(joined.shape[1] - 1, 0))
-        return take_frames(joined, index), total + ready * self.left, padded | ready
-
-    def _advance(self, joined: Tensor, total: Tensor, padded: Tensor, heard: Tensor) -> tuple[Tensor, State]:
-        """Convolve all whole windows of `joined`; keep the rest."""
-        count = (torch.div(total - self.span, self.stride, rounding_mode="floor") + 1).clamp(min=0) * padded
+        ending = heard > 0 if rows is None else rows.to(heard.device) & (heard > 0)
+        before = self.emitted_after(heard)
+        count = ((self.frames(heard) - before) * ending).clamp(min=0)
         most = int(count.max()) if count.numel() else 0
-        if most:
-            y = self.convolve(joined[:, : (most - 1) * self.stride + self.span])
-        else:
-            y = joined.new_zeros(joined.shape[0], 0, self._width)
-        used = count * self.stride
-        capacity = max(self.span - 1, self.left, self.wait, 1)
-        state = State(
-            buffer=slice_rows(zero_padding(joined, total), used, capacity),
-            filled=total - used,
-            padded=padded,
-            heard=heard,
-            emitted=count,
-        )
-        return y, state
+        if most == 0:
+            return self.nothing(state)
+        size = (most - 1) * self.stride + self.span
+        at = (before * self.stride)[:, None] + torch.arange(size, device=heard.device) - self.left
+        index, inside = self._source(at, heard[:, None])
+        index = index - (heard - self.capacity)[:, None]
+        made = take_frames(state["buffer"], index.clamp(0, self.capacity - 1)) if self.capacity else at.new_zeros(())
+        windows = torch.where(inside[..., None], made, torch.zeros((), dtype=made.dtype, device=made.device))
+        return self.convolve(windows), State({**state, "emitted": count})
+
+    def _source(self, at: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+        """Where frame `at` of the signal, negative or beyond its end where padded, is copied from; False: zero.
+
+        What is left of frame 0 stands in the buffer as it was made, except in rows too short to have been padded.
+        """
+        if self.pad_mode == "zeros":
+            return at, (at < heard) & ((at >= 0) | (heard >= self.wait))
+        if self.pad_mode == "replicate":
+            return torch.minimum(at, heard - 1), torch.ones_like(at, dtype=torch.bool)
+        total = (self.frames(heard) - 1) * self.stride + self.span
+        reach = torch.maximum(total - self.left - heard, torch.full_like(heard, self.left))
+        size = torch.maximum(heard, reach + 1)  # with the zeros that a short signal is extended by
+        index = torch.where(at >= size, 2 * size - 2 - at, at)
+        index = torch.where((at < 0) & (heard < self.wait), -at, index)
+        return index, index < heard
 
     def convolve(self, x: Tensor) -> Tensor:
         """The plain convolution of x [B, T, inputs], no padding: [B, (T - span) // stride + 1, width]."""
-        y = F.conv1d(x.transpose(1, 2), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        return y.transpose(1, 2)
+        if self.groups > 1:
+            y = F.conv1d(x.transpose(1, 2), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+            return y.transpose(1, 2)
+        if self.kernel == 1 and self.stride == 1:
+            return F.linear(x, self.weight[:, :, 0], self.bias)
+        batch, size, width = x.shape
+        count = (size - self.span) // self.stride + 1
+        single = self.inputs == 1 and not torch.is_grad_enabled()
+        if batch * count >= MANY_FRAMES and not single:
+            image = x.contiguous().transpose(1, 2)[:, :, None]
+            weight = self.weight[:, :, None]
+            y = F.conv2d(image, weight, self.bias, (1, self.stride), 0, (1, self.dilation))
+            return y[:, :, 0].transpose(1, 2)
+        by_row, by_frame, by_value = x.stride()
+        windows = x.as_strided(
+            (batch, count, self.kernel, width),
+            (by_row, self.stride * by_frame, self.dilation * by_frame, by_value),
+            x.storage_offset(),
+        )
+        matrix = self.weight.transpose(1, 2).reshape(self._width, self.kernel * width)
+        return F.linear(windows.reshape(batch, count, self.kernel * width), matrix, self.bias)
 
 
 class ConvTranspose(Streaming):
@@ -211,12 +250,17 @@ class ConvTranspose(Streaming):
         self.kernel, self.stride, self.groups = kernel, stride, groups
         self.left = left
         self.right = kernel - stride - left if right is None else right
-        self.weight = nn.Parameter(torch.empty(inputs, width // groups, kernel))
+        if left < 0 or not 0 <= self.right <= kernel - stride:
+            raise RequestError(f"cuts of {left} and {self.right} frames: from 0 to kernel - stride = {kernel - stride}")
+        # In memory [kernel, width / groups, inputs]: the taps that fall into one stride are one matrix.
+        self.weight = nn.Parameter(torch.empty(kernel, width // groups, inputs).permute(2, 1, 0))
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
         bound = 1 / math.sqrt(width // groups * kernel)
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+        # Earlier inputs whose taps reach into an input's own stride of output.
+        self.past = -(-kernel // stride) - 1
 
     @property
     def width(self):
@@ -245,46 +289,74 @@ class ConvTranspose(Streaming):
         return (length * self.stride + self.kernel - self.stride - self.left - self.right) * (length > 0)
 
     def initial_state(self, batch, device=None, dtype=None):
+        """`buffer` [B, past, D]: the inputs whose taps reach further than what has been emitted."""
         home = self.home(device, dtype)
         zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
-        return State(
-            overlap=torch.zeros(batch, self.kernel - self.stride, self._width, **home),
-            skip=zero + self.left,
-            heard=zero,
-            emitted=zero,
-        )
+        return State(buffer=torch.zeros(batch, self.past, self.inputs, **home), heard=zero, emitted=zero)
 
     def step(self, x, state, lengths=None):
-        ragged = lengths is not None
-        lengths = lengths_of(x, lengths)
-        overlap = state["overlap"]
-        size = self.kernel - self.stride
-        if x.shape[1]:
-            y = self.spread(zero_padding(x, lengths) if ragged else x)
-            y = torch.cat([y[:, :size] + overlap, y[:, size:]], dim=1) if size else y
+        new = [x.shape[1]] if lengths is None else lengths.tolist()
+        old = state["heard"].tolist()
+        together = min(new) == max(new)
+        if together:
+            joined = torch.cat([state["buffer"], x[:, : new[0]]], dim=1)
+            buffer = joined[:, new[0] :].clone() if self.past else state["buffer"]
+            heard = state["heard"] + new[0]
         else:
-            y = overlap
-        ready = lengths * self.stride
-        after = slice_rows(y, ready, size)
-        skipped = torch.minimum(state["skip"], ready)
-        emitted = ready - skipped
-        most = int(emitted.max()) if emitted.numel() else 0
-        y = slice_rows(y, skipped, most)
-        if self.bias is not None:
-            y = y + self.bias
-        return y, State(overlap=after, skip=state["skip"] - skipped, heard=state["heard"] + lengths, emitted=emitted)
+            lengths = lengths_of(x, lengths)
+            joined = torch.cat([state["buffer"], x], dim=1)
+            ahead = torch.arange(joined.shape[1], device=x.device)
+            index = torch.minimum(ahead[None], (lengths + self.past - 1).clamp(min=0)[:, None])
+            joined = take_frames(joined, index)
+            heard = state["heard"] + lengths
+            buffer = take_frames(joined, lengths[:, None] + ahead[None, : self.past])
+        y = self.spread(joined)
+        skips = [max(0, self.left - heard * self.stride) for heard in old]
+        if together and min(skips) == max(skips):
+            y = y[:, skips[0] :] if skips[0] else y
+            emitted = torch.full_like(heard, y.shape[1])
+        else:
+            skipped = (self.left - state["heard"] * self.stride).clamp(min=0)
+            emitted = ((heard - state["heard"]) * self.stride - skipped).clamp(min=0)
+            ahead = torch.arange(int(emitted.max()), device=x.device)
+            y = take_frames(y, (skipped[:, None] + ahead).clamp(max=max(y.shape[1] - 1, 0)))
+        return y, State(buffer=buffer, heard=heard, emitted=emitted)
 
     def flush(self, state, rows=None):
-        """Emit what of the last inputs' overlap is not cut."""
-        left = (self.kernel - self.stride - self.right - state["skip"]).clamp(min=0) * (state["heard"] > 0)
-        if rows is not None:
-            left = left * rows
-        y = slice_rows(state["overlap"], state["skip"], int(left.max()) if left.numel() else 0)
-        if self.bias is not None:
-            y = y + self.bias
-        return y, State({**state, "emitted": left})
+        """Emit what of the last inputs' taps is not cut."""
+        heard = state["heard"]
+        ending = heard > 0 if rows is None else rows.to(heard.device) & (heard > 0)
+        done = (heard * self.stride - self.left).clamp(min=0)
+        count = ((self.frames(heard) - done) * ending).clamp(min=0)
+        most = int(count.max()) if count.numel() else 0
+        if most == 0:
+            return self.nothing(state)
+        silence = torch.zeros_like(state["buffer"])
+        y = self.spread(torch.cat([state["buffer"], silence], dim=1))
+        skipped = (self.left - heard * self.stride).clamp(min=0)
+        ahead = torch.arange(most, device=heard.device)
+        return take_frames(y, (skipped[:, None] + ahead).clamp(max=y.shape[1] - 1)), State(
+            {**state, "emitted": count}
+        )
 
     def spread(self, x: Tensor) -> Tensor:
-        """The plain transposed convolution without bias: [B, T, inputs] -> [B, (T - 1) * stride + kernel, width]."""
-        y = F.conv_transpose1d(x.transpose(1, 2), self.weight, None, self.stride, groups=self.groups)
-        return y.transpose(1, 2)
+        """Strides of output for all but the first `past` frames of x: [B, past + T, inputs] -> [B, T x stride, width]."""
+        size = x.shape[1] - self.past
+        if size == 0:
+            return x.new_zeros(x.shape[0], 0, self._width)
+        if self.groups > 1:
+            y = F.conv_transpose1d(x.transpose(1, 2), self.weight, self.bias, self.stride, groups=self.groups)
+            start = self.past * self.stride
+            return y[:, :, start : start + size * self.stride].transpose(1, 2)
+        taps = self.weight.permute(2, 1, 0)
+        y: Tensor | None = None
+        for ago in range(self.past, -1, -1):
+            matrix = taps[ago * self.stride : (ago + 1) * self.stride].reshape(-1, self.inputs)
+            piece = F.linear(x[:, self.past - ago : self.past - ago + size], matrix)
+            if y is None and matrix.shape[0] < self.stride * self._width:
+                y = F.pad(piece, (0, self.stride * self._width - matrix.shape[0]))
+            else:
+                y = piece if y is None else y.add_(piece)
+        assert y is not None
+        y = y.view(x.shape[0], size * self.stride, self._width)
+        return y if self.bias is None else y.add_(self.bias)
