@@ -1,0 +1,1 @@
+"""Language models over columns of a grid: backbone, heads, sampling, decoding."""

@@ -1,0 +1,58 @@
+"""The decoder: a causal transformer over embedded columns [B, T, D], with a last norm and a cursor for every row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vivavoce.nn.norms import make_norm
+from vivavoce.nn.streaming import State, Streaming
+from vivavoce.nn.transformer import Transformer, TransformerConfig
+
+
+class Decoder(Streaming):
+    """`Transformer` plus norm. The state is the transformer's; `state["position"]` [B] is each row's cursor.
+
+    It knows no vocabulary: columns are embedded by `embeddings`, predicted by `heads`.
+    """
+
+    def __init__(self, config: TransformerConfig, final_norm: bool = True):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.norm = make_norm(config.norm, config.width, config.norm_eps) if final_norm else nn.Identity()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Decoder":
+        """From a recipe's options (fields of `TransformerConfig`, `final_norm`); `RecipeError` names what is wrong."""
+        options = dict(options)
+        final_norm = bool(options.pop("final_norm", True))
+        return cls(TransformerConfig.of(options, "backbone"), final_norm)
+
+    @property
+    def width(self):
+        return self.config.width
+
+    @property
+    def lookahead(self):  # type: ignore[override]
+        return self.transformer.lookahead
+
+    @property
+    def receptive_field(self):  # type: ignore[override]
+        return self.transformer.receptive_field
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, **context: Any) -> Tensor:
+        """Whole rows of columns [B, T, D] -> hidden [B, T, D]; `context`: as `Transformer.forward` takes it."""
+        return self.norm(self.transformer(x, lengths, **context))
+
+    def initial_state(self, batch, device=None, dtype=None):
+        return self.transformer.initial_state(batch, device, dtype)
+
+    def step(self, x: Tensor, state: State, lengths: Tensor | None = None, **context: Any) -> tuple[Tensor, State]:
+        """The next columns [B, T, D] -> hidden [B, T, D] and state; `context`: as `Transformer.step` takes it."""
+        y, after = self.transformer.step(x, state, lengths, **context)
+        return self.norm(y), after
+
+    def flush(self, state, rows=None):
+        y, after = self.transformer.flush(state, rows)
+        return self.norm(y), after

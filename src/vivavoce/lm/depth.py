@@ -1,0 +1,183 @@
+"""Depth transformer: the levels of one column, one after another, given the backbone's hidden column (RQ-Transformer).
+
+Step k reads the hidden column through its own projection plus the embedding of the token chosen before (of level k - 1;
+at step 0 that of a prefix token, such as the column's text), and predicts level k. Weights may differ from step to
+step; they are stored stacked [sets, out, in], so that teacher forcing is one batched product over the steps.
+
+Sources: Lee et al., arXiv:2203.01941; Moshi's depth transformer, arXiv:2410.00037, section 3.4.1.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.errors import RecipeError
+from vivavoce.nn.feedforward import activation
+from vivavoce.nn.norms import make_norm
+
+Choose = Callable[[int, Tensor], Tensor]
+
+
+class StepLinear(nn.Module):
+    """Linear maps by step: weight [sets, out, in]; step k uses set schedule[k]."""
+
+    def __init__(self, inputs: int, width: int, schedule: Sequence[int], std: float | None = None):
+        super().__init__()
+        self.schedule = list(schedule)
+        self.sets = max(schedule) + 1
+        self.weight = nn.Parameter(torch.empty(self.sets, width, inputs))
+        nn.init.normal_(self.weight, std=inputs**-0.5 if std is None else std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All steps at once: x [K, N, in] -> [K, N, out]."""
+        if self.sets == 1:
+            return F.linear(x, self.weight[0])
+        weight = self.weight
+        if self.schedule != list(range(self.sets)):
+            weight = weight[torch.tensor(self.schedule, device=weight.device)]
+        return torch.bmm(x, weight[: x.shape[0]].transpose(1, 2))
+
+    def at(self, step: int, x: Tensor) -> Tensor:
+        """One step: x [N, in] -> [N, out]."""
+        return F.linear(x, self.weight[self.schedule[step]])
+
+
+class DepthLayer(nn.Module):
+    """A pre-norm layer over steps: causal attention, gated feed-forward; norms are shared by the steps."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, schedule: Sequence[int], act: str, eps: float, std: float):
+        super().__init__()
+        self.heads, self.head_dim = heads, width // heads
+        self.attention_norm, self.feedforward_norm = make_norm("rms", width, eps), make_norm("rms", width, eps)
+        self.qkv = StepLinear(width, 3 * width, schedule)
+        self.out = StepLinear(width, width, schedule, std * width**-0.5)
+        self.inner = StepLinear(width, 2 * feedforward, schedule)
+        self.outer = StepLinear(feedforward, width, schedule, std * feedforward**-0.5)
+        self.activation = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K, N, D] -> [K, N, D]."""
+        steps, rows = x.shape[:2]
+        joint = self.qkv(self.attention_norm(x)).view(steps, rows, 3, self.heads, self.head_dim)
+        q, k, v = joint.permute(2, 1, 3, 0, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.permute(2, 0, 1, 3).reshape(steps, rows, -1))
+        gate, value = self.inner(self.feedforward_norm(x)).chunk(2, dim=-1)
+        return x + self.outer(self.activation(gate) * value)
+
+    def at(self, step: int, x: Tensor, store: Tensor) -> Tensor:
+        """One step x [N, D]; `store` [2, N, heads, K, head_dim] holds keys and values, and gets this step's."""
+        rows = x.shape[0]
+        joint = self.qkv.at(step, self.attention_norm(x)).view(rows, 3, self.heads, 1, self.head_dim)
+        store[:, :, :, step] = joint[:, 1:, :, 0].transpose(0, 1)
+        seen = store[:, :, :, : step + 1]
+        y = F.scaled_dot_product_attention(joint[:, 0], seen[0], seen[1])
+        x = x + self.out.at(step, y.reshape(rows, -1))
+        gate, value = self.inner.at(step, self.feedforward_norm(x)).chunk(2, dim=-1)
+        return x + self.outer.at(step, self.activation(gate) * value)
+
+
+class DepthTransformer(nn.Module):
+    """Predicts the levels of a column from its hidden vector.
+
+    inputs: width of hidden columns. levels: vocabulary of each level. prefix: vocabulary of the token that comes first
+    (None: none). weights_per_step: True, False, or for every step the number of the set of weights that it uses
+    (Moshi's schedule). With shared weights each step has a learned position. feedforward: inner width of the gated
+    layers (default 8/3 of the width, rounded up to 32).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        layers: int,
+        heads: int,
+        levels: Sequence[int],
+        prefix: int | None = None,
+        feedforward: int | None = None,
+        weights_per_step: bool | Sequence[int] = True,
+        activation: str = "silu",
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        steps = len(levels)
+        if width % heads:
+            raise RecipeError(f"depth: width {width} is no multiple of {heads} heads")
+        if isinstance(weights_per_step, bool):
+            schedule = list(range(steps)) if weights_per_step else [0] * steps
+        else:
+            schedule = [int(n) for n in weights_per_step]
+        if len(schedule) != steps or sorted(set(schedule)) != list(range(max(schedule, default=-1) + 1)):
+            raise RecipeError(
+                f"depth.weights_per_step {schedule}: give one set for each of {steps} levels, numbered from 0 without gaps"
+            )
+        self.levels, self.width, self.schedule = list(levels), width, schedule
+        inner = feedforward or -(-width * 8 // 3 // 32) * 32
+        std = (2 * layers) ** -0.5
+        self.entry = StepLinear(inputs, width, schedule)
+        self.prefix = nn.Embedding(prefix, width) if prefix is not None else None
+        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in levels[:-1])
+        self.steps = nn.Parameter(torch.zeros(steps, width)) if max(schedule) == 0 and steps > 1 else None
+        self.layers = nn.ModuleList(
+            DepthLayer(width, heads, inner, schedule, activation, norm_eps, std) for _ in range(layers)
+        )
+        self.norm = make_norm("rms", width, norm_eps)
+        self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in levels)
+        for module in [*self.embeddings, self.prefix]:
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.5)
+        if self.steps is not None:
+            nn.init.normal_(self.steps, std=0.5)
+
+    def forward(self, hidden: Tensor, codes: Tensor, prefix: Tensor | None = None) -> list[Tensor]:
+        """Teacher forcing: hidden [..., D], codes [..., K] int64, prefix [...] int64 -> K logits [..., vocabulary].
+
+        Level k is predicted from the hidden column, the prefix and codes 0 … k - 1. Negative ids stand for nothing.
+        """
+        shape = hidden.shape[:-1]
+        steps = len(self.levels)
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        codes = codes.reshape(-1, codes.shape[-1])
+        x = self.entry(flat.expand(steps, -1, -1))
+        said = [self._prefix(prefix, flat[0])]
+        said += [embed(table, codes[:, k]) for k, table in enumerate(self.embeddings)]
+        x = x + torch.stack(said)
+        if self.steps is not None:
+            x = x + self.steps[:, None]
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        return [head(x[k]).view(*shape, -1) for k, head in enumerate(self.heads)]
+
+    def generate(self, hidden: Tensor, choose: Choose, prefix: Tensor | None = None) -> Tensor:
+        """Level by level: hidden [B, D], prefix [B] -> ids [B, K]. choose(k, logits [B, V]) -> ids [B]."""
+        rows, steps = hidden.shape[0], len(self.levels)
+        home = {"device": hidden.device, "dtype": hidden.dtype}
+        heads = self.layers[0].heads if len(self.layers) else 1
+        stores = [torch.empty(2, rows, heads, steps, self.width // heads, **home) for _ in self.layers]
+        said = self._prefix(prefix, hidden)
+        chosen: list[Tensor] = []
+        for k in range(steps):
+            x = self.entry.at(k, hidden) + said
+            if self.steps is not None:
+                x = x + self.steps[k]
+            for layer, store in zip(self.layers, stores):
+                x = layer.at(k, x, store)
+            chosen.append(choose(k, self.heads[k](self.norm(x))))
+            if k + 1 < steps:
+                said = embed(self.embeddings[k], chosen[k])
+        return torch.stack(chosen, dim=1)
+
+    def _prefix(self, prefix: Tensor | None, like: Tensor) -> Tensor:
+        """Embedding [N, width] of the token before the first level."""
+        if self.prefix is None or prefix is None:
+            return like.new_zeros(like.shape[0], self.width)
+        return embed(self.prefix, prefix.reshape(-1))
+
+
+def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
+    """Rows of a table; a negative id is nothing: zero."""
+    vectors = table(ids.clamp(min=0))
+    return torch.where((ids < 0)[..., None], 0, vectors)

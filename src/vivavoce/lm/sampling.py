@@ -1,0 +1,143 @@
+"""Choosing tokens from logits. A row's choice depends on its own logits, seed and counter: never on its neighbours.
+
+Randomness is Gumbel noise (argmax of logits + noise is a sample of the softmax) from a hash of (seed, counter, index in
+the vocabulary), so the same row gives the same token in any batch, at any place in it, on any device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivavoce.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a stream's tokens are chosen.
+
+    temperature: 0 = the largest logit. top_k, top_p, min_p: keep the k likeliest; the likeliest until their sum reaches
+    p (Holtzman et al., arXiv:1904.09751); those of at least p times the likeliest (arXiv:2407.01082). They apply in this
+    order, after the temperature. repetition_penalty: divides (multiplies, if negative) the logits of tokens in the
+    history (Keskar et al., arXiv:1909.05858).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise RecipeError(f"sampling.temperature {self.temperature} is negative; 0 is greedy")
+        if self.top_k is not None and self.top_k < 1:
+            raise RecipeError(f"sampling.top_k {self.top_k}: keep at least 1 (leave it out to keep all)")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise RecipeError(f"sampling.{name} {value} is no share in (0, 1]")
+        if self.repetition_penalty <= 0:
+            raise RecipeError(f"sampling.repetition_penalty {self.repetition_penalty} must be positive; 1 is none")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], where: str = "sampling") -> "Sampling":
+        """From a recipe's options; `RecipeError` names an unknown one."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise RecipeError(f"{where}: option '{name}' is unknown; there are {', '.join(known)}")
+        return cls(**options)
+
+
+def sample(
+    logits: Tensor, sampling: Sampling, seed: Tensor, counter: Tensor, history: Tensor | None = None
+) -> Tensor:
+    """Choose a token for each row: logits [B, V] -> ids [B] int64.
+
+    seed, counter: [B] int64. history: earlier ids [B, N] for the repetition penalty, -1 where there is none.
+    Logits of -inf are never chosen (unless a row has no other).
+    """
+    scores = penalised(logits.float(), history, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return scores.argmax(-1)
+    return gumbel_argmax(*candidates(scores, sampling), seed, counter)
+
+
+def penalised(scores: Tensor, history: Tensor | None, penalty: float) -> Tensor:
+    """Scores [B, V] with those of the history's tokens made less likely."""
+    if history is None or penalty == 1 or history.shape[1] == 0:
+        return scores
+    extended = torch.cat([scores, scores.new_zeros(scores.shape[0], 1)], dim=1)
+    index = torch.where(history < 0, scores.shape[1], history)
+    seen = extended.gather(1, index)
+    return extended.scatter(1, index, torch.where(seen > 0, seen / penalty, seen * penalty))[:, :-1]
+
+
+def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Scores [B, V] -> those that may be chosen, after temperature and cuts: [B, N], with their vocabulary ids [B, N].
+
+    Cut ones have -inf. Of equal scores at the edge of top-k, the lower id stays.
+    """
+    scores = scores / sampling.temperature
+    cut = sampling.top_p is not None or sampling.min_p is not None
+    size = scores.shape[1]
+    if sampling.top_k is not None and sampling.top_k < size or cut:
+        scores, ids = scores.sort(dim=-1, descending=True, stable=True)
+        keep = min(sampling.top_k or size, size)
+        scores, ids = scores[:, :keep], ids[:, :keep]
+    else:
+        ids = torch.arange(size, device=scores.device).expand_as(scores)
+    if cut:
+        shares = scores.softmax(-1)
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        if sampling.top_p is not None:
+            before = shares.cumsum(-1) - shares
+            kept &= before < sampling.top_p
+        if sampling.min_p is not None:
+            kept &= shares >= sampling.min_p * shares[:, :1]
+        kept[:, 0] = True
+        scores = torch.where(kept, scores, -torch.inf)
+    return scores, ids
+
+
+def gumbel_argmax(scores: Tensor, ids: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
+    """A sample of softmax(scores) [B, N], as one of `ids` [B, N]; of equal perturbed scores the first stands."""
+    noise = gumbel(seed[:, None].to(ids.device), counter[:, None].to(ids.device), ids)
+    return ids.gather(1, (scores + noise).argmax(-1, keepdim=True))[:, 0]
+
+
+def gumbel(seed: Tensor, counter: Tensor, index: Tensor) -> Tensor:
+    """Standard Gumbel noise float32 for int64 tensors that broadcast together; the same on every device."""
+    u = uniform(seed, counter, index)
+    return -torch.log(-torch.log1p(-u))
+
+
+def uniform(seed: Tensor, counter: Tensor, index: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1) float32 by a hash of (seed, counter, index), int64 tensors that broadcast together."""
+    mixed = _mix(_mix(_mix(seed + GOLDEN) ^ counter * ODD) + index * GOLDEN)
+    bits = (mixed >> 32) & 0xFFFFFFFF
+    return ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+ODD = _signed(0xD1342543DE82EF95)
+FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014) in wrapping int64 arithmetic."""
+    x = (x ^ _shift(x, 30)) * FIRST
+    x = (x ^ _shift(x, 27)) * SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, count: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> count) & ((1 << (64 - count)) - 1)

@@ -1,0 +1,329 @@
+"""Attention over frames [B, T, D] with a ring of keys and values in the state, and a cursor for every row.
+
+A row's cursor counts the frames that it has heard. The key of frame p stands in slot p % capacity of the ring, where
+capacity is the context (a query sees the last `context` frames, itself included), so that a stream of any length costs
+the same memory and time per frame. Without a context the store grows, and slot p is frame p.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.errors import RequestError
+from vivavoce.nn.norms import RMSNorm
+from vivavoce.nn.rope import Rope, Rotation
+from vivavoce.nn.streaming import INFINITE, State, Streaming, common, join_rows, lengths_of, valid, zero_padding
+
+BLOCK = 256  # queries that are computed together when a signal is longer than the context
+
+
+class Attention(Streaming):
+    """Multi-head self-attention; causal with a `context` (None: unlimited), or over the whole signal.
+
+    kv_heads: fewer keys and values than queries (grouped queries, arXiv:2305.13245). rope: rotation of queries and keys
+    (None: none). qk_norm: epsilon of an RMS norm over each head's queries and keys, before RoPE (None: none).
+    `qkv.weight` holds the rows of queries, keys, values, in this order. Scores and softmax are computed in float32 or
+    by a kernel that accumulates so.
+
+    A module that is not causal answers when the signal ends (`lookahead` is infinite).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        context: int | None = None,
+        rope: Rope | None = None,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        qk_norm: float | None = None,
+        causal: bool = True,
+    ):
+        super().__init__()
+        self._width, self.heads, self.kv_heads = width, heads, kv_heads or heads
+        if head_dim is None and width % heads:
+            raise RequestError(f"width {width} is no multiple of {heads} heads; give head_dim")
+        if self.heads % self.kv_heads:
+            raise RequestError(f"{heads} heads cannot share {self.kv_heads} heads of keys and values")
+        if context is not None and context < 1:
+            raise RequestError(f"context {context}: a frame sees itself at least, give 1 or more (None: unlimited)")
+        if context is not None and not causal:
+            raise RequestError("a context limits what a causal module sees; leave it out where causal is false")
+        self.head_dim = head_dim or width // heads
+        self.context, self.causal = context, causal
+        self.rope = rope
+        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(self.heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
+        self.query_norm = RMSNorm(self.head_dim, qk_norm) if qk_norm is not None else None
+        self.key_norm = RMSNorm(self.head_dim, qk_norm) if qk_norm is not None else None
+
+    @property
+    def width(self):
+        return self._width
+
+    @property
+    def lookahead(self):  # type: ignore[override]
+        return 0 if self.causal else INFINITE
+
+    @property
+    def receptive_field(self):  # type: ignore[override]
+        return self.context - 1 if self.causal and self.context is not None else INFINITE
+
+    # -- the whole signal --
+
+    def forward(self, x, lengths=None, mask=None, rotation=None, prefix=None):
+        """The whole signal x [B, T, D] -> [B, T, D], with its gradient.
+
+        mask: [B or 1, T, T] bool, which keys (last) a query may see, besides the causal rule (documents, blocks).
+        rotation: of the frames' positions, where these are not 0, 1, 2, … prefix: keys and values [B, P, kv_heads,
+        head_dim] that every query sees, standing before the signal (so that its positions begin at P).
+        """
+        if lengths is not None:
+            x = zero_padding(x, lengths)
+        before = prefix[0].shape[1] if prefix is not None else 0
+        q, k, v = self.project(x, self._rotation(x, before, rotation))
+        keys_valid = None if self.causal or lengths is None else valid(lengths, x.shape[1])
+        if prefix is not None:
+            return self._with_prefix(q, k, v, mask, keys_valid, prefix)
+        if mask is None and keys_valid is None and (not self.causal or self._sees_all(x.shape[1])):
+            return self.merge(attend(q, k, v, causal=self.causal))
+        if mask is None and self.causal:
+            return self.merge(self._windowed(q, k, v))
+        seen = self._rule(x.shape[1], x.device)
+        if keys_valid is not None:
+            seen = join_masks(seen, keys_valid[:, None] | torch.eye(x.shape[1], dtype=torch.bool, device=x.device))
+        return self.merge(attend(q, k, v, join_masks(seen, mask)))
+
+    def _sees_all(self, size: int) -> bool:
+        return self.context is None or size <= self.context
+
+    def _rule(self, size: int, device: torch.device, before: int = 0) -> Tensor | None:
+        """The causal rule with its window as a mask [1, size, before + size]; None where everything is seen."""
+        if not self.causal:
+            return None
+        at = torch.arange(before + size, device=device)
+        distance = at[before:, None] - at[None]
+        seen = distance >= 0
+        if self.context is not None:
+            seen &= distance < self.context
+        return seen[None]
+
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention with a window, in blocks of queries that see only the keys they can reach."""
+        assert self.context is not None
+        pieces, size = [], q.shape[1]
+        block = max(BLOCK, self.context)
+        for start in range(0, size, block):
+            end = min(start + block, size)
+            first = max(0, start - self.context + 1)
+            seen = self._rule(end - start, q.device, start - first)
+            pieces.append(attend(q[:, start:end], k[:, first:end], v[:, first:end], seen))
+        return torch.cat(pieces, dim=1)
+
+    def _with_prefix(self, q, k, v, mask, keys_valid, prefix) -> Tensor:
+        before, size = prefix[0].shape[1], q.shape[1]
+        seen = self._rule(size, q.device)
+        if keys_valid is not None:
+            seen = join_masks(seen, keys_valid[:, None].expand(-1, size, -1))
+        seen = join_masks(seen, mask)
+        if seen is None:
+            seen = torch.ones(1, size, size, dtype=torch.bool, device=q.device)
+        seen = torch.cat([seen.new_ones(*seen.shape[:2], before), seen], dim=2)
+        k, v = (torch.cat([p.to(x.dtype), x], dim=1) for p, x in zip(prefix, (k, v)))
+        return self.merge(attend(q, k, v, seen))
+
+    # -- steps --
+
+    def initial_state(self, batch, device=None, dtype=None):
+        home = self.home(device, dtype)
+        zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
+        if not self.causal:
+            return State(waiting=torch.zeros(batch, 0, self._width, **home), position=zero, emitted=zero)
+        store = torch.zeros(batch, self.context or 0, self.kv_heads, self.head_dim, **home)
+        return State(keys=store, values=store.clone(), position=zero, emitted=zero)
+
+    def step(self, x, state, lengths=None, rotation=None, consume=False):
+        """Advance by x [B, T, D]. rotation: as in `forward`; by default that of the cursor.
+
+        consume: the tensors of `state` may be overwritten, which saves a copy of the ring; it must not be used again.
+        """
+        ragged = lengths is not None
+        lengths = lengths_of(x, lengths)
+        if not self.causal:
+            return self._gather(x, state, lengths)
+        if ragged and x.shape[1] > 1:
+            x = zero_padding(x, lengths)
+        position = state["position"]
+        if rotation is None and self.rope is not None:
+            rotation = self.rope(position[:, None] + torch.arange(x.shape[1], device=x.device))
+        q, k, v = self.project(x, rotation)
+        if self.context is None:
+            state = grown(state, int(position.max()) + x.shape[1] if position.numel() else 0)
+        after = State(position=position + lengths, emitted=lengths)
+        if x.shape[1] == 1:
+            y = self._one(q, k, v, state, after, lengths if ragged else None, consume)
+        else:
+            y = self._several(q, k, v, state, after, lengths, consume)
+        return self.merge(y), after
+
+    def _one(self, q, k, v, state, after, lengths, consume) -> Tensor:
+        """One frame a row, the lockstep case: write it into the ring, then look at the ring."""
+        keys, values, position = state["keys"], state["values"], state["position"]
+        capacity = keys.shape[1]
+        slot = position % capacity
+        rows = torch.arange(keys.shape[0], device=keys.device)
+        stored = []
+        for ring, new in ((keys, k[:, 0]), (values, v[:, 0])):
+            if lengths is not None:
+                new = torch.where(lengths.view(-1, 1, 1) > 0, new, ring[rows, slot])
+            stored.append(ring.index_put_((rows, slot), new) if consume else ring.index_put((rows, slot), new))
+        after["keys"], after["values"] = stored
+        seen = torch.arange(capacity, device=keys.device)[None] <= position[:, None]
+        return attend(q, stored[0], stored[1], seen[:, None])
+
+    def _several(self, q, k, v, state, after, lengths, consume) -> Tensor:
+        """Any chunk: look at the ring and the chunk side by side, then write what stays reachable."""
+        keys, values, position = state["keys"], state["values"], state["position"]
+        capacity, size = keys.shape[1], q.shape[1]
+        fresh = common(position) == 0 if position.numel() else True
+        new = torch.arange(size, device=q.device)
+        if fresh:
+            y = self._windowed(q, k, v) if not self._sees_all(size) else attend(q, k, v, causal=True)
+        else:
+            slots = torch.arange(capacity, device=q.device)[None]
+            # The newest frame before the cursor that stands in the slot; negative: the slot is empty.
+            held = position[:, None] - 1 - (position[:, None] - 1 - slots) % capacity
+            here = position[:, None] + new
+            distance = here[:, :, None] - torch.cat([held, here], dim=1)[:, None]
+            seen = (distance >= 0) & torch.cat([held >= 0, torch.ones_like(here, dtype=torch.bool)], dim=1)[:, None]
+            if self.context is not None:
+                seen &= distance < self.context
+            y = attend(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), seen)
+        # Write the last `capacity` valid frames of the chunk; all others go to a slot that is cut off.
+        stays = (new[None] < lengths[:, None]) & (new[None] >= lengths[:, None] - capacity)
+        slot = torch.where(stays, (position[:, None] + new) % max(capacity, 1), capacity)
+        rows = torch.arange(q.shape[0], device=q.device)[:, None]
+        for name, fresh_values in (("keys", k), ("values", v)):
+            ring = state[name]
+            room = torch.cat([ring, ring.new_zeros(ring.shape[0], 1, *ring.shape[2:])], dim=1)
+            after[name] = room.index_put_((rows, slot), fresh_values.to(ring.dtype))[:, :capacity]
+        return y
+
+    def _gather(self, x: Tensor, state: State, lengths: Tensor) -> tuple[Tensor, State]:
+        """Keep the signal until its end."""
+        waiting, total = join_rows([(state["waiting"], state["position"]), (x, lengths)])
+        zero = torch.zeros_like(total)
+        return x[:, :0], State(waiting=zero_padding(waiting, total), position=total, emitted=zero)
+
+    def flush(self, state, rows=None):
+        if self.causal:
+            return self.nothing(state)
+        lengths = state["position"] if rows is None else state["position"] * rows
+        y = self.forward(state["waiting"], lengths)
+        return y, State({**state, "emitted": lengths})
+
+    # -- the parts of both --
+
+    def _rotation(self, x: Tensor, before: int, rotation: Rotation | None) -> Rotation | None:
+        if rotation is None and self.rope is not None:
+            return self.rope(torch.arange(before, before + x.shape[1], device=x.device)[None])
+        return rotation
+
+    def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, heads, head_dim], keys and values [B, T, kv_heads, head_dim], normed and rotated."""
+        joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))
+        q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if rotation is not None and self.rope is not None:
+            q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
+        return q, k, v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """[B, T, heads, head_dim] -> [B, T, D] through the output projection."""
+        return self.out(heads.flatten(2))
+
+    def extra_repr(self):
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, context={self.context}, causal={self.causal}"
+
+
+class CrossAttention(nn.Module):
+    """Queries from frames [B, T, D] look at a memory [B, M, D'] of another length: encoder-decoder attention."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        memory: int | None = None,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = False,
+        out_bias: bool | None = None,
+    ):
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.head_dim = head_dim or width // heads
+        self.query = nn.Linear(width, heads * self.head_dim, bias=bias)
+        self.kv = nn.Linear(memory or width, 2 * self.kv_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
+
+    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, M, kv_heads, head_dim] of a memory: computed once for a whole generation."""
+        k, v = self.kv(memory).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=2)
+        return k, v
+
+    def forward(self, x: Tensor, remembered: tuple[Tensor, Tensor], lengths: Tensor | None = None) -> Tensor:
+        """x [B, T, D], `remember`ed memory, of which `lengths` [B] are valid (None: all) -> [B, T, D].
+
+        A row without a memory (length 0) gets the output projection of zero.
+        """
+        k, v = remembered
+        q = self.query(x).unflatten(-1, (self.heads, self.head_dim))
+        if lengths is None:
+            return self.out(attend(q, k, v).flatten(2))
+        seen = valid(lengths.to(x.device), k.shape[1])
+        v = zero_padding(v, lengths.to(x.device))
+        first = torch.arange(k.shape[1], device=x.device) == 0  # so that an empty row's softmax is defined
+        return self.out(attend(q, zero_padding(k, lengths.to(x.device)), v, (seen | first)[:, None]).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v for q [B, T, H, d], k and v [B, S, H', d]; mask [B or 1, T or 1, S] bool."""
+    if q.shape[1] == 0 or k.shape[1] == 0:
+        return torch.zeros_like(q)
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask[:, None] if mask is not None else None,
+        is_causal=causal and q.shape[1] > 1,
+        scale=1 / math.sqrt(q.shape[-1]),
+        enable_gqa=k.shape[2] != q.shape[2],
+    )
+    return y.transpose(1, 2)
+
+
+def join_masks(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Both rules must allow it; None allows everything."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def grown(state: State, slots: int) -> State:
+    """A state whose store has at least `slots` slots (doubling, so that growing is rare); new ones are zero."""
+    size = state["keys"].shape[1]
+    if slots <= size:
+        return state
+    more = max(slots, 2 * size, 16) - size
+
+    def pad(store: Tensor) -> Any:
+        return torch.cat([store, store.new_zeros(store.shape[0], more, *store.shape[2:])], dim=1)
+
+    return State({**state, "keys": pad(state["keys"]), "values": pad(state["values"])})
