@@ -12,7 +12,7 @@ from torch import nn
 from vivavoce.errors import RecipeError
 from vivavoce.lm.sampling import Sampling
 from vivavoce.schema import Recipe, read_recipe
-from vivavoce.schema.recipe import Part, Stage
+from vivavoce.schema.recipe import Part
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.speech_lm import SpeechLM
 from vivavoce.systems.stage import Stage as StageNetwork
@@ -59,22 +59,6 @@ def shapes_of(recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[s
     return shapes
 
 
-def delays_of(stage: Stage, shapes: Mapping[str, StreamShape]) -> dict[str, tuple[int, ...]]:
-    """Delay in columns of every level of every stream of a multi-stream layout."""
-    if stage.layout.kind != "multistream":
-        raise RecipeError(f"stages.{stage.name}.layout: a full-duplex stage needs 'multistream', not '{stage.layout.kind}'")
-    delays = stage.layout.options.get("delays", {})
-    found = {}
-    for name, shape in shapes.items():
-        delay = delays.get(name, 0)
-        found[name] = tuple(delay) if isinstance(delay, list | tuple) else (delay,) * shape.levels
-        if len(found[name]) != shape.levels:
-            raise RecipeError(
-                f"stages.{stage.name}.layout.delays.{name}: {len(found[name])} delays for {shape.levels} levels"
-            )
-    return found
-
-
 def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
     """The untrained system of a recipe, with weights drawn from `seed`."""
     if recipe.interaction is None or recipe.interaction.kind != "full_duplex":
@@ -87,7 +71,7 @@ def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
         if len(recipe.stages) != 1:
             raise RecipeError(f"{recipe.system}: a full-duplex system has one stage, not {len(recipe.stages)}")
         stage = recipe.stages[0]
-        network = StageNetwork(stage, shapes, delays_of(stage, shapes))
+        network = StageNetwork(stage, shapes)
     hears = recipe.streams[recipe.interaction.hears]
     speaks = recipe.streams[recipe.interaction.speaks]
     vocabularies = {

@@ -5,13 +5,14 @@ The grid that a layout makes has lanes and columns. A column's input is the sum 
 at column c - 1 predicts the filled cells of column c, each by its stream's head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RecipeError
+from vivavoce.layouts import StreamSpec, build_layout
 from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.depth import DepthTransformer
 from vivavoce.schema import Stage as StageRecipe
@@ -27,20 +28,28 @@ class StreamShape:
     width: int | None = None
 
 
-@dataclass
-class Prediction:
-    """Logits of a filled stream's cells: list over levels of [B, T, vocabulary], T cells from index 0 on."""
+@dataclass(frozen=True)
+class Columns:
+    """Where the cells of whole streams of one length stand: per stream, [levels, columns].
 
-    logits: list[Tensor]
+    index: which cell stands there, -1 for none. loss: is it to be learned.
+    """
+
+    index: dict[str, Tensor]
+    loss: dict[str, Tensor]
+    count: int
 
 
 class Stage(nn.Module):
-    """The network of one stage. `shapes` are the streams of its tasks; delays come from its (multi-stream) layout."""
+    """The network of one stage over the streams `shapes`; its layout gives every (stream, level) a lane of its own."""
 
-    def __init__(self, recipe: StageRecipe, shapes: Mapping[str, StreamShape], delays: Mapping[str, Sequence[int]]):
+    def __init__(self, recipe: StageRecipe, shapes: Mapping[str, StreamShape]):
         super().__init__()
         self.name = recipe.name
-        self.shapes, self.delays = dict(shapes), {name: tuple(d) for name, d in delays.items()}
+        self.shapes = dict(shapes)
+        streams = [StreamSpec(shape.name, levels=shape.levels) for shape in shapes.values()]
+        self.layout = build_layout(recipe.layout.model_dump(), streams)
+        self.delays = {name: tuple(delays) for name, delays in self.layout.delays.items()}
         self.filled = [name for name in shapes if name in recipe.heads]
         options = recipe.backbone.options
         if recipe.backbone.kind != "decoder":
@@ -108,53 +117,62 @@ class Stage(nn.Module):
             raise RecipeError(f"stage {self.name}: no cells to embed")
         return total
 
-    def grid(self, values: Mapping[str, Tensor], columns: int) -> dict[str, Tensor]:
-        """Shift streams to their columns: ids [B, levels, T] or frames [B, T, width] -> the same with `columns` columns.
+    def columns(self, cells: int) -> Columns:
+        """Where whole streams of `cells` cells each stand, as the layout says."""
+        length = torch.tensor([cells])
+        places = self.layout.place({name: length for name in self.shapes})
+        index, loss = places.mask("index")[0], places.mask("loss")[0]
+        lanes = {
+            name: [self.layout.lane_of(name, level) for level in range(shape.levels)]
+            for name, shape in self.shapes.items()
+        }
+        return Columns(
+            {name: index[rows] for name, rows in lanes.items()},
+            {name: loss[rows].bool() for name, rows in lanes.items()},
+            int(places.columns[0]),
+        )
 
-        Cell i of a level with delay d goes to column i + d; columns without a cell are blank.
-        """
+    def grid(self, values: Mapping[str, Tensor], columns: Columns) -> dict[str, Tensor]:
+        """Streams, ids [B, levels, T] or frames [B, T, width], at their columns: the same with C columns, blanks between."""
         placed = {}
         for name, value in values.items():
-            delays = self.delays[name]
+            index = columns.index[name].to(value.device)
             if name in self.adapters:
-                placed[name] = shift(value.transpose(1, 2), delays[0], columns, 0).transpose(1, 2)
+                frames = value[:, index[0].clamp(min=0)]
+                placed[name] = frames * (index[0] >= 0)[None, :, None]
             else:
-                placed[name] = torch.stack(
-                    [shift(value[:, k], delays[k], columns, -1) for k in range(value.shape[1])], dim=1
-                )
+                cells = value.gather(2, index.clamp(min=0)[None].expand(value.shape[0], -1, -1))
+                placed[name] = torch.where(index[None] >= 0, cells, -1)
         return placed
 
     # -- training --
 
-    def forward(self, values: Mapping[str, Tensor], lengths: Tensor | None = None) -> Tensor:
-        """Hidden columns [B, T, width] of whole streams (T cells each); column c has seen columns up to c."""
-        cells = next(iter(values.values()))
-        size = cells.shape[-1] if cells.dtype == torch.int64 else cells.shape[1]
-        return self.backbone(self.embed(self.grid(values, size)), lengths)
+    def forward(self, values: Mapping[str, Tensor], lengths: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Whole streams of T cells each -> (hidden [B, C - 1, width], the grid).
 
-    def predict(self, name: str, hidden: Tensor, values: Mapping[str, Tensor], where: Tensor | None = None):
-        """Logits of stream `name` from the hidden columns that precede its cells: list over levels of [N, vocabulary].
-
-        hidden [B, T, width] as `forward` gives it; values as there (teacher forcing); `where` [B, T] bool picks cells
-        (None: all); N is their number, in row-major order. For delays of one column: cell i is predicted by column i.
+        hidden[:, c] has seen the columns up to c and predicts column c + 1.
         """
-        if any(delay != 1 for delay in self.delays[name]):
-            raise RecipeError(f"stream {name}: cells are predicted one column ahead; its delays are {self.delays[name]}")
+        value = next(iter(values.values()))
+        cells = value.shape[2] if next(iter(values)) not in self.adapters else value.shape[1]
+        grid = self.grid(values, self.columns(cells))
+        seen = {
+            name: value[:, :-1] if name in self.adapters else value[:, :, :-1] for name, value in grid.items()
+        }
+        return self.backbone(self.embed(seen), lengths), grid
+
+    def predict(
+        self, name: str, hidden: Tensor, grid: Mapping[str, Tensor], where: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """(logits of each level [N, vocabulary], targets [N, levels]) of a filled stream; a target of -1 is a blank.
+
+        hidden and grid as `forward` gives them; `where` [B, C - 1] bool picks columns by their predecessor (None: all).
+        """
+        targets = grid[name][:, :, 1:].transpose(1, 2)
         if where is None:
             where = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        columns = hidden[where]
+        columns, goal = hidden[where], targets[where]
         if name in self.linear:
-            return [head(columns) for head in self.linear[name]]
-        codes = values[name].transpose(1, 2)[where]
+            return [head(columns) for head in self.linear[name]], goal
         after = self.after[name]
-        prefix = values[after][:, 0][where] if after else None
-        return self.depth[name](columns, codes, prefix)
-
-
-def shift(x: Tensor, delay: int, columns: int, blank: int) -> Tensor:
-    """x [..., T] moved right by `delay` into `columns` places; what has no cell is `blank`."""
-    moved = x.new_full((*x.shape[:-1], columns), blank)
-    size = min(x.shape[-1], columns - delay)
-    if size > 0:
-        moved[..., delay : delay + size] = x[..., :size]
-    return moved
+        prefix = grid[after][:, 0, 1:][where] if after else None
+        return self.depth[name](columns, goal.clamp(min=0), prefix), goal

@@ -46,18 +46,18 @@ class ConversationTask(Task):
         return collate([self.conversations(first + i) for i in range(self.batch_size)])
 
     def loss(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        hidden, values = self.hidden(batch, masked=True)
+        hidden, grid = self.hidden(batch, masked=True)
         losses: dict[str, Tensor] = {}
         total = hidden.new_zeros(())
         for stream in self.streams:
-            loss = self.stream_loss(stream, hidden, values, batch["told"])
+            loss = self.stream_loss(stream, hidden, grid, batch["told"])
             losses[stream] = loss.detach()
             weight = self.loss_weights.get(stream, 1.0)
             total = total + loss * (weight if isinstance(weight, int | float) else 1.0)
         return {"loss": total, **losses}
 
     def hidden(self, batch: Mapping[str, Tensor], masked: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hidden columns [B, T, width] and the cells that they were made of."""
+        """Hidden columns [B, T, width] and the grid that they were made of."""
         power = batch["user"]
         if masked:
             power = hide_bands(power, self.mask)
@@ -65,57 +65,57 @@ class ConversationTask(Task):
         for stream in self.stage.filled:
             if stream in self.streams or stream != "voice":
                 values[stream] = batch[stream]
-        return self.stage(values), values
+        return self.stage(values)
 
-    def stream_loss(self, stream: str, hidden: Tensor, values: Mapping[str, Tensor], told: Tensor) -> Tensor:
+    def stream_loss(self, stream: str, hidden: Tensor, grid: Mapping[str, Tensor], told: Tensor) -> Tensor:
         """Weighted mean cross entropy of a stream's cells (nats a cell)."""
-        target = values[stream]
         if stream == "voice":
-            sounding = (target != target[:, :, :1]).any(1)  # the first frame of a conversation is silent
-            quiet = torch.rand(sounding.shape, device=target.device) < sounding.float().mean().clamp(min=0.02)
-            where = sounding | quiet
-            logits = self.stage.predict(stream, hidden, values, where)
-            goal = target.transpose(1, 2)[where]
+            where = self.sounding(grid[stream])
+            where |= torch.rand(where.shape, device=where.device) < where.float().mean().clamp(min=0.02)
+            logits, goal = self.stage.predict(stream, hidden, grid, where)
             weights = self.loss_weights.get(stream, 1.0)
-            each = [F.cross_entropy(level.float(), goal[:, k]) for k, level in enumerate(logits)]
-            levels = weights if isinstance(weights, list | tuple) else [1.0] * len(each)
+            each = [F.cross_entropy(level.float(), goal[:, k], ignore_index=-1) for k, level in enumerate(logits)]
+            levels = list(weights) if isinstance(weights, list | tuple) else [1.0] * len(each)
             return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
-        (logits,) = self.stage.predict(stream, hidden, values)
-        goal = target[:, 0].flatten()
+        (logits,), goal = self.stage.predict(stream, hidden, grid)
+        goal = goal[:, 0]
         weight = torch.where(goal > 0, 1.0, self.pad_weight)
         if stream == "text":
-            weight = weight * (~told)[:, None].expand(target[:, 0].shape).flatten()
-        loss = F.cross_entropy(logits.float(), goal, reduction="none")
+            weight = weight * (~told)[:, None].expand(hidden.shape[:2]).flatten()
+        loss = F.cross_entropy(logits.float(), goal, reduction="none", ignore_index=-1)
         return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+    @staticmethod
+    def sounding(cells: Tensor) -> Tensor:
+        """[B, C - 1] bool: does the voice sound in column c + 1? It is silent in the first that it has."""
+        cells = cells[:, :, 1:]
+        return (cells != cells[:, :, :1]).any(1)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Teacher-forced accuracy on held-out conversations: of words where one is due, and of silence elsewhere."""
         if self.held_out is None:
             return {}
         batch = collate([self.held_out(i) for i in range(64)])
-        hidden, values = self.hidden(batch)
+        hidden, grid = self.hidden(batch)
         figures: dict[str, float] = {}
         for stream in self.streams:
-            target = batch[stream]
             if stream == "voice":
-                where = (target != target[:, :, :1]).any(1)
-                logits = self.stage.predict(stream, hidden, values, where)
-                right = torch.stack([level.argmax(-1) for level in logits], 1) == target.transpose(1, 2)[where]
+                logits, goals = self.stage.predict(stream, hidden, grid, self.sounding(grid[stream]))
+                right = torch.stack([level.argmax(-1) for level in logits], 1) == goals
                 figures["voice_accuracy"] = float(right.float().mean())
                 figures["voice_first_accuracy"] = float(right[:, 0].float().mean())
                 continue
-            (logits,) = self.stage.predict(stream, hidden, values)
-            guess, goal = logits.argmax(-1).view_as(target[:, 0]), target[:, 0]
+            (flat,), goals = self.stage.predict(stream, hidden, grid)
+            goal, guess = goals[:, 0], flat.argmax(-1)
             mine = torch.ones_like(goal, dtype=torch.bool)
             if stream == "text":
-                mine &= ~batch["told"][:, None]
+                mine = (~batch["told"])[:, None].expand(hidden.shape[:2]).flatten()
             due = (goal > 0) & mine
             figures[f"{stream}_words"] = float((guess == goal)[due].float().mean())
             figures[f"{stream}_pads"] = float((guess == 0)[(goal == 0) & mine].float().mean())
             if stream == "heard":
                 # Which word, whenever it is said: the pad's logit left out.
-                words = logits[:, 1:].argmax(-1).view_as(goal) + 1
-                figures["heard_which"] = float((words == goal)[due].float().mean())
+                figures["heard_which"] = float((flat[:, 1:].argmax(-1) + 1 == goal)[due].float().mean())
         return figures
 
 
