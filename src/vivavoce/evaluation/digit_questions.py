@@ -38,7 +38,7 @@ class Plan:
     speakers: tuple[str, ...] = ()
     split: str = "test"
     sums: int = 500
-    each_condition: int = 100
+    each_condition: int = 80
     other: int = 300
     barge_ins: int = 60
     seed: int = 0

@@ -43,6 +43,8 @@ class Digits(Task):
         control: str | None = "flite:slt",
         **plan: Any,
     ):
+        if not isinstance(groups, str | list | tuple | None):
+            raise RequestError(f"task digits: groups is {groups!r}; name some of {', '.join(GROUPS)}")
         wanted = groups.split(",") if isinstance(groups, str) else groups
         unknown = sorted(set(wanted or ()) - set(GROUPS))
         if unknown:
