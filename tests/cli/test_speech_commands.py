@@ -1,0 +1,136 @@
+"""ask, resynth, encode, decode, bench: what they print, write and refuse; model and codec are of known behaviour."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import vivavoce
+from evaluation.fake_model import FakeModel
+from vivavoce.audio import Audio, read, write
+from vivavoce.cli import main
+
+
+class Talker(FakeModel):
+    """Answers every question with 0.2 s of silence and 0.3 s of a hum."""
+
+    def reply(self, turns, task="answer", seed=0):
+        ((role, audio),) = turns
+        assert role == "user" and audio.duration > 0
+        hum = 0.1 * np.sin(np.arange(4800) * 0.1)
+        said = np.concatenate([np.zeros(3200), hum]).astype(np.float32)
+        pieces = [(0.08, "four"), (0.16, "six")]
+        return SimpleNamespace(text=f"four six {task}", user_text="ten", pieces=pieces, audio=Audio(said, 16000))
+
+    def duplex_rows(self, rows):
+        return SimpleNamespace(frame_size=1280, step=lambda frames, active: None)
+
+
+class Halver:
+    """A codec of two codebooks of 256: the high and the low byte of every second sample."""
+
+    sample_rate, channels, frame_rate, codebooks, codebook_size = 8000, 1, 4000, 2, 256
+    fingerprint = "halver-1"
+
+    def encode(self, wave):
+        value = ((wave[:, 0, ::2].clamp(-1, 1) + 1) * 32767.5).round().long()
+        return torch.stack([value // 256, value % 256], dim=1)
+
+    def decode(self, codes, lengths=None):
+        value = (codes[:, 0] * 256 + codes[:, 1]) / 32767.5 - 1
+        wave = value.repeat_interleave(2, dim=1)[:, None].float()
+        return wave if lengths is None else wave[..., : int(lengths.max())]
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setattr(vivavoce, "load", lambda name, device="cpu", dtype=None: Talker(), raising=False)
+    monkeypatch.setattr(vivavoce, "load_tokenizer", lambda name, codebooks=None, **place: Halver(), raising=False)
+
+
+@pytest.fixture
+def question(tmp_path):
+    file = tmp_path / "question.wav"
+    write(file, Audio(0.3 * np.sin(np.arange(9601) * 0.05).astype(np.float32), 16000))
+    return file
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code, *capsys.readouterr()
+
+
+def test_ask_writes_the_answer_and_tells(question, tmp_path, capsys):
+    code, out, err = run(capsys, "ask", question, "-o", tmp_path / "a.wav", "--page", tmp_path / "a.html")
+    assert code == 0, err
+    assert "it heard     ten" in out and "it said      four six answer" in out and "first audio  2" in out
+    assert read(tmp_path / "a.wav").duration == pytest.approx(0.5)
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+
+
+def test_ask_as_json_with_a_named_model_and_task(question, capsys):
+    code, out, _ = run(capsys, "ask", "some-model", question, "--task", "transcribe", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["model"] == "some-model" and told["text"] == "four six transcribe"
+    assert told["pieces"] == [[0.08, "four"], [0.16, "six"]]
+    assert 200 <= told["first_audio_ms"] < 260 and told["heard"] == "ten" and told["seconds"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda folder: [folder / "none.wav"], 1),
+        (lambda folder: [folder], 1),
+        (lambda folder: ["a", "b", "c"], 2),
+        (lambda folder: [folder / "question.wav", "--device", "warp"], 2),
+        (lambda folder: [folder / "question.wav", "--dtype", "int3"], 2),
+        (lambda folder: [folder / "question.wav", "-o", folder / "no" / "folder" / "a.wav"], 1),
+        (lambda folder: [folder / "question.wav", "-o", folder / "a.pdf"], 1),
+    ],
+)
+def test_ask_refuses_in_one_line(question, tmp_path, capsys, make, code):
+    left, _, err = run(capsys, "ask", *make(tmp_path))
+    assert left == code and err.startswith("error: ") and err.count("\n") == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["question.wav"]
+
+
+def test_resynth_gives_as_many_samples_as_it_was_given(question, tmp_path, capsys):
+    code, out, err = run(capsys, "resynth", "some-codec", question, "-o", tmp_path / "back.wav", "--json")
+    told = json.loads(out)
+    assert code == 0, err
+    back = read(tmp_path / "back.wav")
+    assert back.sample_rate == 8000 and len(back) == 4801  # 9601 samples at 16 kHz
+    assert told["bits_per_second"] == 64000 and told["tokens_per_second"] == 8000 and told["codebooks"] == 2
+
+
+def test_encode_and_decode_are_resynth(question, tmp_path, capsys):
+    assert run(capsys, "resynth", "c", question, "-o", tmp_path / "a.wav")[0] == 0
+    assert run(capsys, "encode", "c", question, "-o", tmp_path / "a.vvc")[0] == 0
+    assert run(capsys, "decode", "c", tmp_path / "a.vvc", "-o", tmp_path / "b.wav")[0] == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    assert 4800 < (tmp_path / "a.vvc").stat().st_size < 5200  # 2401 frames of two bytes, and a header
+
+
+def test_decode_refuses_damage_and_other_tokenizers(question, tmp_path, capsys, monkeypatch):
+    run(capsys, "encode", "c", question, "-o", tmp_path / "a.vvc")
+    (tmp_path / "cut.vvc").write_bytes((tmp_path / "a.vvc").read_bytes()[:-5])
+    for name in ("cut.vvc", "question.wav", "none.vvc"):
+        code, _, err = run(capsys, "decode", "c", tmp_path / name, "-o", tmp_path / "b.wav")
+        assert code == 1 and err.startswith("error: ") and name in err
+    monkeypatch.setattr(Halver, "fingerprint", "halver-2")
+    code, _, err = run(capsys, "decode", "d", tmp_path / "a.vvc", "-o", tmp_path / "b.wav")
+    assert code == 1 and "another tokenizer ('c') than 'd'" in err
+    assert not (tmp_path / "b.wav").exists()
+
+
+def test_bench_tells_times(capsys):
+    threads = torch.get_num_threads()
+    code, out, err = run(capsys, "bench", "--rows", "1", "--rows", "4", "--steps", "5", "--json")
+    torch.set_num_threads(threads)
+    told = json.loads(out)
+    assert code == 0, err
+    assert [step["rows"] for step in told["steps"]] == [1, 4] and told["peak_memory_mb"] > 50
+    assert run(capsys, "bench", "--rows", "0")[0] == 2 and run(capsys, "bench", "--threads", "0")[0] == 2
