@@ -8,6 +8,7 @@ Sources: Lee et al., arXiv:2203.01941; Moshi's depth transformer, arXiv:2410.000
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class StepLinear(nn.Module):
         """All steps at once: x [K, N, in] -> [K, N, out]."""
         if self.sets == 1:
             return F.linear(x, self.weight[0])
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.schedule != list(range(self.sets)):
             weight = weight[torch.tensor(self.schedule, device=weight.device)]
         return torch.bmm(x, weight[: x.shape[0]].transpose(1, 2))
@@ -47,7 +48,9 @@ class StepLinear(nn.Module):
 class DepthLayer(nn.Module):
     """A pre-norm layer over steps: causal attention, gated feed-forward; norms are shared by the steps."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, schedule: Sequence[int], act: str, eps: float, std: float):
+    def __init__(
+        self, width: int, heads: int, feedforward: int, schedule: Sequence[int], act: str, eps: float, std: float
+    ):
         super().__init__()
         self.heads, self.head_dim = heads, width // heads
         self.attention_norm, self.feedforward_norm = make_norm("rms", width, eps), make_norm("rms", width, eps)
@@ -111,9 +114,9 @@ class DepthTransformer(nn.Module):
             schedule = [int(n) for n in weights_per_step]
         if len(schedule) != steps or sorted(set(schedule)) != list(range(max(schedule, default=-1) + 1)):
             raise RecipeError(
-                f"depth.weights_per_step {schedule}: give one set for each of {steps} levels, numbered from 0 without gaps"
+                f"depth.weights_per_step {schedule}: give the set of each of {steps} levels: 0, 1, … without gaps"
             )
-        self.levels, self.width, self.schedule = list(levels), width, schedule
+        self.levels, self.width, self.head_dim = list(levels), width, width // heads
         inner = feedforward or -(-width * 8 // 3 // 32) * 32
         std = (2 * layers) ** -0.5
         self.entry = StepLinear(inputs, width, schedule)
@@ -125,9 +128,9 @@ class DepthTransformer(nn.Module):
         )
         self.norm = make_norm("rms", width, norm_eps)
         self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in levels)
-        for module in [*self.embeddings, self.prefix]:
-            if module is not None:
-                nn.init.normal_(module.weight, std=0.5)
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.5)
         if self.steps is not None:
             nn.init.normal_(self.steps, std=0.5)
 
@@ -142,7 +145,7 @@ class DepthTransformer(nn.Module):
         codes = codes.reshape(-1, codes.shape[-1])
         x = self.entry(flat.expand(steps, -1, -1))
         said = [self._prefix(prefix, flat[0])]
-        said += [embed(table, codes[:, k]) for k, table in enumerate(self.embeddings)]
+        said += [self._said(k, codes[:, k]) for k in range(steps - 1)]
         x = x + torch.stack(said)
         if self.steps is not None:
             x = x + self.steps[:, None]
@@ -154,21 +157,25 @@ class DepthTransformer(nn.Module):
     def generate(self, hidden: Tensor, choose: Choose, prefix: Tensor | None = None) -> Tensor:
         """Level by level: hidden [B, D], prefix [B] -> ids [B, K]. choose(k, logits [B, V]) -> ids [B]."""
         rows, steps = hidden.shape[0], len(self.levels)
-        home = {"device": hidden.device, "dtype": hidden.dtype}
-        heads = self.layers[0].heads if len(self.layers) else 1
-        stores = [torch.empty(2, rows, heads, steps, self.width // heads, **home) for _ in self.layers]
+        layers = cast(list[DepthLayer], list(self.layers))
+        heads = self.width // self.head_dim
+        stores = [hidden.new_empty(2, rows, heads, steps, self.head_dim) for _ in layers]
         said = self._prefix(prefix, hidden)
         chosen: list[Tensor] = []
         for k in range(steps):
             x = self.entry.at(k, hidden) + said
             if self.steps is not None:
                 x = x + self.steps[k]
-            for layer, store in zip(self.layers, stores):
+            for layer, store in zip(layers, stores):
                 x = layer.at(k, x, store)
             chosen.append(choose(k, self.heads[k](self.norm(x))))
             if k + 1 < steps:
-                said = embed(self.embeddings[k], chosen[k])
+                said = self._said(k, chosen[k])
         return torch.stack(chosen, dim=1)
+
+    def _said(self, level: int, ids: Tensor) -> Tensor:
+        """Embedding [N, width] of the ids [N] chosen for a level."""
+        return embed(cast(nn.Embedding, self.embeddings[level]), ids)
 
     def _prefix(self, prefix: Tensor | None, like: Tensor) -> Tensor:
         """Embedding [N, width] of the token before the first level."""

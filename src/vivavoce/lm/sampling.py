@@ -19,8 +19,8 @@ class Sampling:
     """How a stream's tokens are chosen.
 
     temperature: 0 = the largest logit. top_k, top_p, min_p: keep the k likeliest; the likeliest until their sum reaches
-    p (Holtzman et al., arXiv:1904.09751); those of at least p times the likeliest (arXiv:2407.01082). They apply in this
-    order, after the temperature. repetition_penalty: divides (multiplies, if negative) the logits of tokens in the
+    p (Holtzman et al., arXiv:1904.09751); those of at least p times the likeliest (arXiv:2407.01082). They apply in
+    this order, after the temperature. repetition_penalty: divides (multiplies, if negative) the logits of tokens in the
     history (Keskar et al., arXiv:1909.05858).
     """
 
@@ -84,7 +84,7 @@ def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     scores = scores / sampling.temperature
     cut = sampling.top_p is not None or sampling.min_p is not None
     size = scores.shape[1]
-    if sampling.top_k is not None and sampling.top_k < size or cut:
+    if cut or (sampling.top_k is not None and sampling.top_k < size):
         scores, ids = scores.sort(dim=-1, descending=True, stable=True)
         keep = min(sampling.top_k or size, size)
         scores, ids = scores[:, :keep], ids[:, :keep]

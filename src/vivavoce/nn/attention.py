@@ -85,7 +85,7 @@ class Attention(Streaming):
         """
         if lengths is not None:
             x = zero_padding(x, lengths)
-        before = prefix[0].shape[1] if prefix is not None else 0
+        before = self._before(prefix)
         q, k, v = self.project(x, self._rotation(x, before, rotation))
         keys_valid = None if self.causal or lengths is None else valid(lengths, x.shape[1])
         if prefix is not None:
@@ -98,6 +98,12 @@ class Attention(Streaming):
         if keys_valid is not None:
             seen = join_masks(seen, keys_valid[:, None] | torch.eye(x.shape[1], dtype=torch.bool, device=x.device))
         return self.merge(attend(q, k, v, join_masks(seen, mask)))
+
+    def _before(self, prefix: tuple[Tensor, Tensor] | None) -> int:
+        """Frames of a prefix."""
+        if prefix is not None and self.context is not None:
+            raise RequestError(f"a prefix would leave the context of {self.context} frames: such attention takes none")
+        return 0 if prefix is None else prefix[0].shape[1]
 
     def _sees_all(self, size: int) -> bool:
         return self.context is None or size <= self.context
@@ -139,13 +145,17 @@ class Attention(Streaming):
 
     # -- steps --
 
-    def initial_state(self, batch, device=None, dtype=None):
+    def initial_state(self, batch, device=None, dtype=None, prefix=None):
+        """State of rows that have heard nothing, or only a `prefix` (as `forward` takes it)."""
         home = self.home(device, dtype)
         zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
         if not self.causal:
             return State(waiting=torch.zeros(batch, 0, self._width, **home), position=zero, emitted=zero)
-        store = torch.zeros(batch, self.context or 0, self.kv_heads, self.head_dim, **home)
-        return State(keys=store, values=store.clone(), position=zero, emitted=zero)
+        store = torch.zeros(batch, self.context or self._before(prefix), self.kv_heads, self.head_dim, **home)
+        state = State(keys=store, values=store.clone(), position=zero + self._before(prefix), emitted=zero)
+        if prefix is not None:
+            state["keys"], state["values"] = (store + part.to(**home) for part in prefix)
+        return state
 
     def step(self, x, state, lengths=None, rotation=None, consume=False):
         """Advance by x [B, T, D]. rotation: as in `forward`; by default that of the cursor.
@@ -237,11 +247,13 @@ class Attention(Streaming):
     def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, heads, head_dim], keys and values [B, T, kv_heads, head_dim], normed and rotated."""
         joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        qk, v = joint.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = qk.split([self.heads, self.kv_heads], dim=2)
+            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=2)
         if rotation is not None and self.rope is not None:
-            q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
+            qk = self.rope.rotate(qk, rotation)
+        q, k = qk.split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
     def merge(self, heads: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, (self.width,), self.weight, self.eps)
         y = F.rms_norm(x.float(), (self.width,), None, self.eps).to(x.dtype)
         return y if self.weight is None else y * self.weight
 

@@ -21,13 +21,13 @@ class LearnedPositions(nn.Module):
         """positions [B, T] -> [B, T, D]; `RequestError` where one lies beyond the table."""
         if positions.numel() and int(positions.max()) >= self.size:
             raise RequestError(
-                f"position {int(positions.max())} is beyond the {self.size} learned ones: shorten the input or the context"
+                f"position {int(positions.max())} is beyond the {self.size} learned ones: shorten the input"
             )
         return self.weight[positions + self.offset]
 
 
 class SinusoidalPositions(nn.Module):
-    """cos and sin halves of position * 10000^(-2i / D), as audiocraft's MusicGen has them (Vaswani et al., section 3.5)."""
+    """Halves of cosines and sines of position * 10000^(-i / (D/2 - 1)), in audiocraft's order (arXiv:1706.03762)."""
 
     def __init__(self, width: int):
         super().__init__()

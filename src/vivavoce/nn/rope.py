@@ -58,7 +58,7 @@ class Rope(nn.Module):
 
 
 def scaled(frequencies: Tensor, scaling: Mapping[str, Any] | None) -> Tensor:
-    """Frequencies as a `rope_scaling` changes them: slower turns for longer texts (Llama 3.1's rule keeps fast ones)."""
+    """Frequencies as a `rope_scaling` changes them: slower turns for longer texts (`llama3` keeps the fast ones)."""
     if not scaling:
         return frequencies
     kind = scaling.get("rope_type", scaling.get("type", "default"))

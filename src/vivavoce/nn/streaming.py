@@ -87,10 +87,20 @@ def zip_states(function: Callable[..., Tensor], *states: State) -> State:
         {
             key: zip_states(function, *[s[key] for s in states])
             if isinstance(first[key], State)
-            else function(*[s[key] for s in states])
+            else function(*widened([s[key] for s in states]))
             for key in first
         }
     )
+
+
+def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors [B, N, ...] of stores that grow with a row's age (N differs), padded with zeros to the longest."""
+    if len({tensor.shape[1:2] for tensor in tensors}) == 1:
+        return list(tensors)
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([t, t.new_zeros(t.shape[0], longest - t.shape[1], *t.shape[2:])], dim=1) for t in tensors
+    ]
 
 
 def stack(states: Sequence[State]) -> State:

@@ -7,7 +7,7 @@ Names of parameters: `layers.N.attention.{qkv,out}`, `layers.N.{attention_norm,f
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -128,14 +128,15 @@ class TransformerLayer(nn.Module):
         return make_norm(c.norm, c.width, c.norm_eps)
 
     def _scale(self) -> nn.Module:
-        return nn.Identity() if self.config.layer_scale is None else LayerScale(self.config.width, self.config.layer_scale)
+        start = self.config.layer_scale
+        return nn.Identity() if start is None else LayerScale(self.config.width, start)
 
     def remember(self, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the memory, or None."""
         return None if memory is None else self.cross.remember(memory)
 
-    def whole(self, x, lengths=None, mask=None, rotation=None, prefix=None, memory=None, memory_lengths=None, condition=None):
-        """The whole signal; memory as `remember` gives it."""
+    def whole(self, x, lengths, mask, rotation, prefix, memory, memory_lengths, condition):
+        """The whole signal; arguments as `Transformer.forward` has them, memory as `remember` gives it."""
 
         def attend(y: Tensor) -> Tensor:
             return self.attention(y, lengths, mask, rotation, prefix)
@@ -143,8 +144,8 @@ class TransformerLayer(nn.Module):
         x = self._branch(x, attend, self.attention_norm, self.attention_scale, condition)
         return self._rest(x, memory, memory_lengths, condition)
 
-    def step(self, x, state, lengths=None, rotation=None, consume=False, memory=None, memory_lengths=None, condition=None):
-        """A chunk; `state` is the attention's."""
+    def step(self, x, state, lengths, rotation, consume, memory, memory_lengths, condition):
+        """A chunk; arguments as `Transformer.step` has them, `state` is the attention's."""
         after = state
 
         def attend(y: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class Transformer(Streaming):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal weights of 0.02, branches' last matrices smaller with depth (as GPT-2), so that any depth starts calm."""
+        """Normal weights of width^-0.5; the branches' last matrices smaller with depth: any depth starts calm."""
         for name, parameter in self.named_parameters():
             if "norm" in name or "scale" in name or "positions" in name:
                 continue
@@ -208,6 +209,11 @@ class Transformer(Streaming):
             else:
                 std = 1 / parameter.shape[-1] ** 0.5
                 nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if ".out." in name else std)
+
+    @property
+    def blocks(self) -> list[TransformerLayer]:
+        """The layers, by their type."""
+        return cast(list[TransformerLayer], list(self.layers))
 
     @property
     def width(self):
@@ -242,7 +248,7 @@ class Transformer(Streaming):
             positions = torch.arange(first, first + x.shape[1], device=x.device)[None]
         x, rotation = self._place(x, positions)
         self._check(memory, condition)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks):
             x = layer.whole(
                 x, lengths, mask, rotation, prefix[i] if prefix is not None else None,
                 layer.remember(memory), memory_lengths, condition,
@@ -256,30 +262,34 @@ class Transformer(Streaming):
         return x, self.rope(positions) if self.rope is not None else None
 
     def _check(self, memory: Tensor | None, condition: Tensor | None) -> None:
-        for name, given, wanted in (("memory", memory, self.config.memory), ("condition", condition, self.config.condition)):
-            if given is None and wanted is not None and name == "condition":
-                raise RequestError(f"this transformer's norms take a condition of width {wanted}, and none is given")
-            if given is not None and wanted is None:
+        wanted = {"memory": (memory, self.config.memory), "condition": (condition, self.config.condition)}
+        for name, (given, width) in wanted.items():
+            if given is not None and width is None:
                 raise RequestError(f"a {name} is given, but the configuration has none: set {name} to its width")
+        if condition is None and self.config.condition is not None:
+            raise RequestError(f"this transformer's norms take a condition of width {self.config.condition}: give one")
 
     # -- steps --
 
-    def initial_state(self, batch, device=None, dtype=None):
+    def initial_state(self, batch, device=None, dtype=None, prefix=None):
+        """State of rows that have heard nothing, or only a `prefix` (as `forward` takes it)."""
         home = self.home(device, dtype)
         zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
         if not self.config.causal:
             return State(waiting=torch.zeros(batch, 0, self.width, **home), position=zero, emitted=zero)
         state = State(position=zero, emitted=zero)
-        for i, layer in enumerate(self.layers):
-            state[f"layer_{i}"] = layer.attention.initial_state(batch, device, dtype)
+        for i, layer in enumerate(self.blocks):
+            state[f"layer_{i}"] = layer.attention.initial_state(batch, device, dtype, prefix[i] if prefix else None)
+            state["position"] = state[f"layer_{i}"]["position"]
         return state
 
     def remember(self, memory: Tensor, lengths: Tensor | None = None) -> State:
         """What steps need of a memory [B, M, D']: its keys and values in every layer, rows like those of any state."""
-        self._check(memory, None)
+        if self.config.memory is None:
+            raise RequestError("a memory is given, but the configuration has none: set memory to its width")
         kept = State(lengths=lengths_of(memory, lengths))
-        for i, layer in enumerate(self.layers):
-            kept[f"keys_{i}"], kept[f"values_{i}"] = layer.remember(memory)
+        for i, layer in enumerate(self.blocks):
+            kept[f"keys_{i}"], kept[f"values_{i}"] = layer.cross.remember(memory)
         return kept
 
     def step(self, x, state, lengths=None, positions=None, memory: State | None = None, condition=None, consume=False):
@@ -300,7 +310,7 @@ class Transformer(Streaming):
             positions = state["position"][:, None] + torch.arange(x.shape[1], device=x.device)
         x, rotation = self._place(x, positions)
         after = State(position=state["position"] + count, emitted=count)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks):
             name = f"layer_{i}"
             remembered = None if memory is None else (memory[f"keys_{i}"], memory[f"values_{i}"])
             x, after[name] = layer.step(
