@@ -153,7 +153,7 @@ class SpeechLM:
             raise RequestError(f"turn of role '{role}': {self.name} hears turns of 'user' only")
         if isinstance(audio, str) or not hasattr(audio, "sample_rate"):
             raise RequestError("audio is given as vivavoce.Audio: use vivavoce.read(path)")
-        check_waveform(audio.samples, "the user's turn")
+        check_waveform(audio, where="the user's turn")
         samples = audio.samples.mean(0)
         if audio.sample_rate != self.sample_rate:
             samples = resample(samples[None], audio.sample_rate, self.sample_rate)[0]

@@ -1,0 +1,208 @@
+"""A full-duplex system at smoke size: lockstep rows are independent, streaming is the whole, saved is loaded."""
+
+import numpy as np
+import pytest
+import torch
+
+import vivavoce
+from vivavoce.errors import AudioError, CheckpointError, RequestError
+from vivavoce.schema import read_recipe
+from vivavoce.systems import assemble
+
+FRAME = 1280
+
+
+def loud(model):
+    """Sampling at temperature 1 from weights that matter: greedy tiny models say one token for ever."""
+    return assemble(read_recipe(model, "smoke", {"stages.dialogue.decode.sampling": {"temperature": 1.0}}), seed=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return loud("mini")
+
+
+def frames(count: int, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(0, 0.1, (count, FRAME))).astype(np.float32)
+
+
+def run(session, signal):
+    return [session.step(frame) for frame in signal]
+
+
+def same(left, right) -> bool:
+    return all(a.tokens == b.tokens and np.allclose(a.audio, b.audio, atol=1e-6) for a, b in zip(left, right, strict=True))
+
+
+def test_same_seed_same_conversation_another_seed_another(model):
+    signal = frames(12)
+    first, again, other = (run(model.duplex(seed), signal) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert [o.tokens for o in first] != [o.tokens for o in other]
+    assert all(o.audio.shape == (FRAME,) for o in first)
+    assert len({tuple(o.tokens["voice"]) for o in first}) > 6
+
+
+def test_rows_in_lockstep_are_conversations_of_their_own(model):
+    """Ragged: row 1 is held now and then, row 2 is reset in the middle; each says what it says alone."""
+    signals = [frames(14, seed) for seed in (10, 11, 12)]
+    rows = model.duplex_rows(3)
+    for row, seed in enumerate((5, 6, 7)):
+        rows.reset(row, seed=seed)
+    heard = [0, 0, 0]
+    said: list[list] = [[], [], []]
+    for tick in range(14):
+        if tick == 6:
+            rows.reset(2, seed=9)
+            heard[2] = 0
+            said[2] = []
+        active = [True, tick % 3 != 1, True]
+        batch = np.stack([signals[row][heard[row]] for row in range(3)])
+        batch[~np.array(active)] = np.nan  # a row that is held is not looked at
+        for row, out in enumerate(rows.step(batch, active)):
+            assert (out is not None) == active[row]
+            if out is not None:
+                said[row].append(out)
+                heard[row] += 1
+    for row, seed in enumerate((5, 6, 9)):
+        alone = run(model.duplex(seed), signals[row][: heard[row]])
+        assert same(said[row], alone), f"row {row}"
+
+
+def test_a_held_row_keeps_its_state_to_the_bit(model):
+    rows = model.duplex_rows(2)
+    rows.step(frames(2), [True, True])
+    before = rows.state.take([1])
+    rows.step(frames(2, 1), [True, False])
+    after = rows.state.take([1])
+
+    def compare(one, other):
+        for key, value in one.items():
+            if isinstance(value, dict):
+                compare(value, other[key])
+            elif key != "emitted":
+                assert torch.equal(value, other[key]), key
+
+    compare(before, after)
+
+
+def test_streaming_columns_are_those_of_the_whole(model):
+    """Teacher forcing over the tokens that a conversation chose gives the logits that chose them."""
+    signal = frames(10)
+    session = model.duplex(0)
+    outputs = run(session, signal)
+    system = model.system
+    with torch.inference_mode():
+        user = system.encoder(torch.from_numpy(signal.reshape(1, -1, 1)))
+        values = {"user": user}
+        for name in system.stage.filled:
+            values[name] = torch.tensor([o.tokens[name] for o in outputs]).T[None]
+        hidden, grid = system.stage(values)
+        greedy = assemble(read_recipe("mini", "smoke"), seed=1).system
+        said = run(type(session)(greedy, 0), signal)
+        user_only = [o.tokens["heard"][0] for o in said]
+        values = {"user": user, **{n: torch.tensor([o.tokens[n] for o in said]).T[None] for n in system.stage.filled}}
+        hidden, grid = greedy.stage(values)
+        (logits,), goal = greedy.stage.predict("heard", hidden, grid)
+        assert logits.argmax(-1).tolist() == goal[:, 0].tolist() == user_only
+        levels, goals = greedy.stage.predict("voice", hidden, grid)
+        assert torch.equal(torch.stack([level.argmax(-1) for level in levels], 1), goals)
+
+
+def test_other_user_audio_changes_what_is_chosen(model):
+    one, other = run(model.duplex(0), frames(10, 1)), run(model.duplex(0), frames(10, 2))
+    assert [o.tokens for o in one[1:]] != [o.tokens for o in other[1:]]
+
+
+def test_forced_words_stand_in_the_text_stream(model):
+    session = model.duplex(0)
+    session.say("three plus four")
+    words = [out.text for out in run(session, frames(16))]
+    assert [w for w in words[: len(model.system.schedule("three plus four"))] if w] == ["three", "plus", "four"]
+    with pytest.raises(RequestError, match="'elephant' is not in the vocabulary"):
+        session.say("elephant")
+
+
+def test_saved_is_loaded_and_a_mismatch_is_refused(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = vivavoce.load(tmp_path / "model")
+    assert same(run(model.duplex(0), frames(6)), run(loaded.duplex(0), frames(6)))
+    recipe = tmp_path / "model" / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("width: 32", "width: 64"))
+    with pytest.raises(CheckpointError, match="saved with another recipe"):
+        vivavoce.load(tmp_path / "model")
+    recipe.write_text(text)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cut short"):
+        vivavoce.load(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="missing; train first"):
+        vivavoce.load(tmp_path / "model")
+    with pytest.raises(RequestError, match="no model"):
+        vivavoce.load(tmp_path / "nothing")
+
+
+def test_half_precision_on_disk_is_float32_in_memory(model, tmp_path):
+    model.save(tmp_path / "half", torch.float16)
+    model.save(tmp_path / "full")
+    half, full = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full"))
+    assert half < 0.6 * full
+    assert {p.dtype for p in vivavoce.load(tmp_path / "half").system.parameters()} == {torch.float32}
+
+
+def test_reply_has_the_answer_from_the_end_of_the_turn(model):
+    audio = vivavoce.Audio(frames(5).reshape(1, -1)[:, :6000], 16000)
+    reply = model.reply([("user", audio)], limit=1.0)
+    assert reply.audio.sample_rate == 16000
+    assert all(seconds > -0.4 for seconds, _ in reply.pieces)
+    pieces = list(model.reply([("user", audio)], stream=True, limit=1.0))
+    assert " ".join(p.text for p in pieces if p.text) == reply.text
+    stopped = model.reply([("user", audio)], stream=True)
+    next(stopped)
+    stopped.close()
+    other_rate = vivavoce.Audio(np.zeros((2, 22050), np.float32), 44100)
+    assert len(model.reply([[("user", audio)], [("user", other_rate)]], limit=0.5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [(np.zeros((1, 0), np.float32), "the user's turn: no samples"), (np.full((1, 800), np.nan, np.float32), "the user's turn: sample 0 of channel 0 is nan")],
+)
+def test_unusable_audio_is_refused_by_name(model, samples, expected):
+    with pytest.raises(AudioError, match=expected):
+        model.reply([("user", vivavoce.Audio(samples, 16000))])
+
+
+def test_wrong_requests_say_what_is_there(model):
+    audio = vivavoce.Audio(frames(1), 16000)
+    for call, expected in [
+        (lambda: model.reply([]), "no turns"),
+        (lambda: model.reply([("robot", audio)]), "hears turns of 'user'"),
+        (lambda: model.reply([("user", "q.wav")]), r"vivavoce\.read"),
+        (lambda: model.reply([("user", audio)], task="sing"), "has answer, transcribe"),
+        (lambda: model.fill("dance", {}), "has duplex, speak"),
+        (lambda: model.duplex_rows(0), "at least one row"),
+        (lambda: model.duplex_rows(2).reset(5), "rows 0 to 1"),
+    ]:
+        with pytest.raises(RequestError, match=expected):
+            call()
+    with pytest.raises(AudioError, match=r"expected \[2, 1280\]"):
+        model.duplex_rows(2).step(np.zeros((2, 100), np.float32))
+    bad = frames(2)
+    bad[1, 3] = np.inf
+    with pytest.raises(AudioError, match="row 1 holds NaN or infinite"):
+        model.duplex_rows(2).step(bad)
+
+
+def test_fill_and_features_and_resynth(model):
+    audio = vivavoce.Audio(frames(4).reshape(1, -1)[:, :5000], 16000)
+    filled = model.fill("duplex", {"user": audio})
+    assert filled["voice"].shape == (3, 4) and filled["audio"].samples.shape == (1, 4 * FRAME)
+    spoken = model.fill("speak", {"text": "seven"})
+    assert spoken["text"][0, 0] == model.system.schedule("seven")[0]
+    features = model.features(audio)
+    assert features.values.shape == (3, 16) and features.frame_rate == 12.5
+    again = model.resynth(audio)
+    assert again.audio.samples.shape == (1, 5000) and again.tokens_per_second == 37.5
