@@ -1,0 +1,124 @@
+"""Documents of any length in windows of a fixed one: where each piece goes, its positions, and who may see whom.
+
+`concatenate` fills every window and cuts documents at its borders; `fit` keeps documents whole and leaves a little
+padding ("Fewer Truncations Improve Language Modeling", arXiv:2404.10830). `assemble` lays the tokens out;
+`document_mask` keeps the pieces of a window apart, so that training on windows is training on the pieces alone.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivavoce.errors import DataError, RequestError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`length` tokens of a document from its token `start` on, at `place` in the window."""
+
+    document: int
+    start: int
+    length: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A window: tokens int64 [levels, window], the piece that each column belongs to (0, 1, …; -1 is padding) and
+    its position within the piece, int64 [window] each."""
+
+    tokens: Tensor
+    documents: Tensor
+    positions: Tensor
+
+
+def concatenate(lengths: Sequence[int] | np.ndarray, window: int, seed: int | None = None) -> list[list[Piece]]:
+    """Windows of documents one after another, in order or shuffled by `seed`; only the last window has padding."""
+    _check(window)
+    windows: list[list[Piece]] = []
+    filled = window
+    for document in _order(len(lengths), seed):
+        start, rest = 0, int(lengths[document])
+        while rest > 0:
+            if filled == window:
+                windows.append([])
+                filled = 0
+            length = min(rest, window - filled)
+            windows[-1].append(Piece(int(document), start, length, filled))
+            start, rest, filled = start + length, rest - length, filled + length
+    return windows
+
+
+def fit(lengths: Sequence[int] | np.ndarray, window: int, seed: int | None = None) -> list[list[Piece]]:
+    """Windows of whole documents by best fit, the longest first; only documents longer than a window are cut.
+
+    Shuffled by `seed`: which of equally long documents share a window, and the windows' order.
+    """
+    _check(window)
+    pieces: list[tuple[int, int, int]] = []  # document, start, length
+    for document in _order(len(lengths), seed):
+        whole = int(lengths[document])
+        pieces += [(int(document), start, min(window, whole - start)) for start in range(0, whole, window)]
+    pieces.sort(key=lambda piece: -piece[2])
+    windows: list[list[Piece]] = []
+    space: list[tuple[int, int]] = []  # (room left, window), sorted: the tightest window that has room is taken
+    for document, start, length in pieces:
+        at = bisect_left(space, (length, -1))
+        room, number = space.pop(at) if at < len(space) else (window, len(windows))
+        if number == len(windows):
+            windows.append([])
+        windows[number].append(Piece(document, start, length, window - room))
+        if room > length:
+            insort(space, (room - length, number))
+    return windows if seed is None else [windows[i] for i in np.random.default_rng([seed, 1]).permutation(len(windows))]
+
+
+def assemble(
+    pieces: Sequence[Piece], documents: Sequence[np.ndarray] | Sequence[Tensor], window: int, pad: int = 0
+) -> Packed:
+    """The window of `pieces`; `documents` are int [levels, length] (or [length]), indexed by `Piece.document`.
+
+    Raises `DataError` where a piece lies outside its document or window, or pieces overlap.
+    """
+    _check(window)
+    arrays = [torch.as_tensor(np.atleast_2d(np.asarray(documents[piece.document]))) for piece in pieces]
+    tokens = torch.full((arrays[0].shape[0] if arrays else 1, window), pad, dtype=torch.int64)
+    owner = torch.full((window,), -1, dtype=torch.int64)
+    positions = torch.zeros(window, dtype=torch.int64)
+    for number, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
+        end = piece.place + piece.length
+        if end > window or piece.start + piece.length > array.shape[1] or (owner[piece.place : end] >= 0).any():
+            raise DataError(f"{piece} does not fit a document of {array.shape[1]} and a window of {window} tokens")
+        tokens[:, piece.place : end] = array[:, piece.start : piece.start + piece.length]
+        owner[piece.place : end] = number
+        positions[piece.place : end] = torch.arange(piece.length)
+    return Packed(tokens, owner, positions)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """`Packed.documents` [B, T] -> bool [B, T, T]: whether a query (second axis) may see a key (last axis) as far as
+    documents go; the causal rule comes on top. Padding sees itself alone, so that no row of a softmax is empty."""
+    same = documents[:, :, None] == documents[:, None, :]
+    alone = torch.eye(documents.shape[1], dtype=torch.bool, device=documents.device)
+    return same & (documents >= 0)[:, :, None] | alone
+
+
+def filled(windows: Sequence[Sequence[Piece]], window: int) -> float:
+    """Which part of all places holds tokens, 0 to 1."""
+    used = sum(piece.length for pieces in windows for piece in pieces)
+    return used / (len(windows) * window) if windows else 1.0
+
+
+def _order(count: int, seed: int | None) -> np.ndarray:
+    return np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+
+
+def _check(window: int) -> None:
+    if window < 1:
+        raise RequestError(f"a window of {window} tokens: at least 1 is needed")
