@@ -30,11 +30,11 @@ def make(front):
 
     words = {w: [clip(w, s) for s in ("ann", "bob")] for w in (*DIGITS, "plus")}
     bank = ClipBank(words, [clip("", "cat")])
-    answers = {
-        text: Spoken(text, np.full((2, 6 * len(text.split())), 7), tuple((w, 0.4 * i) for i, w in enumerate(text.split())),
-                     0.4 * len(text.split()))
-        for text in all_answers()
-    }  # fmt: skip
+    answers = {}
+    for text in all_answers():
+        words = text.split()
+        codes = np.full((2, 6 * len(words)), 7)
+        answers[text] = Spoken(text, codes, tuple((w, 0.4 * i) for i, w in enumerate(words)), 0.4 * len(words))
     backgrounds = Backgrounds(front, BINS, seconds=15)
 
     def build(**scene) -> Conversations:

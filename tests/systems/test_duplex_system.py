@@ -31,7 +31,9 @@ def run(session, signal):
 
 
 def same(left, right) -> bool:
-    return all(a.tokens == b.tokens and np.allclose(a.audio, b.audio, atol=1e-6) for a, b in zip(left, right, strict=True))
+    return all(
+        a.tokens == b.tokens and np.allclose(a.audio, b.audio, atol=1e-6) for a, b in zip(left, right, strict=True)
+    )
 
 
 def test_same_seed_same_conversation_another_seed_another(model):
@@ -168,7 +170,10 @@ def test_reply_has_the_answer_from_the_end_of_the_turn(model):
 
 @pytest.mark.parametrize(
     ("samples", "expected"),
-    [(np.zeros((1, 0), np.float32), "the user's turn: no samples"), (np.full((1, 800), np.nan, np.float32), "the user's turn: sample 0 of channel 0 is nan")],
+    [
+        (np.zeros((1, 0), np.float32), "the user's turn: no samples"),
+        (np.full((1, 800), np.nan, np.float32), "the user's turn: sample 0 of channel 0 is nan"),
+    ],
 )
 def test_unusable_audio_is_refused_by_name(model, samples, expected):
     with pytest.raises(AudioError, match=expected):

@@ -20,7 +20,7 @@ PHRASES = (
 
 
 def say(text: str, voice: str, sample_rate: int) -> tuple[np.ndarray, tuple[tuple[str, float], ...]]:
-    """`text` by `voice` at `sample_rate`: samples [n] from the first sound to the last, and (word, second) for each word."""
+    """`text` by `voice` at `sample_rate`: samples [n] from the first sound to the last, and (word, second)s."""
     speech = synthesize(text, voice)
     if not speech.words:
         raise DataError(f"{voice} gave no word times for '{text}': choose a flite voice")

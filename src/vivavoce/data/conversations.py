@@ -1,15 +1,15 @@
 """Simulated full-duplex conversations about digits: what the user's channel sounds like, and what a model should do.
 
-One conversation is a timeline of *episodes* (a digit, two digits, other speech, nothing) in the user's channel and, on the
-frame clock, the streams that a model has to fill:
+One conversation is a timeline of *episodes* (a digit, two digits, other speech, nothing) in the user's channel and,
+on the frame clock, the streams that a model has to fill:
 
     user   log-mel frames (given)
     heard  the user's words, each at the first frame by which it has been heard whole
     text   the answer's words, each `lead` frames before the voice says it
     voice  the codec's codes of the answer, the codes of silence elsewhere
 
-Time: frame i of the user's channel ends at (i + 1) x 80 ms; only then can cell i of the filled streams be decided, and it
-is played while the user's next frame comes in. All waits below are counted from the end of a word to that decision.
+Time: frame i of the user's channel ends at (i + 1) x 80 ms; only then can cell i of the filled streams be decided, and
+it is played while the user's next frame comes in. All waits below are counted from the end of a word to that decision.
 
 Everything is a pure function of (seed, number), so that training data needs no state and resumes anywhere.
 """
@@ -167,12 +167,12 @@ class Conversations:
             return end + int(rng.uniform(40, 150)), min(free, start)
         words = [DIGITS[rng.integers(10)] for _ in range(1 if kind == "single" else 2)]
         said = [words[0], "plus", words[1]] if kind == "sum" and rng.random() < self.scene.plus else list(words)
-        started, end = None, at
+        started, end = at, at
         for i, word in enumerate(said):
             clip = self.bank.clip(rng, speaker, word)
             begin = at if i == 0 else end + int(rng.uniform(0, 58 if len(said) < 3 else 40))
             start, end = self._place(example, self._voiced(clip, voice), begin, gain)
-            started = start if started is None else started
+            started = start if i == 0 else started
             self._mark(example, word, end)
             example.events.append(("word", start / 100, end / 100, word))
         self._yield(example, started, free)
@@ -267,5 +267,5 @@ class Conversations:
                 rng, len(user)
             )
         level = rng.uniform(*scene.level)
-        # Loud frames have a total power of one here; by Parseval that of a wave of RMS r is r^2 times all bins (0-8 kHz).
+        # Loud frames have a total power of one here; by Parseval a wave of RMS r has r^2 times all bins (0-8 kHz).
         example.user = user * np.float32(10 ** (level / 10) * self.backgrounds.bins * 2)

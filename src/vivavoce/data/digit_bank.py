@@ -23,13 +23,14 @@ from vivavoce.nn.logmel import StreamingLogMel
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-us-nyc")
 TIMBRES = ("", "m1", "m3", "m5", "m7", "f1", "f2", "f3", "f4", "croak")
 FLITE = ("flite:slt", "flite:rms")
-OTHER_WORDS = (
-    "yes no hello stop start left right up down house water dog cat bird tree music play please thanks morning evening "
-    "open close door window light turn off now later maybe never always kitchen table river mountain paper pencil coffee "
-    "sugar window wonder sentence heaven fore ate won tune free tree sick fix sex nice line mine fine hive live seven's "
-    "weather traffic alarm volume louder quiet again cancel help computer assistant sheila marvin happy learn follow "
-    "visual forward backward zebra hero nearly wide dive night line site tooth through food core door sun fun run pun"
-).replace("seven's ", "").split()
+# No homophones of digits (won, ate, for, too): what sounds the same cannot be told apart.
+OTHER_WORDS = """
+yes no hello stop start left right up down house water dog cat bird tree music play please thanks morning evening
+open close door window light turn off now later maybe never always kitchen table river mountain paper pencil coffee
+sugar wonder sentence heaven tune free sick fix sex nice line mine fine hive live weather traffic alarm volume louder
+quiet again cancel help computer assistant sheila marvin happy learn follow visual forward backward zebra hero nearly
+wide dive night site tooth through food core sun fun run pun
+""".split()
 OTHER_PHRASES = (
     "what is the weather like", "turn off the light", "play some music please", "hey there how are you",
     "good morning everybody", "call my mother", "set an alarm", "the cat sat on the mat", "open the window",
@@ -81,9 +82,7 @@ def synthetic(front: StreamingLogMel, bins: int, seed: int = 0, progress: Progre
     digits, other = [], []
 
     def say(text: str, voice: str, pitch: bool = True) -> PowerClip:
-        speech = synthesize(
-            text, voice, rate=rng.uniform(0.7, 1.3), pitch=rng.uniform(0.75, 1.3) if pitch else 1.0
-        )
+        speech = synthesize(text, voice, rate=rng.uniform(0.7, 1.3), pitch=rng.uniform(0.75, 1.3) if pitch else 1.0)
         source = "synthetic-" + voice.split(":")[0]
         return clip_of(speech.samples[0], speech.sample_rate, front, bins, text=text, speaker=voice, source=source)
 

@@ -38,7 +38,7 @@ def reply_pieces(
     """Pieces of the answer to samples [n] float32 at the session's rate; leaving the loop cancels.
 
     Silence is fed until the text pads and the voice is silent for `quiet` seconds after speech, or for `wait` seconds
-    without any, at most `limit`. The audio of a step is heard while the next frame comes in: a piece's seconds say when.
+    without any, at most `limit`. A step's audio is heard while the next frame comes in: a piece's seconds say when.
     """
     size, rate = session.frame_size, session.sample_rate
     end = len(samples) / rate

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vivavoce.errors import RecipeError
 from vivavoce.lm.sampling import Sampling
+from vivavoce.nn.streaming import Streaming
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Part
 from vivavoce.systems.duplex_system import DuplexSystem
@@ -32,7 +32,7 @@ def build_tokenizer(part: Part) -> Any:
     raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, words")
 
 
-def build_encoder(part: Part) -> nn.Module:
+def build_encoder(part: Part) -> Streaming:
     """An encoder by kind, untrained: `causal_mel`."""
     if part.kind == "causal_mel":
         from vivavoce.encoders.causal_mel import CausalMelEncoder
@@ -42,7 +42,9 @@ def build_encoder(part: Part) -> nn.Module:
     raise RecipeError(f"encoder kind '{part.kind}' is unknown; there is causal_mel")
 
 
-def shapes_of(recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[str, nn.Module]) -> dict[str, StreamShape]:
+def shapes_of(
+    recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[str, Streaming]
+) -> dict[str, StreamShape]:
     """What stages need to know of each stream of the recipe."""
     shapes = {}
     for name, stream in recipe.streams.items():
@@ -51,7 +53,7 @@ def shapes_of(recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[s
         elif stream.width is not None:
             shapes[name] = StreamShape(name, width=stream.width)
         else:
-            tokenizer = tokenizers[stream.tokenizer]
+            tokenizer = tokenizers[stream.tokenizer or ""]
             if hasattr(tokenizer, "codebooks"):
                 shapes[name] = StreamShape(name, tokenizer.codebooks, tokenizer.codebook_size)
             else:

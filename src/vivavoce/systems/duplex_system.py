@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vivavoce.codecs import Codec
 from vivavoce.lm.sampling import Sampling, sample
-from vivavoce.nn.streaming import State
+from vivavoce.nn.streaming import State, Streaming
 from vivavoce.schema import Interaction
 from vivavoce.systems.stage import Stage
+from vivavoce.tokenizers.words import WordVocabulary
 
 
 @dataclass
@@ -30,15 +32,18 @@ class DuplexSystem(nn.Module):
     def __init__(
         self,
         interaction: Interaction,
-        encoder: nn.Module,
+        encoder: Streaming,
         stage: Stage,
-        codec: nn.Module,
-        vocabularies: Mapping[str, "object"],
+        codec: Codec,
+        vocabularies: Mapping[str, WordVocabulary],
         sampling: Mapping[str, Sampling],
         sample_rate: int,
     ):
         super().__init__()
-        self.interaction, self.encoder, self.stage, self.codec = interaction, encoder, stage, codec
+        self.interaction = interaction
+        self.encoder: Streaming = encoder
+        self.stage: Stage = stage
+        self.codec: Codec = codec
         self.vocabularies, self.sampling = dict(vocabularies), dict(sampling)
         self.sample_rate = sample_rate
         self.frame_size = int(encoder.hop)
@@ -107,4 +112,4 @@ class DuplexSystem(nn.Module):
 
     def schedule(self, text: str) -> list[int]:
         """Token ids of `text` on the frame clock, a step each, as the text stream of an answer has them."""
-        return self.vocabularies[self.interaction.writes].schedule(text)
+        return self.vocabularies[self.interaction.writes or ""].schedule(text)

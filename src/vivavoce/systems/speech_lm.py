@@ -57,7 +57,7 @@ class SpeechLM:
         """Many full-duplex conversations in lockstep."""
         return DuplexRows(self.system, rows)
 
-    def reply(self, turns: Any, stream: bool = False, task: str = "answer", seed: int = 0, **limits: float):
+    def reply(self, turns: Any, stream: bool = False, task: str = "answer", seed: int = 0, **limits: Any) -> Any:
         """Answer the last of `turns` [(role, Audio)]; a list of such lists gives a list of replies.
 
         task: "answer" (the model answers), "transcribe" (`.text` is the user's words). stream=True gives an iterator of
@@ -164,4 +164,3 @@ class SpeechLM:
         from vivavoce.systems.checkpoint import save
 
         save(self, directory, dtype)
-

@@ -7,6 +7,7 @@ at column c - 1 predicts the filled cells of column c, each by its stream's head
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Stage(nn.Module):
             raise RecipeError(f"stage {recipe.name}: backbone '{recipe.backbone.kind}': this stage takes a decoder")
         self.backbone = Decoder.of(options)
         width = self.backbone.width
-        self.tables = nn.ModuleDict(
+        self.tables: Any = nn.ModuleDict(
             {
                 name: nn.ModuleList(nn.Embedding(shape.vocabulary + 1, width) for _ in range(shape.levels))
                 for name, shape in shapes.items()
@@ -69,8 +70,8 @@ class Stage(nn.Module):
         self.adapters = nn.ModuleDict(
             {name: nn.Linear(shape.width, width) for name, shape in shapes.items() if shape.width is not None}
         )
-        self.linear = nn.ModuleDict()
-        self.depth = nn.ModuleDict()
+        self.linear: Any = nn.ModuleDict()
+        self.depth: Any = nn.ModuleDict()
         self.after: dict[str, str | None] = {}
         for name in self.filled:
             self._head(name, recipe.heads[name].kind, recipe.heads[name].options, width)
@@ -106,7 +107,7 @@ class Stage(nn.Module):
             if name in self.adapters:
                 part = self.adapters[name](value)
             else:
-                blank = self.shapes[name].vocabulary
+                blank = self.shapes[name].vocabulary or 0
                 ids = torch.where(value < 0, blank, value)
                 part = self.tables[name][0](ids[:, 0])
                 for level, table in enumerate(self.tables[name]):
@@ -133,7 +134,7 @@ class Stage(nn.Module):
         )
 
     def grid(self, values: Mapping[str, Tensor], columns: Columns) -> dict[str, Tensor]:
-        """Streams, ids [B, levels, T] or frames [B, T, width], at their columns: the same with C columns, blanks between."""
+        """Streams (ids [B, levels, T], frames [B, T, width]) at their columns: the same with C columns and blanks."""
         placed = {}
         for name, value in values.items():
             index = columns.index[name].to(value.device)
@@ -155,9 +156,7 @@ class Stage(nn.Module):
         value = next(iter(values.values()))
         cells = value.shape[2] if next(iter(values)) not in self.adapters else value.shape[1]
         grid = self.grid(values, self.columns(cells))
-        seen = {
-            name: value[:, :-1] if name in self.adapters else value[:, :, :-1] for name, value in grid.items()
-        }
+        seen = {name: value[:, :-1] if name in self.adapters else value[:, :, :-1] for name, value in grid.items()}
         return self.backbone(self.embed(seen), lengths), grid
 
     def predict(

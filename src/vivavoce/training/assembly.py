@@ -56,9 +56,7 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path
     from vivavoce.training.next_token import ConversationTask, conversation_seed
 
     if pack is None:
-        raise DataError(
-            f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder"
-        )
+        raise DataError(f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
     options = dict(phase.data.options)
     voice = options.pop("voice", "flite:slt")
     leave_out = tuple(options.pop("leave_out", ()))
@@ -106,5 +104,3 @@ def default_pack() -> Path | None:
         if candidate and (Path(candidate) / "manifests").is_dir():
             return Path(candidate)
     return None
-
-

@@ -1,14 +1,15 @@
-"""Next-token training of a stage on conversations: weighted cross entropy per stream, the listening encoder included."""
+"""Next-token training of a stage on conversations: weighted cross entropy per stream, the encoder included."""
 
 from collections.abc import Callable, Mapping, Sequence
-
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vivavoce.data.conversations import Conversation
+from vivavoce.encoders.causal_mel import CausalMelEncoder
+from vivavoce.systems.stage import Stage
 from vivavoce.training.task import Task, step_seed
 
 
@@ -22,8 +23,8 @@ class ConversationTask(Task):
     def __init__(
         self,
         name: str,
-        encoder: nn.Module,
-        stage: nn.Module,
+        encoder: CausalMelEncoder,
+        stage: Stage,
         conversations: Callable[[int], Conversation],
         streams: Sequence[str],
         batch_size: int,
@@ -33,7 +34,9 @@ class ConversationTask(Task):
         held_out: Callable[[int], Conversation] | None = None,
         mask: float = 0.5,
     ):
-        self.name, self.encoder, self.stage = name, encoder, stage
+        self.name = name
+        self.encoder: CausalMelEncoder = encoder
+        self.stage: Stage = stage
         self.conversations, self.held_out = conversations, held_out
         self.streams, self.batch_size = tuple(streams), batch_size
         self.loss_weights, self.pad_weight, self.seed, self.mask = dict(loss_weights or {}), pad_weight, seed, mask
@@ -131,7 +134,7 @@ def collate(conversations: Sequence[Conversation]) -> dict[str, Tensor]:
 
 
 def hide_bands(power: Tensor, chance: float) -> Tensor:
-    """Mask two random bands of frequency (up to an eighth of the bins) in a share `chance` of the rows (SpecAugment)."""
+    """Mask two random bands of frequency (each up to an eighth) in a share `chance` of the rows (SpecAugment)."""
     batch, _, bins = power.shape
     gain = torch.ones(batch, bins)
     for _ in range(2):
@@ -146,5 +149,3 @@ def hide_bands(power: Tensor, chance: float) -> Tensor:
 def conversation_seed(seed: int, phase: str) -> int:
     """The seed of a phase's conversations: phases never repeat each other's."""
     return step_seed(seed, phase) % 2**31
-
-
