@@ -80,12 +80,12 @@ class ConversationTask(Task):
             each = [F.cross_entropy(level.float(), goal[:, k], ignore_index=-1) for k, level in enumerate(logits)]
             levels = list(weights) if isinstance(weights, list | tuple) else [1.0] * len(each)
             return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
-        (logits,), goal = self.stage.predict(stream, hidden, grid)
+        (flat,), goal = self.stage.predict(stream, hidden, grid)
         goal = goal[:, 0]
         weight = torch.where(goal > 0, 1.0, self.pad_weight)
         if stream == "text":
             weight = weight * (~told)[:, None].expand(hidden.shape[:2]).flatten()
-        loss = F.cross_entropy(logits.float(), goal, reduction="none", ignore_index=-1)
+        loss = F.cross_entropy(flat.float(), goal, reduction="none", ignore_index=-1)
         return (loss * weight).sum() / weight.sum().clamp(min=1)
 
     @staticmethod
