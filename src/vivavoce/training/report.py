@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vivavoce.training.curves import Curve, chart
 from vivavoce.training.metrics import read_metrics
 from vivavoce.training.progress import clock
 from vivavoce.training.run_directory import RunDirectory, write_text
 
 HEALTH = ("usage", "used", "perplexity")  # metric names with these words are shown as codebook health
 MAX_SAMPLES = 24
-Curve = tuple[list[int], list[float]]  # steps, values
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#1b1f24}
 h1{font-size:1.5em}h2{margin-top:2em;border-bottom:1px solid #ddd}table{border-collapse:collapse}
 td,th{padding:.2em .8em .2em 0;text-align:left}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:1em}
-figure{margin:0}figcaption{font-size:.9em;color:#555}audio{width:100%}img,svg{max-width:100%;height:auto}pre{background:#f6f8fa;padding:1em;overflow:auto}
+figure{margin:0}figcaption{font-size:.9em;color:#555}audio{width:100%}.spectrogram{width:100%;height:120px}img,svg{max-width:100%;height:auto}pre{background:#f6f8fa;padding:1em;overflow:auto}
 """
 
 
@@ -46,9 +46,9 @@ def write_report(run: RunDirectory) -> Path:
     return run.report
 
 
-def series(lines: list[dict[str, Any]]) -> dict[str, Curve]:
+def series(lines: list[dict[str, Any]]) -> Mapping[str, Curve]:
     """Metric name -> (steps, values), in the order of appearance; `evaluate/x` stays apart from `x`."""
-    found: dict[str, Curve] = {}
+    found: dict[str, tuple[list[int], list[float]]] = {}
     for line in lines:
         for key, value in line.items():
             if key not in ("phase", "step", "seconds") and value is not None:
@@ -84,25 +84,7 @@ def _figures(curves: Mapping[str, Curve]) -> str:
     for name, curve in curves.items():
         plain = re.sub(r"/\d+(?=/|$)", "", name.removeprefix("evaluate/"))
         groups.setdefault(plain, {})[name] = curve
-    return "<div class=grid>" + "".join(f"<figure>{_axes_of(k, v)}</figure>" for k, v in groups.items()) + "</div>"
-
-
-def _axes_of(title: str, curves: Mapping[str, Curve]) -> str:
-    figure, axes = _axes(4.2, 2.4)
-    for name, (steps, values) in curves.items():
-        stride = max(1, len(steps) // 1000)
-        marker = "." if len(steps) < 30 else None
-        style = "--" if name.startswith("evaluate/") and title in curves else "-"
-        axes.plot(steps[::stride], values[::stride], style, linewidth=1.2, marker=marker, label=name)
-    axes.set_title(title, fontsize=9)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
-    every = [value for _, values in curves.values() for value in values]
-    if min(every) > 0 and max(every) > 30 * min(every):
-        axes.set_yscale("log")
-    if len(curves) > 1:
-        axes.legend(fontsize=6, ncols=1 + len(curves) // 8)
-    return _svg(figure)
+    return "<div class=grid>" + "".join(f"<figure>{chart(k, v)}</figure>" for k, v in groups.items()) + "</div>"
 
 
 def _samples(run: RunDirectory, phase: str) -> str:
@@ -124,35 +106,15 @@ def _samples(run: RunDirectory, phase: str) -> str:
 
 
 def _spectrogram(path: Path) -> str:
+    """An image of the levels from 0 Hz to half the rate, 80 dB from black to white."""
     import numpy
     import soundfile
+    from matplotlib.image import imsave
 
-    samples, rate = soundfile.read(path, always_2d=True, dtype="float32")
+    samples, _ = soundfile.read(path, always_2d=True, dtype="float32")
     wave = numpy.pad(samples.mean(1), (0, max(0, 512 - len(samples))))
     frames = numpy.lib.stride_tricks.sliding_window_view(wave, 512)[::128] * numpy.hanning(512)
     decibels = 20 * numpy.log10(numpy.abs(numpy.fft.rfft(frames)).T + 1e-4)
-    figure, axes = _axes(4.2, 1.8)
-    extent = (0, len(wave) / rate, 0, rate / 2000)  # seconds, kHz
-    axes.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=-50, vmax=30, cmap="magma")
-    axes.tick_params(labelsize=7)
-    return _png(figure)
-
-
-def _axes(width: float, height: float):
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-
-    figure = Figure(figsize=(width, height))  # fixed margins: a layout engine would triple the time
-    return figure, figure.add_axes((0.13, 0.12, 0.84, 0.76))
-
-
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _png(figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    imsave(buffer, decibels, origin="lower", vmin=-50, vmax=30, cmap="magma", format="png")
+    return f"<img class=spectrogram src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
