@@ -5,13 +5,14 @@ Continuous frames keep more of unknown voices than supervised tokens of the same
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.logmel import StreamingLogMel
 from vivavoce.nn.residual import Residual
-from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.nn.streaming import Chain, Pointwise, Streaming, lengths_of
 
 # Log-mel values of speech at usual levels lie between -18 and 2: this brings them to about unit variance.
 MEL_MEAN, MEL_SCALE = -8.0, 4.0
@@ -22,18 +23,20 @@ class CausalMelEncoder(Streaming):
 
     A causal log-mel front end (10 ms), then one block per entry of `widths`: a strided convolution (stride 2) and
     `residuals` residual units (kernel 5, dilations 1, 2, …). hop = mel hop x 2 ** len(widths), 1280 samples = 80 ms at
-    the default size.
+    the default size. `complete`: the last frame of a whole signal is filled with silence, as a codec needs it: frames =
+    ceil(samples / hop); else what is left after the last whole frame is dropped.
     """
 
     def __init__(
         self,
         sample_rate: int = 16000,
         mels: int = 40,
-        fmax: float = 4000.0,
+        fmax: float | None = 4000.0,
         stem: int = 96,
         widths: tuple[int, ...] = (128, 192, 256),
         residuals: int = 2,
         dropout: float = 0.0,
+        complete: bool = False,
     ):
         super().__init__()
         if not widths:
@@ -54,7 +57,7 @@ class CausalMelEncoder(Streaming):
             inputs = width
         parts.append(Pointwise(nn.LayerNorm(inputs), inputs))
         self.body = Chain(*parts)
-        self.sample_rate = sample_rate
+        self.sample_rate, self.complete = sample_rate, complete
         self.frame_rate = sample_rate / float(self.hop)
 
     @property
@@ -78,22 +81,31 @@ class CausalMelEncoder(Streaming):
         return self.body.width
 
     def frames(self, length):
-        return self.body.frames(self.front.frames(length))
+        hop = int(self.hop)
+        return -(-length // hop) if self.complete else length // hop
 
     def initial_state(self, batch, device=None, dtype=None):
         state = self.body.initial_state(batch, device, dtype)
         state["front"] = self.front.initial_state(batch, device, dtype)
+        state["heard"] = torch.zeros_like(state["emitted"])
         return state
 
     def step(self, x, state, lengths=None):
         mel, front = self.front.step(x, state["front"], lengths)
         y, after = self.body.step(self.scaled(mel), state, front.emitted)
         after["front"] = front
+        after["heard"] = state["heard"] + lengths_of(x, lengths)
         return y, after
 
     def flush(self, state, rows=None):
-        """What is left after the last whole frame is dropped, as the front end drops it."""
-        return self.nothing(state)
+        """The last frame, filled with silence, where it is to be completed; else nothing."""
+        if not self.complete:
+            return self.nothing(state)
+        missing = -state["heard"] % int(self.hop)
+        if rows is not None:
+            missing = missing * rows
+        home = self.home()
+        return self.step(torch.zeros(missing.shape[0], int(missing.max()), 1, **home), state, missing)
 
     @staticmethod
     def scaled(mel: Tensor) -> Tensor:

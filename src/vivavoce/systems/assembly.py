@@ -20,7 +20,7 @@ from vivavoce.systems.stage import StreamShape
 
 
 def build_tokenizer(part: Part) -> Any:
-    """A tokenizer by kind, untrained: `codec` (waveform <-> codes) or `words` (text on a frame clock)."""
+    """A tokenizer by kind, untrained: `codec`, `spectral_codec` (waveform <-> codes), `words` (text on a frame clock)."""
     if part.kind == "codec":
         from vivavoce.codecs import build_codec
 
@@ -29,7 +29,11 @@ def build_tokenizer(part: Part) -> Any:
         from vivavoce.tokenizers.words import WordVocabulary
 
         return WordVocabulary(**part.options)
-    raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, words")
+    if part.kind == "spectral_codec":
+        from vivavoce.codecs.spectral import build_spectral_codec
+
+        return build_spectral_codec(part.options)
+    raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, spectral_codec, words")
 
 
 def build_encoder(part: Part) -> Streaming:

@@ -1,0 +1,101 @@
+"""A causal codec that listens to log-mel frames and speaks through an inverse STFT, for the price of its frames.
+
+Nothing here runs at the sample rate but Fourier transforms, so it trains and streams on one core where a SEANet of the
+same size is ten times slower (docs/log.md). The pattern is that of Vocos-type codecs: a spectral front end (mel), a
+convolutional body, a head of magnitudes and phases (Vocos, arXiv:2306.00814; WavTokenizer, arXiv:2408.16532).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from vivavoce.codecs.codec import Codec
+from vivavoce.encoders.causal_mel import CausalMelEncoder
+from vivavoce.errors import RecipeError
+from vivavoce.nn.convolution import Conv, ConvTranspose
+from vivavoce.nn.istft import StreamingISTFT
+from vivavoce.nn.residual import Residual
+from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.quantizers import build_quantizer
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """widths: of the encoder's blocks, from 100 Hz down, each halving the rate; the decoder has them reversed.
+
+    dim: of the quantized latents. residuals: units per block. fft_size: of the decoder's head, whose hop is 10 ms.
+    """
+
+    sample_rate: int = 16000
+    mels: int = 80
+    stem: int = 128
+    widths: tuple[int, ...] = (160, 192, 256)
+    residuals: int = 2
+    dim: int = 128
+    fft_size: int = 640
+    codebooks: int = 8
+    codebook_size: int = 256
+    quantizer: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "SpectralConfig":
+        """From a mapping; `RecipeError` names a key that is unknown."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = [key for key in options if key not in known]
+        if unknown:
+            raise RecipeError(f"spectral codec: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
+        return cls(**{**options, "widths": tuple(options.get("widths", cls.widths))})
+
+
+def unit(width: int, dilation: int) -> Residual:
+    """A causal residual unit: norm, convolution of kernel 5, GELU, projection."""
+    inner = Chain(
+        Pointwise(nn.LayerNorm(width), width),
+        Conv(width, width, 5, dilation=dilation),
+        Pointwise(nn.GELU(), width),
+        Conv(width, width, 1),
+    )
+    return Residual(inner)
+
+
+def encoder(config: SpectralConfig) -> Chain:
+    """Waveform [B, samples, 1] -> latents [B, ceil(samples / hop), dim]."""
+    ear = CausalMelEncoder(
+        config.sample_rate, config.mels, None, config.stem, config.widths, config.residuals, complete=True
+    )
+    return Chain(ear, Pointwise(nn.Linear(ear.width, config.dim), config.dim))
+
+
+def decoder(config: SpectralConfig) -> Chain:
+    """Latents [B, frames, dim] -> waveform [B, frames x hop, 1]."""
+    width = config.widths[-1]
+    parts: list[Streaming] = [Conv(config.dim, width, 3)]
+    for after in (*reversed(config.widths[:-1]), config.stem * 2):
+        parts += [unit(width, 2**i) for i in range(config.residuals)]
+        parts.append(ConvTranspose(width, after, 4, 2))
+        width = after
+    parts += [unit(width, 2**i) for i in range(config.residuals)]
+    head = StreamingISTFT(config.fft_size, config.sample_rate // 100)
+    body = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * head.bins))
+    nn.init.normal_(body[1].weight, std=0.02)
+    nn.init.constant_(body[1].bias[: head.bins], -4.0)  # begin quietly
+    parts += [Pointwise(body, 2 * head.bins), head]
+    return Chain(*parts)
+
+
+def build_spectral_codec(options: Mapping[str, Any] | SpectralConfig) -> Codec:
+    """An untrained codec; weights are drawn from torch's global generator. Raises `RecipeError`."""
+    config = options if isinstance(options, SpectralConfig) else SpectralConfig.of(options)
+    quantizer = build_quantizer(
+        {
+            "kind": "rvq",
+            "width": config.dim,
+            "codebooks": config.codebooks,
+            "codebook_size": config.codebook_size,
+            **config.quantizer,
+        }
+    )
+    return Codec(encoder(config), quantizer, decoder(config), config.sample_rate)
