@@ -285,6 +285,9 @@ class ConvTranspose(Streaming):
     def inputs_for(self, outputs):
         return -(-(outputs + self.left) // self.stride)
 
+    def needs(self, first, last):
+        return -(-(first + self.left - self.kernel + 1) // self.stride), (last + self.left) // self.stride
+
     def frames(self, length):
         return (length * self.stride + self.kernel - self.stride - self.left - self.right) * (length > 0)
 
@@ -340,23 +343,18 @@ class ConvTranspose(Streaming):
         )
 
     def spread(self, x: Tensor) -> Tensor:
-        """Strides of output for all but the first `past` frames of x: [B, past + T, inputs] -> [B, T x stride, width]."""
+        """Output of all but the first `past` frames of x: [B, past + T, inputs] -> [B, T x stride, width]."""
         size = x.shape[1] - self.past
         if size == 0:
             return x.new_zeros(x.shape[0], 0, self._width)
         if self.groups > 1:
-            y = F.conv_transpose1d(x.transpose(1, 2), self.weight, self.bias, self.stride, groups=self.groups)
+            full = F.conv_transpose1d(x.transpose(1, 2), self.weight, self.bias, self.stride, groups=self.groups)
             start = self.past * self.stride
-            return y[:, :, start : start + size * self.stride].transpose(1, 2)
+            return full[:, :, start : start + size * self.stride].transpose(1, 2)
         taps = self.weight.permute(2, 1, 0)
-        y: Tensor | None = None
-        for ago in range(self.past, -1, -1):
+        y = F.linear(x[:, self.past :], taps[: self.stride].reshape(-1, self.inputs))
+        for ago in range(1, self.past + 1):
             matrix = taps[ago * self.stride : (ago + 1) * self.stride].reshape(-1, self.inputs)
-            piece = F.linear(x[:, self.past - ago : self.past - ago + size], matrix)
-            if y is None and matrix.shape[0] < self.stride * self._width:
-                y = F.pad(piece, (0, self.stride * self._width - matrix.shape[0]))
-            else:
-                y = piece if y is None else y.add_(piece)
-        assert y is not None
+            y[..., : matrix.shape[0]] += F.linear(x[:, self.past - ago : self.past - ago + size], matrix)
         y = y.view(x.shape[0], size * self.stride, self._width)
         return y if self.bias is None else y.add_(self.bias)

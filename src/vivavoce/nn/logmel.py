@@ -48,7 +48,7 @@ class StreamingLogMel(Streaming):
         self.sample_rate, self.window, self.mels = sample_rate, window, mels
         self.chunk = self.stride = self.warmup = hop
         self.hop = Fraction(hop)
-        self.receptive_field = window - hop
+        self.receptive_field = max(window - hop - 1, 0)  # the taper's first value is zero
         self.fft_size, self.floor = fft_size, floor
         taper = torch.hann_window(window, dtype=torch.float64)
         self.register_buffer("taper", (taper / taper.square().sum().sqrt()).float(), persistent=False)
@@ -82,8 +82,8 @@ class StreamingLogMel(Streaming):
 
     def _spectra(self, windows: Tensor) -> Tensor:
         """Windows of samples [B, T, window] -> log mel power [B, T, mels]."""
-        power = power_spectrum(windows.float() * self.taper, self.fft_size)
-        return (power @ self.filters).clamp(min=self.floor).log()
+        power = power_spectrum(windows.float() * self.taper.float(), self.fft_size)
+        return (power @ self.filters.float()).clamp(min=self.floor).log()
 
     def flush(self, state, rows=None):
         """Nothing is held back: what is left after the last full hop is dropped."""

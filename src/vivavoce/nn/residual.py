@@ -1,7 +1,7 @@
 """A residual connection around a streaming module, also one that answers late."""
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import INFINITE, State, Streaming, join_rows, lengths_of, slice_rows
+from vivavoce.nn.streaming import INFINITE, State, Streaming, join_rows, lengths_of, slice_rows, zero_padding
 
 
 class Residual(Streaming):
@@ -53,7 +53,8 @@ class Residual(Streaming):
         emitted = after["inner"].emitted
         if self.late:
             x, total = join_rows([(state["waiting"], state["held"]), (x, lengths)])
-            after["waiting"], after["held"] = slice_rows(x, emitted, self.late), total - emitted
+            after["waiting"] = slice_rows(zero_padding(x, total), emitted, self.late)
+            after["held"] = total - emitted
         after["emitted"] = emitted
         return x[:, : y.shape[1]] + y, after
 

@@ -226,8 +226,17 @@ class Streaming(nn.Module):
         """Fewest input frames after which a stream has emitted `outputs` (at least 1) frames."""
         return self.warmup + math.ceil((outputs - 1) * self.hop)
 
+    def needs(self, first: float, last: float) -> tuple[float, float]:
+        """First and last input frame that the output frames `first` to `last` depend on, far from both ends."""
+
+        def cell(output: float) -> float:
+            return output if math.isinf(output) else int(output * self.hop // self.chunk) * self.chunk
+
+        return cell(first) - self.receptive_field, cell(last) + self.chunk - 1 + self.lookahead
+
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The whole signal: x [B, T, D] with right padding beyond `lengths` -> [B, max frames(lengths), D']."""
+        x = zero_padding(x, lengths)  # no output reads the padding, but a gradient of 0 times NaN would
         state = self.initial_state(x.shape[0], x.device, x.dtype)
         y, state = self.step(x, state, lengths)
         emitted = state.emitted
@@ -337,21 +346,17 @@ class Chain(Streaming):
 
     @property
     def lookahead(self):  # type: ignore[override]
-        return self._reach("lookahead")
+        last = self.chunk / self.hop - 1
+        return max(self.needs(0, int(last))[1] - self.chunk + 1, 0)
 
     @property
     def receptive_field(self):  # type: ignore[override]
-        return self._reach("receptive_field")
+        return max(-self.needs(0, 0)[0], 0)
 
-    def _reach(self, name: str) -> float:
-        """Sum of the parts' reaches, each times the hop of what stands before it (rounded up)."""
-        total: float = 0
-        hop = Fraction(1)
-        for part in self.parts:
-            reach = getattr(part, name)
-            total += INFINITE if reach == INFINITE else reach * hop
-            hop *= part.hop
-        return total if total == INFINITE else math.ceil(total)
+    def needs(self, first, last):
+        for part in reversed(list(self)):
+            first, last = part.needs(first, last)
+        return first, last
 
     @property
     def warmup(self):  # type: ignore[override]

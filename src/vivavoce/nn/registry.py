@@ -1,0 +1,84 @@
+"""The streaming layers by name, at the shapes that published systems give them.
+
+One property test runs over all: any chunking and any padded batch give what the whole signal gives, rows can be held
+and reset, and what a module publishes about itself is true. A new layer joins by an entry here.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from vivavoce.nn.convolution import Conv, ConvTranspose
+from vivavoce.nn.logmel import StreamingLogMel
+from vivavoce.nn.lstm import LSTM
+from vivavoce.nn.parallel import Sum
+from vivavoce.nn.residual import Residual
+from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.nn.transformer import Transformer, TransformerConfig
+
+
+def _mimi_transformer(layers: int, width: int, heads: int, context: int) -> Transformer:
+    options = {"positions": "rope", "rope_interleaved": True, "bias": False, "layer_scale": 0.5}
+    return Transformer(TransformerConfig.classic(layers, width, heads, context=context, **options))
+
+
+MODULES: dict[str, Callable[[], Streaming]] = {
+    # Convolutions: EnCodec's and Mimi's stacks, wav2vec 2.0's front end, HiFi-GAN's units.
+    "conv first": lambda: Conv(1, 8, 7),
+    "conv dilated": lambda: Conv(4, 6, 3, dilation=9),
+    "conv strided": lambda: Conv(4, 6, 16, stride=8),
+    "conv reflected": lambda: Conv(4, 6, 7, pad_mode="reflect"),
+    "conv reflected, strided": lambda: Conv(4, 6, 10, stride=5, pad_mode="reflect"),
+    "conv reflected, dilated": lambda: Conv(4, 6, 3, dilation=4, pad_mode="reflect"),
+    "conv replicated, strided": lambda: Conv(6, 6, 4, stride=2, pad_mode="replicate", bias=False),
+    "conv centred": lambda: Conv(4, 6, 7, left=3, right=3),
+    "conv centred, dilated": lambda: Conv(4, 6, 11, dilation=5, left=25, right=25),
+    "conv centred, reflected": lambda: Conv(4, 6, 7, left=3, right=3, pad_mode="reflect"),
+    "conv centred, reflected, strided": lambda: Conv(4, 6, 16, stride=8, left=4, right=4, pad_mode="reflect"),
+    "conv without padding": lambda: Conv(1, 6, 10, stride=5, left=0, complete=False),
+    "conv grouped": lambda: Conv(8, 8, 128, groups=4, left=64, right=63),
+    "conv depthwise": lambda: Conv(6, 6, 7, groups=6, left=3, right=3),
+    "conv pointwise": lambda: Conv(4, 6, 1),
+    "transposed": lambda: ConvTranspose(4, 6, 16, 8),
+    "transposed, odd": lambda: ConvTranspose(4, 6, 11, 5, left=3, right=3),
+    "transposed, centred": lambda: ConvTranspose(4, 6, 10, 5, left=3, right=2),
+    "transposed, cut at the left": lambda: ConvTranspose(4, 6, 8, 4, left=4, right=0),
+    "transposed, depthwise": lambda: ConvTranspose(6, 6, 4, 2, groups=6, bias=False),
+    # Around them.
+    "residual, causal": lambda: Residual(Chain(Pointwise(nn.ELU(), 6), Conv(6, 3, 3, dilation=2), Conv(3, 6, 1))),
+    "residual, reflected": lambda: Residual(
+        Chain(Conv(6, 3, 3, dilation=3, pad_mode="reflect"), Conv(3, 6, 3, pad_mode="reflect")), Conv(6, 6, 1)
+    ),
+    "residual, centred": lambda: Residual(Conv(6, 6, 7, left=3, right=3)),
+    "sum of kernels": lambda: Sum([Conv(6, 6, k, left=k // 2, right=k // 2) for k in (3, 7, 11)], scale=1 / 3),
+    "down and up": lambda: Chain(
+        Conv(2, 4, 8, stride=4), Pointwise(nn.ELU(), 4), Conv(4, 6, 6, stride=3), ConvTranspose(6, 4, 6, 3),
+        ConvTranspose(4, 2, 8, 4),
+    ),
+    "up, then centred": lambda: Chain(ConvTranspose(4, 4, 8, 4, left=2, right=2), Conv(4, 2, 7, left=3, right=3)),
+    # Memories.
+    "lstm": lambda: LSTM(6, layers=2),
+    "lstm without skip": lambda: LSTM(6, skip=False),
+    # Transformers: Mimi's with its context reached, Llama's without a limit, one that is not causal.
+    "transformer, short context": lambda: _mimi_transformer(2, 16, 2, context=5),
+    "transformer, Mimi's context": lambda: _mimi_transformer(1, 16, 2, context=250),
+    "transformer, unlimited": lambda: Transformer(TransformerConfig(2, 16, 4, kv_heads=2)),
+    "transformer, whole signal": lambda: Transformer(TransformerConfig.classic(1, 16, 2, causal=False)),
+    # Front end.
+    "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),
+}
+
+
+def input_width(module: Streaming) -> int:
+    """Width of the frames that a module of the registry takes."""
+    first: nn.Module = module
+    while not hasattr(first, "inputs"):
+        if isinstance(first, Chain):
+            first = first.parts[0]
+        elif isinstance(first, Residual):
+            first = first.inner
+        elif isinstance(first, Sum):
+            first = first.branches[0]
+        else:
+            return 1 if isinstance(first, StreamingLogMel) else first.width  # type: ignore[return-value]
+    return first.inputs  # type: ignore[return-value]
