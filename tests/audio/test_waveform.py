@@ -64,7 +64,7 @@ def test_what_a_verb_may_demand():
         check_waveform(audio, shortest=400)
 
 
-@pytest.mark.parametrize("rate", [0, -8000, 999, 16000.5, 10**9, True])
+@pytest.mark.parametrize("rate", [0, -8000, 999, 16000.5, 10**9, True, None, "16000", float("inf"), float("nan")])
 def test_impossible_rates(rate):
     with pytest.raises(AudioError, match="sample rate"):
         Audio(np.zeros(10, np.float32), rate)

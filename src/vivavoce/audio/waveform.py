@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Audio:
 
 def check_rate(sample_rate: Any) -> int:
     """The rate as int; raises `AudioError` unless it is a whole number of Hz that audio can have."""
-    if isinstance(sample_rate, bool) or sample_rate != int(sample_rate):
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or sample_rate % 1 != 0:
         raise AudioError(f"sample rate {sample_rate!r}: a whole number of Hz is expected")
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise AudioError(f"sample rate {sample_rate} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE} Hz")
