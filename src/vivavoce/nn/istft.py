@@ -36,6 +36,11 @@ class StreamingISTFT(Streaming):
         return self.fft_size // 2 + 1
 
     @property
+    def inputs(self) -> int:
+        """Width of the input frames: log-magnitudes and phases."""
+        return 2 * self.bins
+
+    @property
     def width(self):
         return 1
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from vivavoce.nn.convolution import Conv, ConvTranspose
+from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.logmel import StreamingLogMel
 from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.parallel import Sum
@@ -64,7 +65,8 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "transformer, Mimi's context": lambda: _mimi_transformer(1, 16, 2, context=250),
     "transformer, unlimited": lambda: Transformer(TransformerConfig(2, 16, 4, kv_heads=2)),
     "transformer, whole signal": lambda: Transformer(TransformerConfig.classic(1, 16, 2, causal=False)),
-    # Front end.
+    # Front end and head.
+    "inverse STFT": lambda: StreamingISTFT(fft_size=64, hop=16),
     "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),
 }
 
