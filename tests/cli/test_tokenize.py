@@ -60,13 +60,17 @@ def corpus(tmp_path):
 FOLDER = ("--license", "CC0-1.0", "--source", "noise", "--device", "cpu")
 
 
-def test_a_corpus_becomes_a_store_and_grows(run, corpus, tmp_path):
+def test_a_corpus_becomes_a_store_and_grows(run, capsys, corpus, tmp_path):
     store = tmp_path / "store"
     code, said, complaints = run("sign0", corpus, "-o", store, *FOLDER)
     assert code == 0 and "5 utterances, 5 made now, 1 skipped" in said and "skipped bad" in complaints
     read = TokenStore(store, {"voice": "sign0.0"})
     assert [row.id for row in read] == list("01234") and read.lengths().tolist() == [50, 60, 70, 80, 90]
     assert read[0].license == "CC0-1.0" and read[0].source == "noise"
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "stats", str(store)])
+    said = capsys.readouterr().out
+    assert "5 clips" in said and "noise; CC0-1.0" in said
     vivavoce.write(corpus / "new.wav", vivavoce.read(corpus / "0.wav"))
     code, said, _ = run("sign0", corpus, "-o", store, *FOLDER)
     assert code == 0 and "6 utterances, 1 made now" in said

@@ -126,6 +126,9 @@ def test_a_piece_of_a_recording(tmp_path):
     assert clip.load() == whole[0.5:0.75]
     with pytest.raises(AudioError, match=r"clip 'p'.*nothing there"):
         replace(clip, start=3.0).load()
+    (tmp_path / "t.wav").write_text("no audio")
+    with pytest.raises(AudioError, match=r"clip 'p'.*cannot be read at 0.5 s"):
+        replace(clip, audio="t.wav").load()
     with pytest.raises(AudioError, match=r"clip 'p'.*no such file"):
         replace(clip, audio="y.wav").load()
 

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import numpy as np
 import pytest
 
 import vivavoce
-from vivavoce.data import dialogues, flite, spoken
+from vivavoce.data import dialogues, flite, jobs, spoken
 from vivavoce.data.clips import read_manifest
 from vivavoce.data.dialogues import Script, Turn
-from vivavoce.errors import DataError, RecipeError, RequestError
+from vivavoce.errors import AudioError, DataError, RecipeError, RequestError
 
 VOICES = ["espeak:en-us+f3", "espeak:en-gb-scotland"]
 
@@ -96,6 +97,57 @@ def test_kill_9_loses_nothing_finished_and_leaves_nothing_half(tmp_path):
     assert made.manifest.read_bytes() == (tmp_path / "whole" / "manifest.jsonl").read_bytes()
     left = [path.name for path in (tmp_path / "killed").rglob("*") if path.name.startswith(".")]
     assert not left
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="counts processes in /proc")
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        from vivavoce.data import spoken
+        texts = [f"number {{i}}, then some more words to say" for i in range(2000)]
+        if __name__ == "__main__":
+            spoken.make(spoken.plan(texts, {VOICES}, "t"), {str(tmp_path / "out")!r}, processes=2, quiet=True)
+        """
+    )
+    (tmp_path / "job.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "job.py")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((tmp_path / "out").rglob("*.flac")):
+        time.sleep(0.02)
+    assert members(process.pid) >= 3  # itself, two workers (and Python's resource tracker)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and members(process.pid):
+        time.sleep(0.1)
+    assert members(process.pid) == 0
+
+
+def members(session):
+    """How many living processes belong to a session."""
+    count = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            count += fields[0] != "Z" and int(fields[3]) == session
+    return count
+
+
+def test_a_full_disk_is_an_error_of_the_whole(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AudioError("no space")
+
+    monkeypatch.setattr(spoken, "say", refuse)
+    made = spoken.make(plan(), tmp_path / "a", processes=1, quiet=True)
+    assert made.clips == 0 and len(made.failed) == 8
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=0))
+    with pytest.raises(DataError, match=r"disk is full \(no space\)"):
+        spoken.make(plan(), tmp_path / "b", processes=1, quiet=True)
 
 
 def test_what_cannot_be_said_is_reported_and_the_rest_made(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fundamental import fundamental
-from vivavoce.data import flite
+from vivavoce.data import espeak, flite
 from vivavoce.data.synthesis import synthesize, voices
 from vivavoce.errors import DataError, RequestError
 
@@ -60,12 +60,27 @@ def test_words_lie_where_the_sound_is(voice):
         assert energy(speech, seven.end + 0.02, nine.start - 0.02) < 0.1 * loud
 
 
+def test_voices_in_a_deep_folder_are_found(tmp_path, monkeypatch):
+    loader = espeak._loader()
+    deep = tmp_path / "/".join(["a-folder-with-a-long-name"] * 8)
+    deep.mkdir(parents=True)
+    (deep / "espeak-ng-data").symlink_to(loader.get_data_path())
+    expected = synthesize("one", "espeak:en-us+f1")
+    monkeypatch.setattr(loader, "get_data_path", lambda: str(deep / "espeak-ng-data"))
+    espeak._data.cache_clear()
+    try:
+        assert synthesize("one", "espeak:en-us+f1") == expected
+    finally:
+        espeak._data.cache_clear()
+
+
 @needs_flite
 def test_flite_spells_numbers_out_and_times_them():
     speech = synthesize("3 plus 4 is 7", "flite:slt")
     assert [word.text for word in speech.words] == ["three", "plus", "four", "is", "seven"]
     assert speech.sample_rate == 16_000
     assert synthesize("7", "flite:kal").sample_rate == 8_000
+    assert {voice.name: voice.language for voice in voices("en")}["flite:awb"] == "en-gb-scotland"
 
 
 def test_voices_are_those_that_work():

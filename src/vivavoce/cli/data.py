@@ -141,11 +141,16 @@ def stats(
 ) -> None:
     """Count clips, hours, speakers, licences."""
     import json
+    from pathlib import Path
 
-    from vivavoce.data.corpora import open_corpus
+    from vivavoce.data.corpora import Corpus, open_corpus
+    from vivavoce.data.stats import clips_of_store
     from vivavoce.data.stats import stats as count
 
-    corpus = open_corpus(place, license="unknown", source=place)
+    if Path(place, "store.json").exists():
+        corpus = Corpus(list(clips_of_store(place)))
+    else:
+        corpus = open_corpus(place, license="unknown", source=place)
     _report_skipped(corpus.skipped)
     groups = count(corpus.clips, by)
     if as_json:

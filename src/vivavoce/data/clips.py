@@ -7,14 +7,11 @@ manifests in the wild use; fields that we do not know travel along in `extra`.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from vivavoce.data.files import atomic
 from vivavoce.errors import AudioError, DataError
@@ -83,20 +80,10 @@ class Clip:
 
     def load(self, sample_rate: int | None = None) -> Audio:
         """The waveform [channels, samples], at `sample_rate` Hz if given; raises `AudioError` naming the clip."""
-        from vivavoce.audio import Audio, stream
+        from vivavoce.audio import read
 
         try:
-            blocks, wanted = [], self.start + self.duration if self.start else math.inf
-            for block in stream(self.path, seconds=30.0):
-                blocks.append(block)
-                # Only a piece of a recording ends before its file does; half a sample is for rounded durations.
-                if 30.0 * len(blocks) >= wanted + 0.001:
-                    break
-            audio = Audio(np.concatenate([block.samples for block in blocks], axis=1), blocks[0].sample_rate)
-            if self.start:
-                audio = audio[self.start : self.start + self.duration]
-            if len(audio) == 0:
-                raise AudioError(f"{self.path}: nothing there at {self.start} s")
+            audio = _read_piece(self.path, self.start, self.duration) if self.start else read(self.path)
             return audio if sample_rate is None else audio.resample(sample_rate)
         except AudioError as error:
             raise AudioError(f"clip '{self.id}': {error}") from error
@@ -176,6 +163,26 @@ def _segment_row(segment: Segment) -> dict[str, Any]:
     if segment.words:
         row["words"] = [{"text": w.text, "start": round(w.start, 4), "end": round(w.end, 4)} for w in segment.words]
     return {**row, **segment.extra}
+
+
+def _read_piece(path: Path, start: float, duration: float) -> Audio:
+    """Seconds `start` to `start + duration` of a file, without decoding what lies before."""
+    import soundfile
+
+    from vivavoce.audio import Audio, check_waveform
+
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            first, last = (round(time * file.samplerate) for time in (start, start + duration))
+            if first >= file.frames:
+                raise AudioError(f"{path}: nothing there at {start} s, it ends at {file.frames / file.samplerate} s")
+            file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True).T
+            return Audio(check_waveform(samples, where=str(path)), file.samplerate)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise AudioError(f"{path}: cannot be read at {start} s: {error}") from error
 
 
 def read_manifest(path: str | os.PathLike, root: str | os.PathLike | None = None) -> Iterator[Clip]:

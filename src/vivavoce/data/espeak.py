@@ -7,8 +7,11 @@ the same request gives the same samples. Reference: espeak-ng's `speak_lib.h`.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
+import os
+import tempfile
 import threading
 from functools import cache
 from pathlib import Path
@@ -52,6 +55,19 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 def _loader() -> Any:
     return need("espeakng_loader", "synth", "espeak-ng speech synthesis")
+
+
+@cache
+def _data() -> str:
+    """Where the voices are, by a path that the library can hold: it cuts longer ones than 160 bytes off."""
+    path = _loader().get_data_path()
+    if len(os.fsencode(path)) < 140:
+        return path
+    folder = tempfile.TemporaryDirectory(prefix="espeak-")
+    atexit.register(folder.cleanup)
+    short = os.path.join(folder.name, "espeak-ng-data")
+    os.symlink(path, short, target_is_directory=True)
+    return short
 
 
 @cache
@@ -139,12 +155,12 @@ def _speak(text: str, name: str, words_per_minute: int, pitch: int) -> tuple[lis
         *(ctypes.c_void_p, ctypes.c_void_p),
     )
     try:
-        data = loader.get_data_path().encode()
+        data = os.fsencode(_data())
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS | _DONT_EXIT) != SAMPLE_RATE:
-            raise DataError(f"espeak-ng does not start with its data in {data.decode()}: reinstall espeakng-loader")
+            raise DataError(f"espeak-ng does not start with its data in {_data()}: reinstall espeakng-loader")
         # Two sources of noise: its own, seeded from the clock, and (the klatt voices) the C library's.
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        if hasattr(ctypes.CDLL(None), "srand"):
+        if os.name == "posix":
             ctypes.CDLL(None).srand(0)
         library.espeak_SetSynthCallback(receive)
         if library.espeak_SetVoiceByName(name.encode()) != 0:

@@ -48,7 +48,7 @@ def sweep(folder: str | os.PathLike) -> int:
 
 
 class Journal:
-    """Finished work, a JSON object a line, each on disk before `append` returns.
+    """Finished work, a JSON object a line, each handed to the system before `append` returns: a kill loses none.
 
     A line that a kill cut short is dropped when the journal is opened again: that piece of work is done anew.
     """
@@ -73,8 +73,11 @@ class Journal:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one finished piece of work."""
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.rows.append(dict(row))
 
     def close(self) -> None:

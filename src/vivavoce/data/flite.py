@@ -16,13 +16,13 @@ import numpy as np
 
 from vivavoce.errors import DataError, RequestError
 
-# voice -> (Hz, whether its pitch can be moved: `rms` ignores every pitch feature)
-VOICES: dict[str, tuple[int, bool]] = {
-    "slt": (16_000, True),
-    "rms": (16_000, False),
-    "awb": (16_000, True),
-    "kal16": (16_000, True),
-    "kal": (8_000, True),
+# voice -> (Hz, whether its pitch can be moved: `rms` ignores every pitch feature, accent of the speaker)
+VOICES: dict[str, tuple[int, bool, str]] = {
+    "slt": (16_000, True, "en-us"),
+    "rms": (16_000, False, "en-us"),
+    "awb": (16_000, True, "en-gb-scotland"),
+    "kal16": (16_000, True, "en-us"),
+    "kal": (8_000, True, "en-us"),
 }
 _PAUSE = "pau"
 

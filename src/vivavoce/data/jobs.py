@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +20,9 @@ from vivavoce.errors import DataError, RequestError, VivavoceError
 
 # (job, folder, digest of the job, source for the row) -> the clip, its audio written
 Work = Callable[[Any, Path, str, str], Clip]
+
+
+_LEAST_SPACE = 1 << 20  # bytes: with less a failure to write is the disk's, not the clip's
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ def run(
                 journal.append(row)
                 done[identity] = row
             else:
+                if shutil.disk_usage(folder).free < _LEAST_SPACE:
+                    raise DataError(f"{folder}: the disk is full ({problem}); what was finished is kept, go on later")
                 done.pop(identity, None)
                 failed.append((identity, problem))
             advance(1)
@@ -100,12 +108,23 @@ def _parallel(arguments: list[tuple], processes: int) -> Iterator[tuple[str, dic
     from multiprocessing import get_context
 
     # spawn: a fork of a process that has run torch's threads can hang.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _leave_with, (os.getpid(),)) as pool:
         try:
             yield from pool.map(_attempt, arguments, chunksize=max(1, min(16, len(arguments) // (4 * processes))))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _leave_with(parent: int) -> None:
+    """In a worker: end when the process that started it is gone, which a kill -9 of that one does not bring about."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempt(argument: tuple) -> tuple[str, dict[str, Any] | None, str]:

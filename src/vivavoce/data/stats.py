@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from vivavoce.data.clips import Clip
+from vivavoce.data.clips import Clip, Segment
 
 
 @dataclass
@@ -39,6 +40,25 @@ class Stats:
             self.languages.add(clip.language)
         if clip.orig_sample_rate:
             self.rates.add(clip.orig_sample_rate)
+
+
+def clips_of_store(folder: str | os.PathLike) -> Iterator[Clip]:
+    """What a token store says of its utterances, as clips without audio; tokens are not read."""
+    from vivavoce.data.store import TokenStore
+
+    store = TokenStore(folder)
+    names = ("id", "duration", "license", "source", "language", "text", "speaker")
+    for row in zip(*(store.column(name) for name in names), strict=True):
+        identity, duration, license, source, language, text, speaker = row
+        channels = enumerate(zip(text, speaker, strict=True))
+        segments = tuple(Segment(0.0, float(duration), t, s, c) for c, (t, s) in channels)
+        words = " ".join(t for t in text if t is not None) or None
+        yield Clip(
+            *(identity, "", float(duration), license, source, words),
+            language=language,
+            channels=len(segments),
+            segments=segments,
+        )
 
 
 def stats(clips: Iterable[Clip], by: str = "source") -> dict[str, Stats]:

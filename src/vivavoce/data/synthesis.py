@@ -64,7 +64,7 @@ def sample_rate(voice: str) -> int:
 def language(voice: str) -> str:
     """The language that a voice speaks: `en-gb` of `espeak:en-gb+f3`."""
     engine, _, name = voice.partition(":")
-    return "en-us" if engine == "flite" else name.partition("+")[0].lower()
+    return flite.VOICES[name][2] if engine == "flite" else name.partition("+")[0].lower()
 
 
 def slug(text: str) -> str:
@@ -79,7 +79,7 @@ def voices(language: str | None = None, variants: tuple[str, ...] | None = ()) -
     """
     found = []
     if flite.program() is not None:
-        found += [Voice(f"flite:{name}", "en-us", rate, pitched) for name, (rate, pitched) in flite.VOICES.items()]
+        found += [Voice(f"flite:{name}", tag, rate, moves) for name, (rate, moves, tag) in flite.VOICES.items()]
     timbres = espeak.variants() if variants is None else variants
     for tag in sorted({name.lower() for name in espeak.languages().values()}):
         found += [

@@ -1,0 +1,66 @@
+"""Padded batches of a token store, by step: what a language model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vivavoce.data.buckets import Buckets
+from vivavoce.data.store import TokenStore
+from vivavoce.data.tokens import TokenRow
+from vivavoce.errors import DataError
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """`streams`: name -> codes int64 [B, levels, T] or frames float32 [B, T, width], zero behind each row's end;
+    `lengths`: name -> int64 [B]; `rows`: the utterances without their tokens (text, speaker, alignment, licence, …)."""
+
+    streams: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    rows: list[TokenRow]
+
+
+def collate(rows: Sequence[TokenRow], channels: Sequence[int] | None = None) -> TokenBatch:
+    """Rows as one batch, of each the channel given (the first by default).
+
+    Raises `DataError` for a row without that channel, or where levels differ in rate (they have no common frame).
+    """
+    chosen = channels if channels is not None else [0] * len(rows)
+    streams: dict[str, Tensor] = {}
+    lengths: dict[str, Tensor] = {}
+    for name in rows[0].streams if rows else ():
+        held = []
+        for row, channel in zip(rows, chosen, strict=True):
+            if not 0 <= channel < len(row.streams[name]):
+                count = len(row.streams[name])
+                raise DataError(f"utterance '{row.id}', stream '{name}': channel {channel} of {count} is not there")
+            if isinstance(row.streams[name][channel], list):
+                raise DataError(f"stream '{name}': its levels differ in rate: take them from the rows one by one")
+            held.append(torch.from_numpy(row.streams[name][channel]))
+        continuous = held[0].is_floating_point()
+        time = 0 if continuous else 1
+        lengths[name] = torch.tensor([item.shape[time] for item in held])
+        shape = list(held[0].shape)
+        shape[time] = int(lengths[name].max())
+        streams[name] = torch.zeros(len(held), *shape, dtype=torch.float32 if continuous else torch.int64)
+        for index, item in enumerate(held):
+            streams[name][index].narrow(time, 0, item.shape[time]).copy_(item)
+    return TokenBatch(streams, lengths, list(rows))
+
+
+class TokenBatches:
+    """The batches of a store under a budget of frames (see `Buckets`); `batch(step, rank, world)` for any step."""
+
+    def __init__(
+        self, store: TokenStore, budget: int, seed: int = 0, rows: int | None = None, stream: str | None = None
+    ):
+        self.store = store
+        self.buckets = Buckets(store.lengths(stream), budget, seed, rows)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenBatch:
+        """Share `rank` of `world` of `step`: the same whenever and wherever it is asked for."""
+        return collate([self.store[int(index)] for index in self.buckets.batch(step, rank, world)])
