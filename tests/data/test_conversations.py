@@ -119,6 +119,10 @@ def test_given_text_has_its_voice_whatever_the_user_says(make):
     assert example.told
     first = int(np.flatnonzero(example.text)[0])
     assert (example.voice[:, first + 1] == 7).all()
+    for frame in np.flatnonzero(example.decided):
+        before = [NAMES[w] for w in example.text[:frame] if w]
+        assert before[-1] == "is"  # only what the given words determine is the model's to choose
+    assert example.decided.any() and not make(told=0)(3).decided.min() == 0
     words = {e[3] for e in example.events if e[0] == "word"}
     assert words and not any(e[0] == "yield" for e in example.events)
 

@@ -60,7 +60,7 @@ class Scene:
     equaliser: float = 6.0
     room: float = 0.3
     episodes: Mapping[str, float] = field(
-        default_factory=lambda: {"single": 0.34, "sum": 0.40, "other": 0.20, "nothing": 0.06}
+        default_factory=lambda: {"single": 0.28, "sum": 0.48, "other": 0.18, "nothing": 0.06}
     )
     plus: float = 0.35
     barge_in: float = 0.25
@@ -71,7 +71,8 @@ class Scene:
 class Conversation:
     """One example: user [frames * 8, bins] power, heard and text [frames] word ids, voice [codebooks, frames].
 
-    `told`: the text was given, not decided (no loss on it). `events` (kind, start, end in seconds, text): for people.
+    `told`: the text was given, whatever the user says. `decided` [frames] bool: where the text is the model's to choose:
+    everywhere, or only the result of a sum whose text was given. `events` (kind, start, end in seconds, text): for people.
     """
 
     user: np.ndarray
@@ -79,6 +80,7 @@ class Conversation:
     text: np.ndarray
     voice: np.ndarray
     told: bool
+    decided: np.ndarray
     events: list[tuple[str, float, float, str]]
 
 
@@ -141,6 +143,7 @@ class Conversations:
             text=np.zeros(self.frames, dtype=np.int64),
             voice=np.repeat(self.silence[:, None], self.frames, axis=1).astype(np.int64),
             told=told,
+            decided=np.full(self.frames, not told),
             events=[],
         )
         at = int(rng.uniform(0, 120))
@@ -228,6 +231,10 @@ class Conversations:
             at = frame + int(second * 100 / MEL_FRAMES)
             if at < self.frames:
                 example.text[at] = self.vocabulary[word]
+            if word == "is":
+                result = at + 1
+        if example.told and len(spoken.words) > 1:
+            example.decided[result : at + 1] = True
         first = frame + self.timing.lead
         codes = spoken.codes[:, : max(0, self.frames - first)]
         example.voice[:, first : first + codes.shape[1]] = codes

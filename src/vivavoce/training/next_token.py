@@ -53,7 +53,7 @@ class ConversationTask(Task):
         losses: dict[str, Tensor] = {}
         total = hidden.new_zeros(())
         for stream in self.streams:
-            loss = self.stream_loss(stream, hidden, grid, batch["told"])
+            loss = self.stream_loss(stream, hidden, grid, batch["decided"])
             losses[stream] = loss.detach()
             weight = self.loss_weights.get(stream, 1.0)
             total = total + loss * (weight if isinstance(weight, int | float) else 1.0)
@@ -70,7 +70,7 @@ class ConversationTask(Task):
                 values[stream] = batch[stream]
         return self.stage(values)
 
-    def stream_loss(self, stream: str, hidden: Tensor, grid: Mapping[str, Tensor], told: Tensor) -> Tensor:
+    def stream_loss(self, stream: str, hidden: Tensor, grid: Mapping[str, Tensor], decided: Tensor) -> Tensor:
         """Weighted mean cross entropy of a stream's cells (nats a cell)."""
         if stream == "voice":
             where = self.sounding(grid[stream])
@@ -84,7 +84,7 @@ class ConversationTask(Task):
         goal = goal[:, 0]
         weight = torch.where(goal > 0, 1.0, self.pad_weight)
         if stream == "text":
-            weight = weight * (~told)[:, None].expand(hidden.shape[:2]).flatten()
+            weight = weight * decided.flatten()
         loss = F.cross_entropy(flat.float(), goal, reduction="none", ignore_index=-1)
         return (loss * weight).sum() / weight.sum().clamp(min=1)
 
@@ -112,7 +112,7 @@ class ConversationTask(Task):
             goal, guess = goals[:, 0], flat.argmax(-1)
             mine = torch.ones_like(goal, dtype=torch.bool)
             if stream == "text":
-                mine = (~batch["told"])[:, None].expand(hidden.shape[:2]).flatten()
+                mine = batch["decided"].flatten()
             due = (goal > 0) & mine
             figures[f"{stream}_words"] = float((guess == goal)[due].float().mean())
             figures[f"{stream}_pads"] = float((guess == 0)[(goal == 0) & mine].float().mean())
@@ -123,13 +123,13 @@ class ConversationTask(Task):
 
 
 def collate(conversations: Sequence[Conversation]) -> dict[str, Tensor]:
-    """user [B, T * 8, bins] float32; heard, text [B, 1, T], voice [B, codebooks, T] int64; told [B] bool."""
+    """user [B, T * 8, bins] float32; heard, text [B, 1, T], voice [B, codebooks, T] int64; decided [B, T] bool."""
     return {
         "user": torch.from_numpy(np.stack([c.user for c in conversations])),
         "heard": torch.from_numpy(np.stack([c.heard for c in conversations]))[:, None],
         "text": torch.from_numpy(np.stack([c.text for c in conversations]))[:, None],
         "voice": torch.from_numpy(np.stack([c.voice for c in conversations])),
-        "told": torch.tensor([c.told for c in conversations]),
+        "decided": torch.from_numpy(np.stack([c.decided for c in conversations])),
     }
 
 
