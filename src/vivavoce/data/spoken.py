@@ -107,6 +107,7 @@ def make(
 
 
 def make_one(job: Utterance, out: Path, digest: str, source: str) -> Clip:
+    """Say one job and write its flac file under `out`; the clip that describes it, with its words' times."""
     from vivavoce.audio import write
 
     speech = say(job)

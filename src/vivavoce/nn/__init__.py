@@ -1,0 +1,1 @@
+"""Streaming layers with explicit state; import them from their files, as `vivavoce.nn.convolution`."""
