@@ -175,7 +175,7 @@ MODELS = {
     "recipe with an impossible size": (
         with_recipe(lambda r: r["stages"][0]["backbone"].update(width=-4)),
         2,
-        "width",
+        "stages.dialogue",
     ),
 }
 USERS = {

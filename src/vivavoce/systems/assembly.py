@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vivavoce.errors import RecipeError
+from vivavoce.errors import RecipeError, VivavoceError
 from vivavoce.lm.sampling import Sampling
 from vivavoce.nn.streaming import Streaming
 from vivavoce.schema import Recipe, read_recipe
@@ -20,7 +21,7 @@ from vivavoce.systems.stage import StreamShape
 
 
 def build_tokenizer(part: Part) -> Any:
-    """A tokenizer by kind, untrained: `codec`, `spectral_codec` (waveform <-> codes), `words` (text on a frame clock)."""
+    """A tokenizer by kind, untrained: `codec` (waveform <-> codes), `spectral_codec`, `words` (text on a clock)."""
     if part.kind == "codec":
         from vivavoce.codecs import build_codec
 
@@ -65,19 +66,40 @@ def shapes_of(
     return shapes
 
 
+@contextmanager
+def _building(recipe: Recipe, where: str) -> Iterator[None]:
+    """What a part says of options that it cannot take, as a `RecipeError` with the path in the recipe."""
+    try:
+        yield
+    except VivavoceError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise RecipeError(f"{recipe.system}: {where} cannot be built from its options: {error}") from error
+
+
+def _each(recipe: Recipe, section: str, make: Any) -> dict[str, Any]:
+    """Every part of a section, built: name -> part."""
+    made = {}
+    for name, part in getattr(recipe, section).items():
+        with _building(recipe, f"{section}.{name}"):
+            made[name] = make(part)
+    return made
+
+
 def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
     """The untrained system of a recipe, with weights drawn from `seed`."""
     if recipe.interaction is None or recipe.interaction.kind != "full_duplex":
         raise RecipeError(f"{recipe.system}: only full-duplex systems can be assembled so far; set interaction")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizers = {name: build_tokenizer(part) for name, part in recipe.tokenizers.items()}
-        encoders = {name: build_encoder(part) for name, part in recipe.encoders.items()}
+        tokenizers = _each(recipe, "tokenizers", build_tokenizer)
+        encoders = _each(recipe, "encoders", build_encoder)
         shapes = shapes_of(recipe, tokenizers, encoders)
         if len(recipe.stages) != 1:
             raise RecipeError(f"{recipe.system}: a full-duplex system has one stage, not {len(recipe.stages)}")
         stage = recipe.stages[0]
-        network = StageNetwork(stage, shapes)
+        with _building(recipe, f"stages.{stage.name}"):
+            network = StageNetwork(stage, shapes)
     hears = recipe.streams[recipe.interaction.hears]
     speaks = recipe.streams[recipe.interaction.speaks]
     vocabularies = {
@@ -85,7 +107,8 @@ def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
         for name, stream in recipe.streams.items()
         if stream.tokenizer is not None and hasattr(tokenizers[stream.tokenizer], "text")
     }
-    sampling = Sampling(**stage.decode.sampling)
+    with _building(recipe, f"stages.{stage.name}.decode.sampling"):
+        sampling = Sampling(**stage.decode.sampling)
     system = DuplexSystem(
         interaction=recipe.interaction,
         encoder=encoders[hears.encoder or ""],
