@@ -20,6 +20,7 @@ from vivavoce.codecs.discriminators import build_discriminators
 from vivavoce.errors import DataError, RecipeError
 from vivavoce.training.adversarial import Judgement, discriminator_loss, feature_matching, generator_loss
 from vivavoce.training.balancer import Balancer
+from vivavoce.training.initialise import is_convolution, unit_variance
 from vivavoce.training.reconstruction import MultiScaleMel, MultiScaleSTFT
 from vivavoce.training.task import Task, step_seed
 
@@ -35,6 +36,7 @@ class CodecTask(Task):
       (see Balancer); the quantizer's own loss is always added.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
     turns: share of the steps in which the discriminators are updated (2/3 in EnCodec).
+    calibrate: first scale the codec's weights to unit variance on these clips (see `initialise`): for fresh ones only.
     """
 
     name = "codec"
@@ -55,6 +57,7 @@ class CodecTask(Task):
         adversarial: str = "hinge",
         turns: float = 2 / 3,
         decay: float = 0.999,
+        calibrate: bool = False,
     ):
         if not len(clips):
             raise DataError("a codec cannot be trained on no clips: the list is empty")
@@ -76,6 +79,8 @@ class CodecTask(Task):
         self.adversarial, self.turns = adversarial, turns
         shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features")}
         self.balancer = Balancer(shares, decay=decay) if self.judges is not None else None
+        if calibrate:
+            self._calibrate()
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"codec": self.codec} if self.judges is None else {"codec": self.codec, "discriminators": self.judges}
@@ -96,6 +101,16 @@ class CodecTask(Task):
             gain = 10 ** ((low + (high - low) * float(torch.rand((), generator=chance))) / 20)
             rows.append(gain * crop(clip, self.samples_per_crop, chance))
         return torch.stack(rows)
+
+    def _calibrate(self) -> None:
+        """Unit variance up to the latents, the clips' own standard deviation at the waveform."""
+        wave = self.batch(0, 0, 1)[:4]
+        latents: list[Tensor] = []
+        unit_variance(self.codec.encoder, lambda: latents.append(self.codec.encode_latents(wave)))
+        last = [module for module in self.codec.decoder.modules() if is_convolution(module)][-1]
+        unit_variance(
+            self.codec.decoder, lambda: self.codec.decode_latents(latents[0]), last=last, scale=float(wave.std())
+        )
 
     def resynthesize(self, wave: Tensor) -> tuple[Tensor, Any]:
         """Waveform through the codec, of the same length, and what the quantizer said."""

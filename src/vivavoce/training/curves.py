@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 24, 22
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 30, 22
 COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#0a7ea4", "#57606a")
 MOST_POINTS = 600
 
@@ -46,9 +46,8 @@ def chart(title: str, curves: Mapping[str, Curve]) -> str:
             parts.append(f"<polyline points='{points}' {look}{dots}/>")
         if len(curves) > 1:
             label, color = html.escape(name), COLORS[number % len(COLORS)]
-            column, row = number % 3, number // 3
-            at = f"x='{LEFT + 8 + 104 * column}' y='{TOP + 8 + 11 * row}'"
-            parts.append(f"<text {at} fill='{color}'>{label}</text>")
+            wide = min(104, (WIDTH - LEFT - RIGHT) // len(curves))
+            parts.append(f"<text x='{LEFT + 8 + wide * number}' y='{TOP + 2}' fill='{color}'>{label}</text>")
     return (
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' font-size='9' font-family='system-ui,sans-serif' fill='currentColor'>"
         + "".join(parts)

@@ -79,11 +79,13 @@ def _summary(run: RunDirectory, lines: list[dict[str, Any]], phases: list[str]) 
 
 
 def _figures(curves: Mapping[str, Curve]) -> str:
-    """Curves that differ only in a level ("perplexity/0", "perplexity/1") or in "evaluate/" share their axes."""
+    """Levels ("perplexity/0", "perplexity/1") share their axes; so do a loss and its "evaluate/"."""
     groups: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
-        plain = re.sub(r"/\d+(?=/|$)", "", name.removeprefix("evaluate/"))
-        groups.setdefault(plain, {})[name] = curve
+        plain = re.sub(r"/\d+(?=/|$)", "", name)
+        if plain == name:
+            plain = name.removeprefix("evaluate/")
+        groups.setdefault(plain, {})[name.removeprefix(f"{plain}/")] = curve
     return "<div class=grid>" + "".join(f"<figure>{chart(k, v)}</figure>" for k, v in groups.items()) + "</div>"
 
 
