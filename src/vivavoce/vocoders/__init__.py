@@ -1,0 +1,1 @@
+"""Vocoders: units or frames to waveforms."""

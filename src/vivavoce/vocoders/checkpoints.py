@@ -1,0 +1,219 @@
+"""Unit vocoders on disk: our own directories, SeamlessM4T's (transformers), speech-resynthesis's and fairseq's."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivavoce.errors import CheckpointError, RecipeError
+from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
+from vivavoce.vocoders.unit_hifigan import UnitHiFiGAN, UnitHiFiGANConfig
+
+CONFIG, WEIGHTS = "vocoder.json", "vocoder.safetensors"
+# Ours <- theirs, in the order in which they are tried: SeamlessM4T, then speech-resynthesis and fairseq.
+_EMBEDDINGS = {
+    "unit_embedding": ("unit_embedding", "dict"),
+    "speaker_embedding": ("speaker_embedding", "spkr"),
+    "language_embedding": ("language_embedding", "lang"),
+}
+_PREDICTOR = {
+    "parts.0": ("conv1", "conv1.0"),
+    "parts.1.function.1": ("ln1",),
+    "parts.2": ("conv2", "conv2.0"),
+    "parts.3.function.1": ("ln2",),
+    "parts.4.function": ("proj",),
+}
+
+
+def save_unit_vocoder(vocoder: UnitHiFiGAN, directory: str | Path) -> None:
+    """Write `vocoder.json` and `vocoder.safetensors`."""
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in vocoder.state_dict().items()}, directory / WEIGHTS)
+    text = json.dumps({"kind": "unit_hifigan", **dataclasses.asdict(vocoder.config)}, indent=2)
+    (directory / CONFIG).write_text(text + "\n")
+
+
+def load_unit_vocoder(directory: str | Path, allow_pickle: bool = False) -> UnitHiFiGAN:
+    """Read a unit vocoder, in evaluation mode, from a directory that is one of
+
+    - ours (`save_unit_vocoder`);
+    - transformers' SeamlessM4T, v1 or v2: the whole model or its code vocoder alone;
+    - speech-resynthesis's or fairseq's: config.json beside a pickled generator (`g_*`, `*.pt`), which is read only
+      with `allow_pickle`, and then by weights-only loading.
+    Raises `CheckpointError`.
+    """
+    directory = Path(directory)
+    ours = directory / CONFIG
+    try:
+        text = (ours if ours.is_file() else directory / "config.json").read_text()
+        config = json.loads(text)
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{directory}: no vocoder.json or config.json that can be read ({error})") from None
+    if ours.is_file():
+        return _load_ours(directory, config)
+    if str(config.get("model_type", "")).startswith("seamless_m4t"):
+        return from_seamless(config, _safetensors(directory))
+    if "num_embeddings" in config:
+        return from_resynthesis(config, _pickled(directory, allow_pickle))
+    raise CheckpointError(f"{directory}/config.json is neither SeamlessM4T's nor a unit HiFi-GAN's")
+
+
+def from_seamless(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UnitHiFiGAN:
+    """The code vocoder of a SeamlessM4T config (as a dict) and state dict."""
+    state = {key.removeprefix("vocoder."): value for key, value in state.items()}
+    sizes = UnitHiFiGANConfig(
+        units=config["unit_hifi_gan_vocab_size"],
+        unit_width=config["unit_embed_dim"],
+        speakers=config["vocoder_num_spkrs"],
+        speaker_width=config["spkr_embed_dim"],
+        languages=config["vocoder_num_langs"],
+        language_width=config["lang_embed_dim"],
+        duration_hidden=config["unit_embed_dim"],
+        duration_kernel=config["variance_predictor_kernel_size"],
+        duration_dropout=config["var_pred_dropout"],
+        sample_rate=config.get("sampling_rate", 16000),
+        generator=_generator_config(
+            config, config["unit_embed_dim"] + config["spkr_embed_dim"] + config["lang_embed_dim"],
+            config["leaky_relu_slope"],
+        ),
+    )
+    return _fill(UnitHiFiGAN(sizes), state, "hifi_gan.", "upsampler")
+
+
+def from_resynthesis(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UnitHiFiGAN:
+    """A CodeGenerator of speech-resynthesis or fairseq: its config.json and the "generator" of its checkpoint.
+
+    Pitch and other inputs beside units and speaker are not supported.
+    """
+    if config.get("f0") or config.get("f0_quantizer") or config.get("f0_quantizer_path"):
+        raise CheckpointError("a unit vocoder with pitch input is not supported: only units, durations and speaker")
+    width = config["embedding_dim"]
+    embedder = config.get("embedder_params")
+    predictor = config.get("dur_predictor_params") or {}
+    several = bool(config.get("multispkr"))
+    sizes = UnitHiFiGANConfig(
+        units=config["num_embeddings"],
+        unit_width=width,
+        speakers=config.get("num_speakers", 200) if several and not embedder else 0,
+        speaker_vector=config.get("embedder_dim", 256) if embedder else 0,
+        speaker_width=width,
+        durations=bool(predictor),
+        duration_hidden=predictor.get("var_pred_hidden_dim", 128),
+        duration_kernel=predictor.get("var_pred_kernel_size", 3),
+        duration_dropout=predictor.get("var_pred_dropout", 0.5),
+        sample_rate=config.get("sampling_rate", 16000),
+        generator=_generator_config(config, 2 * width if several or embedder else width, 0.1),
+    )
+    return _fill(UnitHiFiGAN(sizes), state, "", "ups")
+
+
+def _generator_config(config: Mapping[str, Any], inputs: int, slope: float) -> HiFiGANConfig:
+    return HiFiGANConfig(
+        inputs=inputs,
+        width=config["upsample_initial_channel"],
+        rates=tuple(config["upsample_rates"]),
+        kernels=tuple(config["upsample_kernel_sizes"]),
+        residual_kernels=tuple(config["resblock_kernel_sizes"]),
+        residual_dilations=tuple(map(tuple, config["resblock_dilation_sizes"])),
+        slope=slope,
+    )
+
+
+def generator_names(generator: HiFiGAN, upsampling: str) -> list[str]:
+    """Names that the references give to the convolutions, in the order of `HiFiGAN.convolutions`."""
+    config = generator.config
+    names, block = ["conv_pre"], 0
+    for stage in range(len(config.rates)):
+        names.append(f"{upsampling}.{stage}")
+        for dilations in config.residual_dilations:
+            for i in range(len(dilations)):
+                names += [f"resblocks.{block}.convs1.{i}", f"resblocks.{block}.convs2.{i}"]
+            block += 1
+    return [*names, "conv_post"]
+
+
+def _fill(vocoder: UnitHiFiGAN, state: Mapping[str, Tensor], prefix: str, upsampling: str) -> UnitHiFiGAN:
+    state = fold_weight_norm(state)
+    with torch.no_grad():
+        names = generator_names(vocoder.generator, upsampling)
+        for name, convolution in zip(names, vocoder.generator.convolutions()):
+            for leaf in ("weight", "bias"):
+                _copy(getattr(convolution, leaf), state, [f"{prefix}{name}.{leaf}"])
+        for ours, theirs in _EMBEDDINGS.items():
+            module = getattr(vocoder, ours)
+            for leaf, parameter in module.named_parameters() if module is not None else ():
+                _copy(parameter, state, [f"{name}.{leaf}" for name in theirs])
+        if vocoder.predictor is not None:
+            for ours, others in _PREDICTOR.items():
+                for leaf, parameter in vocoder.predictor.get_submodule(ours).named_parameters():
+                    _copy(parameter, state, [f"dur_predictor.{name}.{leaf}" for name in others])
+    return vocoder.eval()  # type: ignore[return-value]
+
+
+def _copy(parameter: Tensor, state: Mapping[str, Tensor], names: list[str]) -> None:
+    found = next((name for name in names if name in state), None)
+    if found is None:
+        raise CheckpointError(f"the checkpoint has no {' or '.join(names)}")
+    if state[found].shape != parameter.shape:
+        raise CheckpointError(f"{found} is {tuple(state[found].shape)}, the config says {tuple(parameter.shape)}")
+    parameter.copy_(state[found])
+
+
+def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weight-normed parameters (norm over all but the first dimension), old and new naming, as plain weights."""
+    plain = dict(state)
+    for scale, direction in (("weight_g", "weight_v"), ("parametrizations.weight.original0",
+                                                         "parametrizations.weight.original1")):
+        for key in [key for key in plain if key.endswith("." + scale)]:
+            stem = key.removesuffix(scale)
+            g, v = plain.pop(key).float(), plain.pop(stem + direction).float()
+            plain[stem + "weight"] = g * v / torch.linalg.vector_norm(v.flatten(1), dim=1).view(-1, 1, 1)
+    return plain
+
+
+def _load_ours(directory: Path, config: dict[str, Any]) -> UnitHiFiGAN:
+    from safetensors.torch import load_file
+
+    from vivavoce.vocoders.registry import build_vocoder
+
+    try:
+        vocoder = build_vocoder(config)
+        vocoder.load_state_dict(load_file(directory / WEIGHTS))
+    except (OSError, RecipeError, RuntimeError) as error:
+        raise CheckpointError(f"{directory}: {str(error).splitlines()[0]}") from None
+    return vocoder.eval()  # type: ignore[return-value]
+
+
+def _safetensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors of all safetensors files of a directory that belong to a vocoder."""
+    from safetensors import safe_open
+
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{directory} has no .safetensors file")
+    state = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            keys = list(opened.keys())
+            inner = [key for key in keys if key.startswith("vocoder.")]
+            alone = [key for key in keys if key.startswith(("hifi_gan.", "dur_predictor.", "unit_embedding.",
+                                                            "speaker_embedding.", "language_embedding."))]
+            state.update({key: opened.get_tensor(key) for key in inner or alone})
+    return state
+
+
+def _pickled(directory: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    files = sorted([*directory.glob("g_*"), *directory.glob("*.pt")])
+    if not files:
+        raise CheckpointError(f"{directory} has no generator checkpoint (g_* or *.pt)")
+    if not allow_pickle:
+        raise CheckpointError(f"{files[-1]} is a pickle: pass allow_pickle=True if you trust where it comes from")
+    loaded = torch.load(files[-1], map_location="cpu", weights_only=True)
+    return loaded.get("generator", loaded)
