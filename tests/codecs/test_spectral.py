@@ -63,3 +63,18 @@ def test_it_learns_a_sound():
 def test_unknown_options_are_named():
     with pytest.raises(RecipeError, match="'filters' is unknown"):
         build_spectral_codec({"filters": 3})
+
+
+def test_the_decoder_can_learn_on_while_the_codes_stay(codec, tmp_path):
+    from vivavoce.training import PhaseSettings, RunDirectory, train_phase
+    from vivavoce.training.codec_task import CodecTask
+
+    clips = [0.1 * torch.randn(1, 12800) for _ in range(3)]
+    wave = torch.randn(2, 1, 6400) * 0.1
+    codes, before = codec.encode(wave), codec.decode(codec.encode(wave))
+    task = CodecTask(codec, clips, batch=2, seconds=0.4, mel="speech", keep_codes=True, discriminators="small")
+    settings = PhaseSettings(name="on", steps=2, trainable=(r"codec\.decoder", "discriminators"))
+    train_phase(task, RunDirectory.open(tmp_path), settings)
+    codec.eval()
+    assert torch.equal(codec.encode(wave), codes)
+    assert not torch.allclose(codec.decode(codes), before, atol=1e-6)

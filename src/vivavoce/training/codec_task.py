@@ -36,6 +36,8 @@ class CodecTask(Task):
       (see Balancer); the quantizer's own loss is always added.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
     turns: share of the steps in which the discriminators are updated (2/3 in EnCodec).
+    keep_codes: encoder and codebooks stay as they are and only the decoder learns, so that models of the codes that
+      were trained before remain good.
     calibrate: first scale the codec's weights to unit variance on these clips (see `initialise`): for fresh ones only.
     """
 
@@ -57,6 +59,7 @@ class CodecTask(Task):
         adversarial: str = "hinge",
         turns: float = 2 / 3,
         decay: float = 0.999,
+        keep_codes: bool = False,
         calibrate: bool = False,
     ):
         if not len(clips):
@@ -76,7 +79,7 @@ class CodecTask(Task):
             with torch.random.fork_rng():
                 torch.manual_seed(step_seed(seed, "discriminators"))
                 self.judges = build_discriminators(discriminators)
-        self.adversarial, self.turns = adversarial, turns
+        self.adversarial, self.turns, self.keep_codes = adversarial, turns, keep_codes
         shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features")}
         self.balancer = Balancer(shares, decay=decay) if self.judges is not None else None
         if calibrate:
@@ -114,7 +117,10 @@ class CodecTask(Task):
 
     def resynthesize(self, wave: Tensor) -> tuple[Tensor, Any]:
         """Waveform through the codec, of the same length, and what the quantizer said."""
-        quantized = self.codec.quantize(self.codec.encode_latents(wave))
+        if self.keep_codes:
+            self.codec.quantizer.eval()  # a codebook in training mode moves with what it is shown
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.keep_codes):
+            quantized = self.codec.quantize(self.codec.encode_latents(wave))
         return self.codec.decode_latents(quantized.latents)[..., : wave.shape[-1]], quantized
 
     def updates(self, batch: Tensor, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
