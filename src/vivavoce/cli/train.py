@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
+        from vivavoce.cli.devices import placed
         from vivavoce.errors import RequestError
         from vivavoce.schema.reading import read_recipe
         from vivavoce.training.recipes import train_recipe
@@ -37,7 +38,7 @@ def register(app: typer.Typer) -> None:
             read_recipe(recipe, size, overrides(settings)),
             run,
             phase=phase,
-            device=device_for(device),
+            device=placed(device)["device"],
             dtype=dtype,
             workers=workers,
         )
@@ -60,19 +61,3 @@ def overrides(settings: list[str]) -> dict:
         except yaml.YAMLError as error:
             raise RequestError(f"--set {text}: '{value}' is not a YAML value") from error
     return changes
-
-
-def device_for(name: str) -> str:
-    """`auto` or a name -> a device that is here; RequestError where it is not."""
-    import torch
-
-    from vivavoce.errors import RequestError
-
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if here["cuda"] else "cpu"
-    kind = name.partition(":")[0]
-    if not here.get(kind, False):
-        found = ", ".join(key for key, value in here.items() if value)
-        raise RequestError(f"--device {name}: there is no such device here; there is {found}")
-    return name
