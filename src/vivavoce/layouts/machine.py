@@ -1,12 +1,12 @@
-"""Runs a layout's program: for whole batches at once, and column by column. Both walk the same ops with `fetch`.
+"""A program as tensors on one device: the state of rows, and the arithmetic of slots that both readings share.
 
 State of a row (batch first, so that rows can be taken, put, reset and held):
-  pc, turn: the next op; the next entry of every table.
-  taken, limit, window: per channel, cells placed so far, cells that exist, and the end of the current segment.
-  start, quota, block, origin, raw: the current run: first cells, cells it may take, its block, its first column, and
-      the column inside it that was placed last (before closing up).
+  pc, turn, taken, limit, window: where it stands in the program (see walk.Row).
+  start, quota, block, origin, raw: the current run: first cells, most cells, its block, its first column, and the
+      column inside it that was placed last (counted before a compact block is closed up).
   column, done: columns placed so far; whether the row has ended.
   last_channel, last_cell: what stood in every lane of the last column, so that an end token can be recognised.
+  known, known_mask, tables, maps, sizes: what was given; it never changes.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vivavoce.layouts.cells import BLANK, END, LITERAL, OPEN
-from vivavoce.layouts.program import HALT, JUMP, LITERALS, RUN, SKIP, WHILE, WINDOW, Program
+from vivavoce.layouts.cells import BLANK, LITERAL, OPEN
+from vivavoce.layouts.program import HALT, LITERALS, RUN, Program
+from vivavoce.layouts.walk import Row, Walker
 from vivavoce.nn.streaming import State
 
-FIXED = ("tables", "maps", "sizes", "known", "known_mask", "limit")  # of a state: no op or column changes these
+FIXED = ("tables", "maps", "sizes", "known", "known_mask", "limit")  # no column changes these
 
 
 def hold(before: State, after: State, active: Tensor) -> State:
@@ -29,15 +30,15 @@ def hold(before: State, after: State, active: Tensor) -> State:
 
 
 class Machine:
-    """The program's tables as tensors on one device, and the two ways of walking them."""
+    """Slots and channels of a program as tensors [slots] and [channels + 1]; the last channel is that of literals."""
 
     def __init__(self, program: Program, device: torch.device):
         def ints(values) -> Tensor:
             return torch.tensor(list(values), dtype=torch.int64, device=device)
 
-        self.program, self.device = program, device
+        self.program, self.device, self.walker = program, device, Walker(program)
         channels, streams = program.channels, program.streams
-        self.count = len(channels)  # the channel of literals is number `count`
+        self.count, self.lanes = len(channels), program.lanes
         slots = [(b, slot) for b, block in enumerate(program.blocks) for slot in block.slots]
         self.slot_block = ints(b for b, _ in slots)
         self.slot_channel = ints(self.count if s.channel == LITERALS else s.channel for _, s in slots)
@@ -49,29 +50,20 @@ class Machine:
         self.slot_level = ints(0 if c is None else c.level for c in owner)
         self.slot_given = ints(0 if c is None else streams[c.stream].given for c in owner).bool()
         self.slot_loss = ints(s.loss and (c is None or not streams[c.stream].given) for (_, s), c in zip(slots, owner))
+        self.slots = torch.arange(len(slots), device=device)
+        self.each_slot_a_lane = [s.lane for _, s in slots] == list(range(self.lanes))
         self.compact = ints(block.compact for block in program.blocks).bool()
         self.any_compact = any(block.compact for block in program.blocks)
         self.ratio = ints([c.ratio for c in channels] + [1])
         self.view = ints([c.view for c in channels] + [-1])
-        ops = program.ops
-        self.code, self.op_block = ints(op.code for op in ops), ints(op.block for op in ops)
-        self.op_frames, self.op_table = ints(op.frames for op in ops), ints(op.table for op in ops)
-        self.op_guard, self.op_target = ints(op.guard for op in ops), ints(op.target for op in ops)
-        self.op_whole, self.op_both = ints(op.whole for op in ops).bool(), ints(op.both for op in ops).bool()
-        self.op_tables = ints([t in op.tables for t in range(len(program.tables))] for op in ops)
-        self.op_channels = torch.zeros(len(ops), self.count + 1, dtype=torch.bool, device=device)
-        for i, op in enumerate(ops):
-            for channel in op.channels:
-                self.op_channels[i, self.count if channel == LITERALS else channel] = True
-        self.codes = {op.code for op in ops}
-        self.single = [op.code for op in ops] == [RUN, HALT]
+        self.single = [op.code for op in program.ops] == [RUN, HALT]
         self.ends = ints([-1 if streams[c.stream].end is None else streams[c.stream].end for c in channels] + [-1])
         self.has_ends = bool((self.ends >= 0).any())
         names = ints([c.stream for c in channels] + [LITERAL])
         self.same_stream = names[:, None] == names[None]
         self.same_stream[self.count] = False
+        self.all_lanes = torch.arange(self.lanes, device=device)
         self.blank = ints(self._blanks())
-        self.lanes = program.lanes
 
     def _blanks(self) -> Sequence[int]:
         """The id of every lane's blank: that of the first stream in it that names one."""
@@ -84,11 +76,11 @@ class Machine:
         return blanks
 
     def start(self, limit: Tensor, known: Tensor, tables: Tensor, maps: Tensor, sizes: Tensor, mask: Tensor) -> State:
-        """The state before the first column.
+        """The state before the first column, its first run found.
 
         limit: [B, channels] cells of each channel (OPEN: unknown). known: [B, channels] leading cells that are given.
-        tables: [B, tables, R] counts, the last of each END. maps: [B, views, T] cells that a view shows; sizes:
-        [B, views, 2] how many those are, and of how many. mask: [B, channels, T] more given cells (T may be 0).
+        tables: [B, tables, R] counts, the last of each END or repeating. maps: [B, views, T] cells that a view shows;
+        sizes: [B, views, 2] how many those are, and of how many. mask: [B, channels, T] more given cells.
         """
         batch, device = limit.shape[0], self.device
         zero = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -101,84 +93,47 @@ class Machine:
             raw=zero - 1, column=zero, done=torch.zeros(batch, dtype=torch.bool, device=device),
             last_channel=lanes, last_cell=lanes, known=known, known_mask=mask, tables=tables, maps=maps, sizes=sizes,
         )
-        return self.fetch(state, torch.ones(batch, dtype=torch.bool, device=device))
+        return self.find_runs(state, torch.ones(batch, dtype=torch.bool, device=device))
 
-    # The current run ------------------------------------------------------------------------------------------------
+    # Runs -----------------------------------------------------------------------------------------------------------
+
+    def find_runs(self, state: State, need: Tensor) -> State:
+        """The next run of every row of `need` [B] bool, or `done` where there is none."""
+        new = State({key: value if key in FIXED else value.clone() for key, value in state.items()})
+        for b in need.nonzero()[:, 0].tolist():
+            row = self.row(state, b)
+            new["done"][b] = not self.walker.next_run(row)
+            for key in ("turn", "taken", "window", "start", "quota"):
+                new[key][b] = torch.tensor(getattr(row, key), dtype=torch.int64)
+            new["pc"][b], new["block"][b] = row.pc, row.block
+            new["origin"][b], new["raw"][b] = state["column"][b], -1
+        return new
+
+    def row(self, state: State, b: int) -> Row:
+        """One row of the state in plain integers."""
+        turn, taken, limit, window = (state[key][b].tolist() for key in ("turn", "taken", "limit", "window"))
+        start, quota = state["start"][b].tolist(), state["quota"][b].tolist()
+        return Row(int(state["pc"][b]), turn, taken, limit, window, state["tables"][b],
+                   int(state["block"][b]), start, quota)
 
     def available(self, state: State) -> Tensor:
-        """[B, channels]: cells of the current run, seen from its start."""
-        return torch.minimum(state["quota"], state["window"] - state["start"]).clamp(min=0)
+        """[B, channels + 1]: cells of the current run, seen from its start."""
+        return torch.minimum(state["quota"], state["window"] - state["start"]).clamp_(min=0)
 
     def steps(self, available: Tensor, block: Tensor) -> Tensor:
-        """[..., slots]: terms of each slot in a run of `block` [...] with `available` [..., channels] cells."""
+        """[..., slots]: terms of each slot in a run of `block` [...] with `available` [..., channels + 1] cells."""
         cells = available[..., self.slot_channel]
-        steps = (cells - self.phase + self.group - 1).div(self.group, rounding_mode="floor").clamp(min=0)
-        return torch.where(self.slot_block == block[..., None], steps, torch.zeros_like(steps))
+        steps = (cells - self.phase + self.group - 1).div_(self.group, rounding_mode="floor").clamp_(min=0)
+        return steps if self.single else steps.mul_(self.slot_block == block[..., None])
 
-    def after(self, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The first column >= `raw` [B] of the run that counts, and whether there is one."""
-        steps = self.steps(self.available(state), state["block"])
+    def following(self, steps: Tensor, block: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """The first column >= `raw` [B] that counts in a run with `steps` [B, slots], and whether there is one."""
         last = torch.where(steps > 0, (steps - 1) * self.stride + self.delay, -1).amax(1)
         if self.any_compact:
             k = (raw[:, None] - self.delay + self.stride - 1).div(self.stride, rounding_mode="floor").clamp(min=0)
             column = torch.where(k < steps, k * self.stride + self.delay, OPEN * 64).amin(1)
-            raw = torch.where(self.compact[state["block"]], column, raw)
+            raw = torch.where(self.compact[block], column, raw)
         return raw, raw <= last
-
-    # Ops ------------------------------------------------------------------------------------------------------------
-
-    def fetch(self, state: State, need: Tensor) -> State:
-        """Walk the ops until every row of `need` [B] bool has a run with a column in it, or is done."""
-        new = State(state)
-        need = need & ~new["done"]
-        while bool(need.any()):
-            new = hold(new, self._execute(new), need)
-            _, some = self.after(new, torch.zeros_like(new["raw"]))
-            need = need & ~new["done"] & ~((new["raw"] == -1) & some)
-        return new
-
-    def _execute(self, state: State) -> State:
-        """One op in every row."""
-        new, pc = State(state), state["pc"]
-        code, channels = self.code[pc], self.op_channels[pc]
-        table, guard, frames = self.op_table[pc], self.op_guard[pc], self.op_frames[pc]
-        new["pc"] = torch.where(code == HALT, pc, pc + 1)
-        new["raw"] = torch.full_like(pc, -2)  # no run
-        if state["turn"].shape[1]:
-            entry = self._entry(state, table)
-            frames = torch.where(table >= 0, entry.clamp(min=0), frames)
-            new["turn"] = state["turn"] + self.op_tables[pc]
-            frames = torch.where((guard >= 0) & (self._entry(state, guard) <= 0), 0, frames)
-        quota = (frames[:, None] * self.ratio).clamp(max=OPEN) * channels
-        run, skip = code == RUN, code == SKIP
-        new["block"] = torch.where(run, self.op_block[pc], state["block"])
-        new["quota"] = torch.where((run | skip)[:, None], quota, 0)
-        new["start"] = torch.cat([state["taken"][:, :-1], torch.zeros_like(state["taken"][:, :1])], dim=1)
-        new["origin"] = state["column"]
-        new["raw"] = torch.where(run, -1, -2)
-        if SKIP in self.codes:
-            new["taken"] = torch.where(skip[:, None], state["taken"] + self.available(new), new["taken"])
-        if WINDOW in self.codes:
-            end = torch.minimum(state["taken"] + quota, state["limit"])
-            new["window"] = torch.where((code == WINDOW)[:, None] & channels, end, state["window"])
-        if WHILE in self.codes:
-            end = torch.where(self.op_whole[pc][:, None], state["limit"], state["window"])
-            least = torch.where(table >= 0, 1, frames)
-            left = ((end - state["taken"] >= least[:, None] * self.ratio) & channels).any(1)
-            if state["turn"].shape[1]:
-                cells = left | ((entry != OPEN) & ~self.op_both[pc])
-                left = torch.where(table >= 0, (entry != END) & cells, left)
-            stop = ((code == WHILE) & ~left) | (code == JUMP)
-            new["pc"] = torch.where(stop, self.op_target[pc], new["pc"])
-        new["done"] = state["done"] | (code == HALT)
-        return new
-
-    def _entry(self, state: State, table: Tensor) -> Tensor:
-        """[B]: the next entry of each row's `table` [B] (any number where that is -1)."""
-        table = table.clamp(min=0)[:, None]
-        turn = state["turn"].gather(1, table).clamp(max=state["tables"].shape[2] - 1)
-        rows = torch.arange(table.shape[0], device=table.device)
-        return state["tables"][rows, table[:, 0], turn[:, 0]]
 
     # Cells ----------------------------------------------------------------------------------------------------------
 
@@ -204,9 +159,9 @@ class Machine:
 
     def known(self, state: State, channel: Tensor, index: Tensor) -> Tensor:
         """Whether the cell `index` of `channel` (both [B, ...]) was given beforehand."""
-        row = torch.arange(index.shape[0], device=index.device).view(-1, *[1] * (index.dim() - 1)).expand_as(index)
         inside = channel.clamp(max=self.count - 1)
-        known = index < state["known"][row, inside]
+        known = index < state["known"].gather(1, inside)
         if size := state["known_mask"].shape[2]:
+            row = torch.arange(index.shape[0], device=index.device)[:, None].expand_as(index)
             known = known | (state["known_mask"][row, inside, index.clamp(0, size - 1)] & (index < size))
         return known

@@ -15,18 +15,23 @@ def next_column(machine: Machine, filled: Tensor | None, state: State, rows: Ten
     new = State(state)
     if filled is not None and machine.has_ends:
         new["window"] = closed(machine, filled, state)
-    raw, more = machine.after(new, state["raw"] + 1)
+    steps = machine.steps(machine.available(new), new["block"])
+    raw, more = machine.following(steps, new["block"], new["raw"] + 1)
     if machine.single:
-        new["done"] = state["done"] | ~more
+        new["done"] = new["done"] | ~more
     else:
-        new = machine.fetch(new, ~more)
-        first, _ = machine.after(new, torch.zeros_like(raw))
-        raw = torch.where(more, raw, first)
-    new["raw"] = torch.where(new["done"], state["raw"], raw)
-    if rows is not None:
-        new = hold(state, new, rows)
-    column, moved = column_at(machine, new, rows)
-    return column, (moved if rows is None else hold(state, moved, rows))
+        need = ~(more | new["done"]) if rows is None else ~(more | new["done"]) & rows
+        if bool(need.any()):
+            new = machine.find_runs(new, need)
+            steps = machine.steps(machine.available(new), new["block"])
+            first, _ = machine.following(steps, new["block"], torch.zeros_like(raw))
+            raw = torch.where(need, first, raw)
+    new["raw"] = torch.where(new["done"], new["raw"], raw)
+    if rows is None:
+        return column_at(machine, new, steps, ~new["done"])
+    new = hold(state, new, rows)
+    column, moved = column_at(machine, new, steps, rows & ~new["done"])
+    return column, hold(state, moved, rows)
 
 
 def closed(machine: Machine, filled: Tensor, state: State) -> Tensor:
@@ -41,38 +46,45 @@ def closed(machine: Machine, filled: Tensor, state: State) -> Tensor:
     return torch.minimum(state["window"], torch.maximum(end, state["taken"]))
 
 
-def column_at(machine: Machine, state: State, rows: Tensor | None) -> tuple[Column, State]:
-    """The places at column `raw` of every row's run, and the state after them."""
-    new, raw = State(state), state["raw"][:, None]
-    active = ~state["done"] if rows is None else rows & ~state["done"]
-    k = (raw - machine.delay).div(machine.stride, rounding_mode="floor")
-    steps = machine.steps(machine.available(state), state["block"])
-    here = (raw - machine.delay == k * machine.stride) & (k >= 0) & (k < steps) & active[:, None]
-    slots = torch.arange(machine.lane.shape[0], device=machine.device).expand_as(here)
-    empty = torch.full((raw.shape[0], machine.lanes + 1), -1, dtype=torch.int64, device=machine.device)
-    slot = empty.scatter(1, torch.where(here, machine.lane, machine.lanes), slots)[:, : machine.lanes]
-    full = empty[:, : machine.lanes]
-    any_cell, at = slot >= 0, slot.clamp(min=0)
+def column_at(machine: Machine, state: State, steps: Tensor, active: Tensor) -> tuple[Column, State]:
+    """The places at column `raw` of every active row's run, which has `steps` [B, slots]; and the state after them."""
+    new, since = State(state), state["raw"][:, None] - machine.delay
+    k = since.div(machine.stride, rounding_mode="floor")
+    here = (since == k * machine.stride) & (k >= 0) & (k < steps) & active[:, None]
+    nothing = torch.full((since.shape[0], machine.lanes), -1, dtype=torch.int64, device=machine.device)
+    if machine.each_slot_a_lane:
+        slot = torch.where(here, machine.slots, nothing)
+    else:  # at most one slot of a lane has a cell here; the rest goes to a lane that is cut off
+        lanes = torch.cat([nothing, nothing[:, :1]], dim=1)
+        lane = torch.where(here, machine.lane, machine.lanes)
+        slot = lanes.scatter_(1, lane, machine.slots.expand_as(lane))[:, : machine.lanes]
+    there, at = slot >= 0, slot.clamp(min=0)
     channel = machine.slot_channel[at]
+    literal = there & (channel == machine.count)
     cell = state["start"].gather(1, channel) + k.gather(1, at) * machine.group[at] + machine.phase[at]
-    literal = any_cell & (channel == machine.count)
     index = torch.where(literal, machine.literal[at], machine.shown(state, channel, cell))
-    known = any_cell & ~literal & (machine.slot_given[at] | machine.known(state, channel, index))
-    lane = torch.arange(machine.lanes, device=machine.device).expand_as(slot)
+    given = there & ~literal & (machine.slot_given[at] | machine.known(state, channel, index))
     column = torch.where(active, state["column"], -1)[:, None].expand_as(slot)
-    stream = torch.where(any_cell, machine.slot_stream[at], PADDING)
-    forced = torch.where(literal, machine.literal[at], torch.where(any_cell, full, machine.blank))
+    after = state["column"] + active
     places = Column(
-        stream=stream, level=torch.where(any_cell, machine.slot_level[at], full),
-        index=torch.where(any_cell, index, full), lane=lane, column=column,
-        position=torch.where(any_cell, machine.positions(column, state["origin"][:, None], channel, index), full),
-        loss=torch.where(any_cell & ~known, machine.slot_loss[at], 0), columns=state["column"] + active,
-        streams=machine.program.streams, lanes=machine.lanes, forced=forced, given=known, done=state["done"],
+        stream=torch.where(there, machine.slot_stream[at], PADDING),
+        level=torch.where(there, machine.slot_level[at], nothing),
+        index=torch.where(there, index, nothing),
+        lane=machine.all_lanes.expand_as(slot),
+        column=column,
+        position=torch.where(there, machine.positions(column, state["origin"][:, None], channel, index), nothing),
+        loss=machine.slot_loss[at] * (there & ~given),
+        columns=after,
+        streams=machine.program.streams,
+        lanes=machine.lanes,
+        forced=torch.where(literal, machine.literal[at], torch.where(there, nothing, machine.blank)),
+        given=given,
+        done=state["done"],
     )
-    real = any_cell & ~literal
+    real = there & ~literal
+    new["last_channel"] = torch.where(real, channel, nothing)
+    new["last_cell"] = torch.where(real, cell, nothing)
     new["taken"] = state["taken"].scatter_reduce(
         1, torch.where(real, channel, machine.count), torch.where(real, cell + 1, 0), "amax")
-    new["column"] = state["column"] + active
-    new["last_channel"] = torch.where(real, channel, full)
-    new["last_cell"] = torch.where(real, cell, full)
+    new["column"] = after
     return places, new
