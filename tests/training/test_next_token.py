@@ -1,0 +1,60 @@
+"""Next-token training of the full-duplex stage: it learns, masks what was told, and is a pure function of the step."""
+
+import pytest
+import torch
+
+import vivavoce
+from made_conversations import maker
+from vivavoce.training import PhaseSettings, RunDirectory, train_phase
+from vivavoce.training.next_token import ConversationTask, collate, hide_bands
+
+
+@pytest.fixture
+def task():
+    model = vivavoce.build("mini", "smoke")
+    make = maker(model.system.encoder.front, 129, codebooks=3, size=16)
+    conversations = make(frames=48, told=0.3)
+    streams = ("heard", "text", "voice")
+    return ConversationTask("t", model.system.encoder, model.system.stage, conversations, streams, 6, held_out=make(48))
+
+
+def test_the_loss_falls_on_every_stream(task, tmp_path):
+    first = {k: float(v.detach()) for k, v in task.loss(task.batch(0, 0, 1), 0).items()}
+    settings = PhaseSettings(name="t", steps=30, optimizer={"learning_rate": 3e-3}, log_every=5)
+    train_phase(task, RunDirectory.open(tmp_path), settings)
+    last = {k: float(v.detach()) for k, v in task.loss(task.batch(0, 0, 1), 30).items()}
+    for stream in ("heard", "text", "voice"):
+        assert last[stream] < 0.8 * first[stream], stream
+    with torch.no_grad():
+        figures = task.evaluate(30)
+    assert figures["heard_pads"] > 0.9 and 0 <= figures["heard_which"] <= 1 and figures["voice_accuracy"] > 0.2
+
+
+def test_batches_depend_on_the_step_only_and_ranks_share_them(task):
+    assert torch.equal(task.batch(3, 0, 1)["user"], task.batch(3, 0, 1)["user"])
+    whole = torch.cat([task.batch(0, rank, 2)["text"] for rank in range(2)])
+    assert torch.equal(whole[:6], task.batch(0, 0, 1)["text"]) and whole.shape[0] == 12
+
+
+def test_told_text_gives_no_loss_but_its_result_does(task):
+    batch = task.batch(0, 0, 1)
+    told = collate([c for c in map(task.conversations, range(20)) if c.told][:3])
+    assert not told["decided"].all() and told["decided"].any()
+    task.stage.eval(), task.encoder.eval()
+    hidden, grid = task.hidden(told)
+    loss = task.stream_loss("text", hidden, grid, told["decided"])
+    changed = {**grid, "text": grid["text"].clone()}
+    free = ~told["decided"]
+    changed["text"][:, 0, 1:][free] = 5
+    assert torch.equal(task.stream_loss("text", hidden, changed, told["decided"]), loss)
+    changed["text"][:, 0, 1:][told["decided"]] = 5
+    assert not torch.equal(task.stream_loss("text", hidden, changed, told["decided"]), loss)
+    assert batch["user"].shape == (6, 48 * 8, 129)
+
+
+def test_bands_are_hidden_in_as_many_rows_as_asked():
+    torch.manual_seed(0)
+    power = torch.ones(200, 4, 128)
+    assert torch.equal(hide_bands(power, 0.0), power)
+    share = (hide_bands(power, 0.5).amin((1, 2)) < 1).float().mean()
+    assert 0.5 < share < 0.85  # two bands, each with chance one half, may be empty
