@@ -18,7 +18,8 @@ DATA = {".csv", ".yaml", ".json", ".onnx", ".safetensors", ".model", ".html", ".
 def shipped(suffixes: set[str]) -> set[str]:
     """Files under src/ that git knows, as paths inside the wheel."""
     listed = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {line.removeprefix("src/") for line in listed.stdout.splitlines() if Path(line).suffix in suffixes}
+    lines = [line for line in listed.stdout.splitlines() if Path(line).suffix in suffixes and (ROOT / line).is_file()]
+    return {line.removeprefix("src/") for line in lines}
 
 
 @pytest.fixture(scope="module")
