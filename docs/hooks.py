@@ -29,7 +29,12 @@ def section(command, name: str, parent, depth: int) -> list[str]:
         lines += [_plain(command.help or ""), ""]
         rows = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
         if rows:
-            lines += ["| argument or option | what it says |", "|---|---|", *(f"| `{_cell(left)}` | {_cell(right)} |" for left, right in rows), ""]
+            lines += [
+                "| argument or option | what it says |",
+                "|---|---|",
+                *(f"| `{_cell(left)}` | {_cell(right)} |" for left, right in rows),
+                "",
+            ]
         for inner, child in sorted(getattr(command, "commands", {}).items()):
             lines += section(child, inner, context, depth + 1)
     return lines
