@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RecipeError
+from vivavoce.lm.embeddings import embed
 from vivavoce.nn.feedforward import activation
 from vivavoce.nn.norms import make_norm
 
@@ -182,9 +183,3 @@ class DepthTransformer(nn.Module):
         if self.prefix is None or prefix is None:
             return like.new_zeros(like.shape[0], self.width)
         return embed(self.prefix, prefix.reshape(-1))
-
-
-def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
-    """Rows of a table; a negative id is nothing: zero."""
-    vectors = table(ids.clamp(min=0))
-    return torch.where((ids < 0)[..., None], 0, vectors)

@@ -21,7 +21,9 @@ class Sampling:
     temperature: 0 = the largest logit. top_k, top_p, min_p: keep the k likeliest; the likeliest until their sum reaches
     p (Holtzman et al., arXiv:1904.09751); those of at least p times the likeliest (arXiv:2407.01082). They apply in
     this order, after the temperature. repetition_penalty: divides (multiplies, if negative) the logits of tokens in the
-    history (Keskar et al., arXiv:1909.05858).
+    history (Keskar et al., arXiv:1909.05858). repetition_threshold: a token whose share of the history is larger is
+    drawn again without cuts (repetition-aware sampling of VALL-E 2, arXiv:2406.05370: 0.1 of 10). window: ids of
+    history (0: 64 for a penalty, 10 for a threshold, else none).
     """
 
     temperature: float = 1.0
@@ -29,6 +31,8 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    repetition_threshold: float | None = None
+    window: int = 0
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -41,6 +45,9 @@ class Sampling:
                 raise RecipeError(f"sampling.{name} {value} is no share in (0, 1]")
         if self.repetition_penalty <= 0:
             raise RecipeError(f"sampling.repetition_penalty {self.repetition_penalty} must be positive; 1 is none")
+        if self.window == 0:
+            default = 64 if self.repetition_penalty != 1 else 10 if self.repetition_threshold is not None else 0
+            object.__setattr__(self, "window", default)
 
     @classmethod
     def of(cls, options: Mapping[str, Any], where: str = "sampling") -> "Sampling":
@@ -57,13 +64,20 @@ def sample(
 ) -> Tensor:
     """Choose a token for each row: logits [B, V] -> ids [B] int64.
 
-    seed, counter: [B] int64. history: earlier ids [B, N] for the repetition penalty, -1 where there is none.
+    seed, counter: [B] int64. history: earlier ids [B, N], newest last, -1 where there is none; its last `window` count.
     Logits of -inf are never chosen (unless a row has no other).
     """
+    if history is not None:
+        history = history[:, max(history.shape[1] - sampling.window, 0) :]
     scores = penalised(logits.float(), history, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return scores.argmax(-1)
-    return gumbel_argmax(*candidates(scores, sampling), seed, counter)
+    ids = gumbel_argmax(*candidates(scores, sampling), seed, counter)
+    if history is None or sampling.repetition_threshold is None:
+        return ids
+    share = (history == ids[:, None]).float().mean(1)
+    again = gumbel_argmax(*candidates(scores, Sampling(sampling.temperature)), seed ^ GOLDEN, counter)
+    return torch.where(share > sampling.repetition_threshold, again, ids)
 
 
 def penalised(scores: Tensor, history: Tensor | None, penalty: float) -> Tensor:

@@ -27,7 +27,7 @@ class TransformerConfig:
     """What a transformer is made of. The defaults are Llama's form; see `classic` for GPT's.
 
     context: frames that a query sees, itself included (None: unlimited). feedforward: inner width (default: 4 widths,
-    gated: 8/3 rounded up to 64). qkv_bias: of queries, keys, values only (default: `bias`). positions: `rope`,
+    gated: 8/3 rounded up to 64). qkv_bias, out_bias: of attention's two matrices (default: `bias`). positions: `rope`,
     `learned`, `sinusoidal` (both added before the first layer) or `none`. position_offset: number of the first row of
     the position table (OPT: 2). layer_scale: first value of the branches' factors (None: no factors). qk_norm: RMS
     norm of each head's queries and keys. memory: width of a memory for cross-attention (None: no such layers).
@@ -47,6 +47,7 @@ class TransformerConfig:
     pre_norm: bool = True
     bias: bool = False
     qkv_bias: bool | None = None
+    out_bias: bool | None = None
     qk_norm: bool = False
     causal: bool = True
     context: int | None = None
@@ -107,7 +108,7 @@ class TransformerLayer(nn.Module):
             c.context,
             rope,
             bias=c.bias if c.qkv_bias is None else c.qkv_bias,
-            out_bias=c.bias,
+            out_bias=c.bias if c.out_bias is None else c.out_bias,
             qk_norm=c.norm_eps if c.qk_norm else None,
             causal=c.causal,
         )

@@ -1,0 +1,130 @@
+"""Text LMs in transformers' directories: `config.json` with safetensors in one file or in shards, read and written."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.lm.families import Config, Shape, family
+from vivavoce.lm.text_lm import TextLM
+
+WEIGHTS = "model.safetensors"
+
+
+def load_text_lm(directory: str | Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> TextLM:
+    """A published text LM (Llama, Mistral, Qwen2, Qwen3, OPT, GPT-2 families) as our decoder.
+
+    `RequestError` where there is no such directory, `CheckpointError` where its files are not what they should be.
+    """
+    folder = Path(directory)
+    config = read_config(folder)
+    kind = family(config)
+    shape = shape_of(folder, config)
+    tensors = read_weights(folder)
+    if not any(name.startswith(kind.prefix) for name in tensors):
+        tensors = {name if name.startswith("lm_head") else kind.prefix + name: t for name, t in tensors.items()}
+    with torch.device("meta"):
+        model = build(shape, dict(config))
+    own = model.state_dict()
+    loaded = {}
+    for rule in kind.rules(shape):
+        missing = [name for name in rule.theirs if name not in tensors]
+        if missing:
+            raise CheckpointError(f"{folder}: {missing[0]} is missing; the weights are not those of config.json")
+        tensor = rule.load(tensors)
+        if tensor.shape != own[rule.ours].shape:
+            raise CheckpointError(
+                f"{folder}: {' + '.join(rule.theirs)} is {tuple(tensor.shape)}, "
+                f"config.json makes it {tuple(own[rule.ours].shape)}"
+            )
+        loaded[rule.ours] = tensor.to(device=device, dtype=dtype)
+    fresh = build(shape, dict(config)) if next(iter(model.buffers()), None) is not None else model
+    fresh.load_state_dict(loaded, strict=True, assign=True)
+    return fresh.to(device).eval()
+
+
+def build(shape: Shape, source: Config | None = None) -> TextLM:
+    """An untrained TextLM of a shape."""
+    return TextLM(
+        shape.transformer, shape.vocabulary, shape.tied, shape.final_norm, shape.embedding,
+        dict(source) if source is not None else None,
+    )
+
+
+def save_text_lm(model: TextLM, directory: str | Path) -> None:
+    """Write a directory that transformers loads: the configuration that the model came from, with its vocabulary now.
+
+    `RequestError` for a model that did not come from a published configuration.
+    """
+    if model.source is None:
+        raise RequestError("save_text_lm: this model was not built from a published configuration; give it `source`")
+    from safetensors.torch import save_file
+
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**model.source, "vocab_size": model.vocabulary, "tie_word_embeddings": model.tied}
+    config["dtype"] = str(model.table.weight.dtype).removeprefix("torch.")
+    config.pop("torch_dtype", None)
+    own, tensors = model.state_dict(), {}
+    for rule in family(config).rules(family(config).shape(config)):
+        tensors.update(rule.save(own[rule.ours].cpu()))
+    part = folder / f"{WEIGHTS}.part"
+    save_file(tensors, str(part), metadata={"format": "pt"})
+    os.replace(part, folder / WEIGHTS)
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    os.replace(part, folder / "config.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a directory."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RequestError(f"{folder} is no model directory: config.json is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: a configuration is a JSON object, this is a {type(config).__name__}")
+    return config
+
+
+def shape_of(folder: Path, config: Config) -> Shape:
+    """The shape that a configuration describes; a missing key is a `CheckpointError`."""
+    try:
+        return family(config).shape(config)
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error.args[0]!r} is missing") from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is no index of shards: {error}") from error
+    else:
+        found = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {found[0]} is a pickle: save it as safetensors first" if found else ""
+        raise CheckpointError(f"{folder}: neither {WEIGHTS} nor its index is there{hint}")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: shard {name!r} is missing")
+        try:
+            tensors.update(load_file(str(folder / name)))
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is no safetensors file, or is cut short: {error}") from error
+    return tensors
