@@ -12,14 +12,13 @@ _FACE = {
     "write": "vivavoce.audio",
     "load": "vivavoce.systems",
     "build": "vivavoce.systems",
-    "load_tokenizer": "vivavoce.tokenizers",
+    "load_tokenizer": "vivavoce.systems",
 }
 __all__ = [*_FACE, "__version__"]
 
 if TYPE_CHECKING:
     from vivavoce.audio import Audio, read, write
-    from vivavoce.systems import build, load
-    from vivavoce.tokenizers import load_tokenizer
+    from vivavoce.systems import build, load, load_tokenizer
 
 
 def __getattr__(name: str):

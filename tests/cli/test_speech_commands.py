@@ -31,7 +31,7 @@ class Talker(FakeModel):
 class Halver:
     """A codec of two codebooks of 256: the high and the low byte of every second sample."""
 
-    sample_rate, channels, frame_rate, codebooks, codebook_size = 8000, 1, 4000, 2, 256
+    sample_rate, channels, frame_rate, codebooks, codebook_sizes = 8000, 1, 4000, 2, (256, 256)
     fingerprint = "halver-1"
 
     def encode(self, wave):

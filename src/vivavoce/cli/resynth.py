@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
             sample_rate=tokenizer.sample_rate,
             samples=wave.shape[-1],
             frames=codes.shape[1],
-            sizes=[tokenizer.codebook_size] * codes.shape[0],
+            sizes=list(tokenizer.codebook_sizes),
         )
         packed = pack_codes(codes, header)
         with atomic(output, "wb") as file:
@@ -121,8 +121,11 @@ def _decode(tokenizer: Any, codes: Any, samples: int) -> Any:
         return tokenizer.decode(codes, lengths=torch.tensor([samples]))[0, :, :samples].float().cpu().numpy()
 
 
-def _fingerprint(tokenizer: Any) -> str | None:
-    return getattr(tokenizer, "fingerprint", None)
+def _fingerprint(tokenizer: Any) -> str:
+    """What tells this tokenizer's codes from another's."""
+    from vivavoce.data.tokens import fingerprint
+
+    return fingerprint(tokenizer)
 
 
 def _rates(tokenizer: Any, codes: Any, samples: int) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def _rates(tokenizer: Any, codes: Any, samples: int) -> dict[str, Any]:
         "seconds": round(samples / tokenizer.sample_rate, 3),
         "codebooks": codes.shape[1],
         "frames": codes.shape[2],
-        "bits_per_second": round(tokens * code_bits(tokenizer.codebook_size), 1),
+        "bits_per_second": round(tokenizer.frame_rate * sum(map(code_bits, tokenizer.codebook_sizes)), 1),
         "tokens_per_second": round(tokens, 2),
     }
 
