@@ -100,6 +100,14 @@ def test_reservoir_is_a_uniform_sample_in_bounded_memory():
     assert few.rows().shape == (5, 1)
 
 
+def test_centers_stay_float32():
+    tokenizer = UnitTokenizer.fit(build_encoder(TINY_HUBERT), chirps(), 8, restarts=1)
+    centers = tokenizer.centers.clone()
+    half = torch.nn.Sequential(tokenizer).to(torch.bfloat16)[0]
+    assert half.encoder.projection.weight.dtype == torch.bfloat16
+    assert torch.equal(half.centers, centers) and half.encode(chirps()).max() < 8
+
+
 def test_errors(tmp_path):
     with pytest.raises(DataError, match="larger corpus"):
         UnitTokenizer.fit(MFCCEncoder(), [torch.randn(800)], 100)

@@ -30,10 +30,14 @@ def load_speech_transformer(source: str | Path, revision: str | None = None) -> 
     """
     directory = Path(source)
     if (directory / "config.json").is_file() and (directory / "model.safetensors").is_file():
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        config = json.loads((directory / "config.json").read_text())
-        state: Mapping[str, Tensor] = load_file(directory / "model.safetensors")
+        try:
+            config = json.loads((directory / "config.json").read_text())
+            state: Mapping[str, Tensor] = load_file(directory / "model.safetensors")
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{source}: {error}") from None
     else:
         transformers = need("transformers", "hub", f"reading {source}")
         try:

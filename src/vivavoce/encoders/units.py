@@ -81,6 +81,14 @@ class UnitTokenizer(nn.Module):
             raise DataError(f"{len(points)} frames for {clusters} units: give a larger corpus or fewer units")
         return cls(encoder, minibatch_kmeans(points, clusters, seed=seed, **kmeans).centers, layer, config)
 
+    def _apply(self, fn, recurse=True):
+        """The centers stay float32 when the model around is cast: units must not depend on its precision."""
+        exact = self.centers
+        super()._apply(fn, recurse)
+        if self.centers.dtype != exact.dtype:
+            self.centers = exact.to(self.centers.device)
+        return self
+
     @property
     def sample_rate(self) -> int:
         """Hz of the waveforms."""
@@ -140,6 +148,7 @@ class UnitTokenizer(nn.Module):
     @classmethod
     def load(cls, directory: str | Path) -> "UnitTokenizer":
         """Read what `save` wrote; raises `CheckpointError` for a directory that is not that."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from vivavoce.encoders.registry import build_encoder
@@ -151,7 +160,7 @@ class UnitTokenizer(nn.Module):
             encoder = build_encoder(config["encoder"])
             if (directory / WEIGHTS).is_file():
                 encoder.load_state_dict(load_file(directory / WEIGHTS))
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
             raise CheckpointError(f"{directory} is no directory of units: {str(error).splitlines()[0]}") from error
         return cls(encoder.eval(), centers, config["layer"], config["encoder"])
 

@@ -20,6 +20,7 @@ _EMBEDDINGS = {
     "speaker_embedding": ("speaker_embedding", "spkr"),
     "language_embedding": ("language_embedding", "lang"),
 }
+_ALONE = ("hifi_gan.", "dur_predictor.", "unit_embedding.", "speaker_embedding.", "language_embedding.")
 _PREDICTOR = {
     "parts.0": ("conv1", "conv1.0"),
     "parts.1.function.1": ("ln1",),
@@ -179,6 +180,7 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_ours(directory: Path, config: dict[str, Any]) -> UnitHiFiGAN:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from vivavoce.vocoders.registry import build_vocoder
@@ -186,26 +188,28 @@ def _load_ours(directory: Path, config: dict[str, Any]) -> UnitHiFiGAN:
     try:
         vocoder = build_vocoder(config)
         vocoder.load_state_dict(load_file(directory / WEIGHTS))
-    except (OSError, RecipeError, RuntimeError) as error:
+    except (OSError, RecipeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: {str(error).splitlines()[0]}") from None
     return vocoder.eval()  # type: ignore[return-value]
 
 
 def _safetensors(directory: Path) -> dict[str, Tensor]:
     """The tensors of all safetensors files of a directory that belong to a vocoder."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{directory} has no .safetensors file")
     state = {}
     for file in files:
-        with safe_open(file, "pt") as opened:
-            keys = list(opened.keys())
-            inner = [key for key in keys if key.startswith("vocoder.")]
-            alone = [key for key in keys if key.startswith(("hifi_gan.", "dur_predictor.", "unit_embedding.",
-                                                            "speaker_embedding.", "language_embedding."))]
-            state.update({key: opened.get_tensor(key) for key in inner or alone})
+        try:
+            with safe_open(file, "pt") as opened:
+                keys = list(opened.keys())
+                inner = [key for key in keys if key.startswith("vocoder.")]
+                alone = [key for key in keys if key.startswith(_ALONE)]
+                state.update({key: opened.get_tensor(key) for key in inner or alone})
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: {error}") from None
     return state
 
 
