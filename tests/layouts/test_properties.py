@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts.cases import CASES, Drawn, drawn
 
+from layouts.cases import CASES, Drawn, drawn
 from vivavoce.layouts import LITERAL, PADDING, Given
 from vivavoce.layouts.cells import level_lengths
 

@@ -90,8 +90,7 @@ class Layout:
         """State of `batch` rows before their first column. A stream without lengths is open: it ends by its end token,
         by `limit`, or never."""
         given, lengths = given or Given(), dict(lengths or {})
-        if unknown := sorted((set(lengths) | set(given.known) | set(given.values)) - {s.name for s in self.streams}):
-            raise RequestError(f"layout: no stream {unknown}; there are {[stream.name for stream in self.streams]}")
+        self._check_names({*lengths, *given.known, *given.values})
         for tensor in lengths.values():
             device = device or tensor.device
             if tensor.shape[0] != batch:
@@ -128,6 +127,11 @@ class Layout:
         known, mask = self._known(given, batch, home)
         return machine.start(limit, known, stacked, maps, sizes, mask)
 
+    def _check_names(self, names: set[str]) -> None:
+        """An error if something is said of a stream that the layout does not know."""
+        if unknown := sorted(names - {stream.name for stream in self.streams}):
+            raise RequestError(f"layout: no stream {unknown}; there are {[stream.name for stream in self.streams]}")
+
     def _known(self, given: Given, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """`Given.known` per channel: leading cells [B, channels], and a mask of more [B, channels, T]."""
         channels = self.program.channels
@@ -161,6 +165,7 @@ class Layout:
 
         A stream never ends before what has been placed. For streams that are seen whole (not deduplicated).
         """
+        self._check_names(set(lengths))
         new = State({**state, "limit": state["limit"].clone(), "window": state["window"].clone()})
         for name, length in lengths.items():
             number = next(i for i, stream in enumerate(self.streams) if stream.name == name)
