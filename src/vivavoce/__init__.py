@@ -14,7 +14,7 @@ _FACE = {
     "build": "vivavoce.systems",
     "load_tokenizer": "vivavoce.systems",
 }
-__all__ = [*_FACE, "__version__"]
+__all__ = ["Audio", "__version__", "build", "load", "load_tokenizer", "read", "write"]
 
 if TYPE_CHECKING:
     from vivavoce.audio import Audio, read, write

@@ -284,9 +284,11 @@ class Pointwise(Streaming):
 class Chain(Streaming):
     """Streaming modules one after another; each hears what the former has emitted."""
 
+    parts: Sequence[Streaming]
+
     def __init__(self, *parts: Streaming):
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(parts)  # type: ignore[assignment]
 
     def __iter__(self):
         return iter(self.parts)
