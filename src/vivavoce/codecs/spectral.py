@@ -79,9 +79,10 @@ def decoder(config: SpectralConfig) -> Chain:
         width = after
     parts += [unit(width, 2**i) for i in range(config.residuals)]
     head = StreamingISTFT(config.fft_size, config.sample_rate // 100)
-    body = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * head.bins))
-    nn.init.normal_(body[1].weight, std=0.02)
-    nn.init.constant_(body[1].bias[: head.bins], -4.0)  # begin quietly
+    project = nn.Linear(width, 2 * head.bins)
+    nn.init.normal_(project.weight, std=0.02)
+    nn.init.constant_(project.bias[: head.bins], -4.0)  # begin quietly
+    body = nn.Sequential(nn.LayerNorm(width), project)
     parts += [Pointwise(body, 2 * head.bins), head]
     return Chain(*parts)
 

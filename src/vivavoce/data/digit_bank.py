@@ -54,7 +54,8 @@ def recorded(
     pack: Path, front: StreamingLogMel, bins: int, leave_out: Sequence[str]
 ) -> tuple[list[PowerClip], list[PowerClip]]:
     """(digits of FSDD's training split, other speech) of the recorded-speech pack at `pack`."""
-    digits, other = [], []
+    digits: list[PowerClip] = []
+    other: list[PowerClip] = []
     for name in ("fsdd", "librispeech_other", "librispeech_tc100", "dialogue_sim"):
         manifest = pack / "manifests" / f"{name}.jsonl"
         if not manifest.is_file():
