@@ -27,16 +27,17 @@ class Row:
 class Talker:
     """Waits until the user has been silent for `wait` frames after speech, then says `answer`, a word a few frames.
 
-    It falls silent `yields` frames after the user starts to speak again (None: never). With `babble` it speaks
-    always.
+    Speech is a frame with an RMS above `hears`. It falls silent `yields` frames after the user starts to speak again
+    (None: never). With `babble` it speaks always.
     """
 
     verbs = ("duplex",)
     sample_rate = RATE
     fingerprint = "talker"
 
-    def __init__(self, answer="seven", wait=3, yields=2, babble=False):
+    def __init__(self, answer="seven", wait=3, yields=2, babble=False, hears=1e-3):
         self.answer, self.wait, self.yields, self.babble = answer, wait, yields, babble
+        self.hears = hears
         self.asked = 0
 
     def duplex_rows(self, rows):
@@ -58,7 +59,7 @@ class TalkerRows:
 
     def _one(self, row, frame):
         self.model.asked += 1
-        loud = float(np.sqrt(np.mean(frame**2))) > 1e-3
+        loud = float(np.sqrt(np.mean(frame**2))) > self.model.hears
         row.silent = 0 if loud else row.silent + 1
         if loud and not row.heard_speech:
             row.heard_speech = True

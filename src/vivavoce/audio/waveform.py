@@ -90,9 +90,10 @@ def check_rate(sample_rate: Any) -> int:
     """The rate as int; raises `AudioError` unless it is a whole number of Hz that audio can have."""
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or sample_rate % 1 != 0:
         raise AudioError(f"sample rate {sample_rate!r}: a whole number of Hz is expected")
-    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-        raise AudioError(f"sample rate {sample_rate} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE} Hz")
-    return int(sample_rate)
+    hertz = int(float(sample_rate))
+    if not LOWEST_RATE <= hertz <= HIGHEST_RATE:
+        raise AudioError(f"sample rate {hertz} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE} Hz")
+    return hertz
 
 
 def check_waveform(

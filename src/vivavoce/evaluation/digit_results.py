@@ -86,6 +86,8 @@ def conditions(scored: Sequence[Scored]) -> Iterable[Result]:
             continue
         changed = _by_question(scored, name)
         same = [key for key in base if key in changed]
+        if not any(base[key] for key in same):
+            continue  # who answers nothing right has nothing to lose
         found = difference([base[k] for k in same], [changed[k] for k in same])
         note = f"{100 * np.mean([changed[k] for k in same]):.1f} % of {100 * np.mean([base[k] for k in same]):.1f} %"
         label = name.removeprefix("condition/")

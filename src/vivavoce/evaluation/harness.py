@@ -138,8 +138,8 @@ def evaluate(
     """Run `task` on `model` and give its results.
 
     `data`: the folder that the task's loader reads. `out`: a folder for artefacts; a second call with the same one
-    asks only what is missing there. `limit`: only that many items of each group, evenly chosen. `report(done,
-    total)` is called as items are answered. Items whose audio cannot be used are counted and reported in a result.
+    asks only what is missing there. `limit`: only that many items of each group and kind (what an id begins with),
+    evenly chosen. `report(done, total)` is called as items are answered. Items whose audio cannot be used are counted and reported in a result.
     Raises `RequestError` where the model does not have the verb.
     """
     verbs = getattr(model, "verbs", None)
@@ -174,9 +174,9 @@ def evaluate(
 def _limited(items: list[Item], limit: int | None) -> list[Item]:
     if limit is None:
         return items
-    groups: dict[str, list[Item]] = {}
+    groups: dict[tuple[str, str], list[Item]] = {}
     for item in items:
-        groups.setdefault(item.group, []).append(item)
+        groups.setdefault((item.group, item.id.partition("/")[0]), []).append(item)
     return [i for g in groups.values() for i in (g if len(g) <= limit else g[:: -(-len(g) // limit)][:limit])]
 
 
