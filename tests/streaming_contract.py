@@ -118,7 +118,7 @@ def check_published(module: Streaming, width: int, dtype: torch.dtype = torch.fl
         _, state = module.step(torch.randn(1, wanted, width, dtype=dtype), module.initial_state(1, dtype=dtype))
         assert int(state.emitted) >= outputs, f"inputs_for({outputs}) is too few"
 
-    # Perturbing: the outputs of a chunk hear from its first input - receptive_field to its last + lookahead, no further.
+    # Perturbing: a chunk of outputs hears from its first input - receptive_field to its last + lookahead, no further.
     past = 60 * cell_inputs if module.receptive_field == INFINITE else int(module.receptive_field)
     ahead = int(module.lookahead)
     cell = math.ceil((2 * past + module.warmup) / cell_inputs) + 1

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
 
+from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
 from vivavoce.nn.registry import MODULES, input_width
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"

@@ -7,8 +7,12 @@ from typing import Any
 
 from vivavoce.codecs import seanet
 from vivavoce.codecs.codec import Codec
+from vivavoce.codecs.frames import WholeFrames
 from vivavoce.codecs.seanet import SEANetConfig
 from vivavoce.errors import RecipeError
+from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
+from vivavoce.nn.streaming import Chain, Streaming
+from vivavoce.nn.transformer import Transformer, TransformerConfig
 from vivavoce.quantizers import build_quantizer
 
 
@@ -17,21 +21,41 @@ class CodecConfig(SEANetConfig):
     """SEANet's switches, and what stands between its two stacks. Defaults: causal, streaming by the frame.
 
     codebooks, codebook_size: of the residual quantizer; `quantizer` names another `kind` or further options.
+    transformer: options of two transformers, at the inner ends of both stacks (their width is `dim`), or None.
+    downsample: stride of a last convolution, undone by a first transposed one of `upsample_groups` groups.
+    whole_frames: zeros fill the last frame of the waveform; otherwise each convolution fills its own last stride.
+    use_codebooks: how many codebooks encoding gives unless told otherwise (default: all).
     """
 
     sample_rate: int = 16000
     codebooks: int = 8
     codebook_size: int = 1024
     quantizer: Mapping[str, Any] = field(default_factory=dict)
+    transformer: Mapping[str, Any] | None = None
+    downsample: int = 1
+    downsample_pad: PadMode = "replicate"
+    upsample_groups: int = 1
+    whole_frames: bool = False
+    use_codebooks: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "CodecConfig":
-        """From a mapping; `RecipeError` names a key that is unknown."""
+        """From a mapping; `RecipeError` names a key that is unknown, or a value of the wrong type."""
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = [key for key in options if key not in known]
         if unknown:
             raise RecipeError(f"codec: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
-        return cls(**options)
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise RecipeError(f"codec: {error}") from None
+
+    def options(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data: `CodecConfig.of` gives the same back."""
+        plain = dataclasses.asdict(self)
+        plain["ratios"] = list(self.ratios)
+        defaults = dataclasses.asdict(CodecConfig())
+        return {name: value for name, value in plain.items() if name == "ratios" or value != defaults[name]}
 
 
 def build_codec(options: Mapping[str, Any] | CodecConfig) -> Codec:
@@ -46,4 +70,37 @@ def build_codec(options: Mapping[str, Any] | CodecConfig) -> Codec:
             **config.quantizer,
         }
     )
-    return Codec(seanet.encoder(config), quantizer, seanet.decoder(config), config.sample_rate, config.channels)
+    heard: list[Streaming] = list(seanet.encoder(config))
+    spoken: list[Streaming] = []
+    if config.transformer is not None:
+        heard.append(_transformer(config))
+    if config.downsample > 1:
+        stride = config.downsample
+        heard.append(Conv(config.dim, config.dim, 2 * stride, stride, bias=False, pad_mode=config.downsample_pad))
+        groups = config.upsample_groups
+        spoken.append(ConvTranspose(config.dim, config.dim, 2 * stride, stride, groups, bias=False))
+    if config.transformer is not None:
+        spoken.append(_transformer(config))
+    if config.whole_frames:
+        heard.append(WholeFrames(config.hop * config.downsample, config.channels))
+        heard = [heard[-1], *heard[:-1]]
+    encoder, decoder = Chain(*heard), Chain(*spoken, *seanet.decoder(config))
+    codec = Codec(encoder, quantizer, decoder, config.sample_rate, config.channels, config=config)
+    if config.use_codebooks is not None:
+        codec.codebooks = config.use_codebooks
+    return codec
+
+
+def _transformer(config: CodecConfig) -> Transformer:
+    """Moshi's form (arXiv:2410.00037, section 3.3.1): layer norms, GELU, rotary positions, layer scales, no biases."""
+    form = {
+        "width": config.dim,
+        "norm": "layer",
+        "gated": False,
+        "activation": "gelu",
+        "bias": False,
+        "positions": "rope",
+        "layer_scale": 0.01,
+        "context": 250,
+    }
+    return Transformer(TransformerConfig.of({**form, **(config.transformer or {})}, "codec.transformer"))

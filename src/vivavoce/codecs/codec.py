@@ -1,6 +1,7 @@
 """A neural codec: waveform -> encoder -> quantizer -> decoder -> waveform, whole, in chunks, or in lockstep rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,19 @@ class Codec(nn.Module):
     encoder: waveform [B, S, channels] -> latents [B, T, D], a streaming chain; decoder: the way back. Both walk a
     long signal in tiles of `tile` frames, which stay in the processor's cache; the results are the same.
 
-    `codebooks` may be set to fewer than the quantizer has: encoding then gives, and decoding takes, that many.
+    `codebooks` may be set to fewer than the quantizer has: encoding then gives that many. `config`: what the codec was
+    built from, for saving.
     """
 
     def __init__(
-        self, encoder: Chain, quantizer: Quantizer, decoder: Chain, sample_rate: int, channels: int = 1, tile: int = 25
+        self,
+        encoder: Chain,
+        quantizer: Quantizer,
+        decoder: Chain,
+        sample_rate: int,
+        channels: int = 1,
+        tile: int = 25,
+        config: Any = None,
     ):
         super().__init__()
         if encoder.width != quantizer.width:
@@ -41,6 +50,7 @@ class Codec(nn.Module):
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.sample_rate, self.channels, self.tile = sample_rate, channels, tile
         self._codebooks = quantizer.codebooks
+        self.config = config
 
     @property
     def hop(self) -> int:
@@ -117,7 +127,7 @@ class Codec(nn.Module):
 
     def encoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been heard yet."""
-        return self.encoder.initial_state(batch)
+        return self.encoder.initial_state(batch, *self._home(self.encoder))
 
     @torch.no_grad()
     def encode_step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
@@ -148,7 +158,7 @@ class Codec(nn.Module):
 
     def decoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been decoded yet."""
-        return self.decoder.initial_state(batch)
+        return self.decoder.initial_state(batch, *self._home(self.decoder))
 
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
@@ -166,8 +176,8 @@ class Codec(nn.Module):
 
     def _dequantize(self, codes: Tensor) -> Tensor:
         """Quantized latents in the decoder's dtype."""
-        parameter = next(self.decoder.parameters())
-        return self.quantizer.decode(codes.to(parameter.device)).to(parameter.dtype)
+        device, dtype = self._home(self.decoder)
+        return self.quantizer.decode(codes.to(device)).to(dtype)
 
     def _channels_last(self, wave: Tensor) -> Tensor:
         if wave.dim() != 3 or wave.shape[1] != self.channels:
@@ -175,11 +185,17 @@ class Codec(nn.Module):
                 f"waveform {tuple(wave.shape)}: this codec takes [batch, {self.channels}, samples] at "
                 f"{self.sample_rate} Hz"
             )
-        parameter = next(self.encoder.parameters())
-        return wave.to(device=parameter.device, dtype=parameter.dtype).transpose(1, 2)
+        device, dtype = self._home(self.encoder)
+        return wave.to(device=device, dtype=dtype).transpose(1, 2)
+
+    @staticmethod
+    def _home(module: Streaming) -> tuple[torch.device, torch.dtype]:
+        parameter = next(module.parameters())
+        return parameter.device, parameter.dtype
 
     def _walk(self, module: Streaming, x: Tensor, lengths: Tensor | None, tile: int) -> Tensor:
         """The whole signal x [B, T, D] through `module`, all frames of every row."""
+        x = zero_padding(x, lengths)
         state = module.initial_state(x.shape[0], x.device, x.dtype)
         y, state = self._steps(module, x, state, lengths, tile)
         emitted = state.emitted

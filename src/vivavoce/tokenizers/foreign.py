@@ -1,0 +1,190 @@
+"""Other people's codec checkpoints: from their configuration to ours, then weights by name.
+
+- directories that transformers' `save_pretrained` wrote (`config.json`, `model.safetensors`): encodec, mimi
+- Kyutai's own file of Mimi, named by the moshi package's modules (`tokenizer-….safetensors`)
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vivavoce.codecs import PUBLISHED, Codec, CodecConfig, build_codec
+from vivavoce.codecs.checkpoint import read_pickle, read_safetensors
+from vivavoce.codecs.names import fill
+from vivavoce.errors import CheckpointError, RecipeError
+
+PAD_MODES = {"constant": "zeros", "replicate": "replicate", "reflect": "reflect"}
+
+
+def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
+    """A codec from a directory with transformers' `config.json` of model_type encodec or mimi."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not readable as transformers' configuration: {error}") from error
+    if kind not in CONFIGURATIONS:
+        known = ", ".join(CONFIGURATIONS)
+        raise CheckpointError(f"{path}: model_type {kind!r} is no codec known here; there are {known}")
+    tensors = _weights(folder, allow_pickle)
+    try:
+        codec = build_codec(CONFIGURATIONS[kind](config, tensors))
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error} is missing") from None
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    fill(codec, tensors, "transformers", str(folder))
+    return codec.eval()
+
+
+def _weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if not safe.is_file() and pickled.is_file():
+        if not allow_pickle:
+            raise CheckpointError(
+                f"{folder} has its weights only as a pickle ({pickled.name}), which is not read unasked: "
+                "convert it to safetensors, or load with allow_pickle=True"
+            )
+        return read_pickle(pickled)
+    return read_safetensors(safe)
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What both model types say of the SEANet stacks."""
+    if config["pad_mode"] not in PAD_MODES:
+        raise CheckpointError(f"pad_mode '{config['pad_mode']}' is none of {', '.join(PAD_MODES)}")
+    return {
+        "sample_rate": config["sampling_rate"],
+        "channels": config["audio_channels"],
+        "dim": config["hidden_size"],
+        "filters": config["num_filters"],
+        "ratios": config["upsampling_ratios"],
+        "kernel": config["kernel_size"],
+        "last_kernel": config["last_kernel_size"],
+        "residual_kernel": config["residual_kernel_size"],
+        "residual_layers": config["num_residual_layers"],
+        "dilation_base": config["dilation_growth_rate"],
+        "compress": config["compress"],
+        "true_skip": not config["use_conv_shortcut"],
+        "causal": config["use_causal_conv"],
+        "pad_mode": PAD_MODES[config["pad_mode"]],
+        "trim_right": config["trim_right_ratio"],
+        "codebook_size": config["codebook_size"],
+    }
+
+
+def _encodec(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConfig:
+    if config["norm_type"] != "weight_norm" or config.get("normalize") or config.get("chunk_length_s"):
+        raise CheckpointError(
+            "this EnCodec normalises over time or loudness in chunks (the 48 kHz model does): only models with weight "
+            "normalisation over whole signals are supported, such as encodec_24khz and encodec_32khz"
+        )
+    count = _count(tensors, r"quantizer\.layers\.(\d+)\.")
+    frame_rate = math.ceil(config["sampling_rate"] / math.prod(config["upsampling_ratios"]))
+    # The reference encodes at its first bandwidth unless told otherwise.
+    bits = math.log2(config["codebook_size"]) * frame_rate
+    usual = max(1, math.floor(config["target_bandwidths"][0] * 1000 / bits))
+    return CodecConfig(
+        **_shared(config),
+        lstm=config["num_lstm_layers"],
+        codebooks=count,
+        quantizer={"codebook_width": config["codebook_dim"], "project": False},
+        use_codebooks=min(usual, count),
+    )
+
+
+def _mimi(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConfig:
+    if config.get("attention_bias") or config["hidden_act"] != "gelu":
+        raise CheckpointError("only Mimi's published transformer (GELU, no biases) is supported")
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise CheckpointError(f"rope_type '{rope['rope_type']}' is not supported: Mimi has the default one")
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    hidden = config["vector_quantization_hidden_dimension"]
+    return CodecConfig(
+        **_shared(config),
+        codebooks=config["num_quantizers"],
+        quantizer={
+            "kind": "split_rvq",
+            "codebook_width": hidden,
+            "project": hidden != config["hidden_size"],
+            "semantic_codebooks": config["num_semantic_quantizers"],
+            "smoothing": 0.0,
+        },
+        transformer={
+            "layers": config["num_hidden_layers"],
+            "heads": config["num_attention_heads"],
+            "kv_heads": config["num_key_value_heads"],
+            "head_dim": config.get("head_dim"),
+            "feedforward": config["intermediate_size"],
+            "context": config["sliding_window"],
+            "norm_eps": config["norm_eps"],
+            "rope_theta": theta,
+        },
+        downsample=2,
+        upsample_groups=config["upsample_groups"],
+        use_codebooks=config["num_quantizers"],
+    )
+
+
+CONFIGURATIONS = {"encodec": _encodec, "mimi": _mimi}
+
+
+def from_kyutai(path: Path) -> Codec:
+    """Mimi from Kyutai's own file: published sizes, as many codebooks and layers as the file has."""
+    tensors = read_safetensors(path)
+    if not any(name.startswith("quantizer.rvq_first.") for name in tensors):
+        raise CheckpointError(f"{path}: no tensors named as Kyutai's Mimi names them (quantizer.rvq_first.…)")
+    first = _count(tensors, r"quantizer\.rvq_first\.vq\.layers\.(\d+)\.")
+    rest = _count(tensors, r"quantizer\.rvq_rest\.vq\.layers\.(\d+)\.")
+    published = CodecConfig.of(PUBLISHED["mimi"])
+    config = dataclasses.replace(
+        published,
+        codebooks=first + rest,
+        quantizer={**published.quantizer, "semantic_codebooks": first},
+        transformer={
+            **(published.transformer or {}),
+            "layers": _count(tensors, r"encoder_transformer\.transformer\.layers\.(\d+)\."),
+        },
+        use_codebooks=min(published.use_codebooks or first + rest, first + rest),
+    )
+    codec = build_codec(_sized(config, tensors, str(path)))
+    fill(codec, tensors, "original", str(path))
+    return codec.eval()
+
+
+def _sized(config: CodecConfig, tensors: Mapping[str, Tensor], where: str) -> CodecConfig:
+    """With the widths that the file has: a reduced Mimi keeps the published shape otherwise."""
+    try:
+        filters, channels, _ = tensors["encoder.model.0.conv.conv.weight"].shape
+        _, dim, _ = tensors["decoder.model.0.conv.conv.weight"].shape
+        groups = dim // tensors["upsample.convtr.convtr.convtr.weight"].shape[1]
+        inner, _ = tensors["encoder_transformer.transformer.layers.0.linear1.weight"].shape
+        size, width = tensors["quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"].shape
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{where}: not Kyutai's Mimi: {error}") from error
+    return dataclasses.replace(
+        config,
+        filters=filters,
+        channels=channels,
+        dim=dim,
+        upsample_groups=groups,
+        codebook_size=size,
+        quantizer={**config.quantizer, "codebook_width": width},
+        transformer={**(config.transformer or {}), "feedforward": inner},
+    )
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbered layers there are."""
+    numbers = {int(match[1]) for match in map(re.compile(pattern).match, tensors) if match}
+    if not numbers:
+        raise CheckpointError(f"no tensor is named like {pattern}: a checkpoint of another model?")
+    return max(numbers) + 1

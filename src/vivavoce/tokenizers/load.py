@@ -1,0 +1,78 @@
+"""One door to trained tokenizers: our directories, other people's, single files, hub ids."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vivavoce.codecs import Codec, load_codec
+from vivavoce.codecs.checkpoint import CONFIG
+from vivavoce.errors import CheckpointError, RequestError, need
+from vivavoce.tokenizers.foreign import from_kyutai, from_transformers
+from vivavoce.tokenizers.units import CONFIG as UNITS
+from vivavoce.tokenizers.units import UnitCodec
+
+HUB_FILES = ["config.json", "model.safetensors", "codec.yaml", "tokenizer-*.safetensors"]
+
+
+def load_tokenizer(
+    name: str | Path,
+    codebooks: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+) -> Codec | UnitCodec:
+    """A trained codec, or units with their vocoder, ready to encode and decode.
+
+    name: a directory (ours with `codec.yaml` or `units.json`; transformers' with `config.json`, model_type encodec or
+    mimi), Kyutai's Mimi file `tokenizer-….safetensors` or a directory with it, or a hub id `owner/name[@revision]`.
+    codebooks: how many to use (None: what the reference emits by default). dtype: of everything but the quantizer,
+    which stays float32. allow_pickle: read a foreign pickled checkpoint, by weights-only loading.
+
+    Raises `RequestError` where there is nothing of that name, `CheckpointError` where what is there does not fit.
+    """
+    codec = _open(_place(str(name)), allow_pickle)
+    if codebooks is not None:
+        codec.codebooks = codebooks
+    return codec.to(device=device, dtype=dtype)
+
+
+def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: a tokenizer is a .safetensors file (Kyutai's Mimi) or a directory")
+        return from_kyutai(path)
+    if (path / CONFIG).is_file():
+        return load_codec(path)
+    if (path / UNITS).is_file():
+        return UnitCodec.load(path)
+    files = sorted(path.glob("tokenizer-*.safetensors"))
+    if files and not (path / "model.safetensors").is_file():
+        return from_kyutai(files[0])
+    if (path / "config.json").is_file():
+        return from_transformers(path, allow_pickle)
+    if files:
+        return from_kyutai(files[0])
+    raise CheckpointError(
+        f"{path} holds no tokenizer: expected {CONFIG} (ours), config.json (transformers) or tokenizer-*.safetensors"
+    )
+
+
+def _place(name: str) -> Path:
+    """The local place of a name; a hub id is downloaded, unless the environment says offline."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    owner, _, rest = name.partition("/")
+    if not owner or not rest or "/" in rest or name.startswith((".", "~")):
+        raise RequestError(f"no tokenizer '{name}': neither a file, a directory, nor a hub id owner/name[@revision]")
+    repository, _, revision = name.partition("@")
+    hub = need("huggingface_hub", "hub", "a tokenizer from the hub")
+    offline = any(os.environ.get(flag) == "1" for flag in ("VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"))
+    options: dict[str, Any] = {"allow_patterns": HUB_FILES, "local_files_only": offline}
+    try:
+        return Path(hub.snapshot_download(repository, revision=revision or None, **options))
+    except Exception as error:
+        how = "it is not in the cache, and the environment says offline" if offline else str(error).split("\n")[0]
+        raise RequestError(f"no tokenizer '{name}': no such directory, and from the hub: {how}") from error
