@@ -139,8 +139,8 @@ def evaluate(
 
     `data`: the folder that the task's loader reads. `out`: a folder for artefacts; a second call with the same one
     asks only what is missing there. `limit`: only that many items of each group and kind (what an id begins with),
-    evenly chosen. `report(done, total)` is called as items are answered. Items whose audio cannot be used are counted and reported in a result.
-    Raises `RequestError` where the model does not have the verb.
+    evenly chosen. `report(done, total)` is called as items are answered. Items whose audio cannot be used are counted
+    and reported in a result. Raises `RequestError` where the model does not have the verb.
     """
     verbs = getattr(model, "verbs", None)
     if verbs is not None and task.verb not in verbs:
