@@ -31,9 +31,6 @@ def save(model: SpeechLM, directory: str | Path, dtype: torch.dtype = torch.floa
         for name, tensor in model.system.state_dict().items()
     }
     extra = {"format": "pt", "fingerprint": fingerprint(model.recipe), "system": model.recipe.system}
-    for name, vocabulary in model.system.vocabularies.items():
-        if getattr(vocabulary, "frames", None):
-            extra[f"frames.{name}"] = yaml.safe_dump(vocabulary.frames)
     temporary = folder / f"{WEIGHTS}.part"
     save_file(tensors, str(temporary), metadata=extra)
     os.replace(temporary, folder / WEIGHTS)
@@ -60,9 +57,6 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
             f"({fingerprint(model.recipe)}): streams, tokenizers, encoders and layouts must be the same"
         )
     fit(model.system, tensors, str(weights))
-    for stream, vocabulary in model.system.vocabularies.items():
-        if f"frames.{stream}" in extra:
-            vocabulary.frames = yaml.safe_load(extra[f"frames.{stream}"])
     model.system.to(device=device, dtype=dtype)
     return model
 

@@ -49,7 +49,7 @@ def _codec_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None
 
 def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None) -> Task:
     """A full-duplex stage on simulated digit conversations; the clips come from the recorded-speech pack."""
-    from vivavoce.data.answers import silent_answers, spoken_answers, word_frames
+    from vivavoce.data.answers import silent_answers, spoken_answers
     from vivavoce.data.conversations import Conversations
     from vivavoce.data.digit_bank import build_bank
     from vivavoce.data.spectral import Backgrounds
@@ -69,7 +69,6 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path
     else:
         answers, silence = silent_answers(codec.codebooks, voice, recipe.sample_rate)
     words = model.system.vocabularies["text"]
-    words.frames = word_frames(answers, recipe.sample_rate / model.system.frame_size)
     bins = 1 + int(encoder.front.fft_size * recipe.encoders["ear"].options.get("fmax", 4000) / recipe.sample_rate)
     bank = build_bank(pack, encoder.front, bins, leave_out)
     backgrounds = Backgrounds(encoder.front, bins)
