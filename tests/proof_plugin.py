@@ -2,7 +2,7 @@
 
 After a full run of the suite that passed, the table is written; with CI=true it is compared, and a stale one fails the
 run. A row whose tests were skipped here (no recorded speech, say) keeps what the shipped table says. `--proves NAME`
-runs only the tests that prove something about NAME.
+runs only the tests that prove something about NAME; `--proves all` runs every such test and writes the table too.
 """
 
 import json
@@ -17,7 +17,9 @@ CLAIM = "proves"  # the name under which a report carries its claims from a work
 
 
 def pytest_addoption(parser):
-    parser.addoption("--proves", metavar="NAME", help="only tests that prove something about this system of the atlas")
+    parser.addoption(
+        "--proves", metavar="NAME", help="only tests that prove something about this system of the atlas; all: of any"
+    )
 
 
 def pytest_configure(config):
@@ -29,7 +31,8 @@ def pytest_collection_modifyitems(config, items):
     from vivavoce.atlas.levels import check_claim
 
     kinds = kinds_by_key()
-    wanted = find(config.getoption("--proves")).key if config.getoption("--proves") else None
+    name = config.getoption("--proves")
+    wanted = find(name).key if name and name != "all" else None
     kept, dropped = [], []
     for item in items:
         claims = []
@@ -42,7 +45,8 @@ def pytest_collection_modifyitems(config, items):
             claims.append([key, mark.kwargs["level"], mark.kwargs["check"]])
         if claims:
             item.user_properties.append((CLAIM, claims))
-        (kept if wanted is None or any(key == wanted for key, _, _ in claims) else dropped).append(item)
+        chosen = not name or (claims if wanted is None else any(key == wanted for key, _, _ in claims))
+        (kept if chosen else dropped).append(item)
     if dropped:
         items[:] = kept
         config.hook.pytest_deselected(items=dropped)
@@ -117,10 +121,8 @@ def is_full(config) -> bool:
     options = config.option
     paths = [Path(str(argument).split("::")[0]).resolve() for argument in config.args]
     everything = paths == [Path(__file__).resolve().parent]
-    narrowed = (
-        options.keyword or options.markexpr or getattr(options, "lf", False) or options.proves or options.deselect
-    )
-    return everything and not narrowed
+    narrowed = options.keyword or options.markexpr or getattr(options, "lf", False) or options.deselect
+    return everything and not narrowed and options.proves in (None, "all")
 
 
 class _Recorder:

@@ -114,5 +114,7 @@ def test_skipped_tests_keep_the_shipped_entry_failed_and_partial_runs_write_noth
 def test_proves_option_and_wrong_claims(suite):
     code, out, _ = suite(GOOD + "def test_other(): pass\n", "--proves", "moshi")
     assert code == 0 and "2 passed" in out and "1 deselected" in out
+    code, out, table = suite(GOOD + "def test_other(): assert 0\n", "--proves", "all")
+    assert code == 0 and "2 passed" in out and table == ENTRY
     code, out, _ = suite("@proves('moshi', 'recipe', 'sings')\ndef test_it(): pass\n")
     assert code != 0 and "no check 'sings'" in out
