@@ -30,9 +30,16 @@ def _hifigan(**sizes: Any) -> nn.Module:
     return HiFiGAN(HiFiGANConfig(**_tuples(sizes)))
 
 
+def _vocos(**sizes: Any) -> nn.Module:
+    from vivavoce.vocoders.vocos import Vocos, VocosConfig
+
+    return Vocos(VocosConfig(**sizes))
+
+
 VOCODERS: dict[str, Callable[..., nn.Module]] = {
     "unit_hifigan": _unit_hifigan,
     "hifigan": _hifigan,
+    "vocos": _vocos,
 }
 
 

@@ -1,0 +1,97 @@
+"""Inverse STFT with the window's envelope divided out and both ends trimmed, as a stream with exact lengths."""
+
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vivavoce.errors import RequestError
+from vivavoce.nn.streaming import State, Streaming, lengths_of, slice_rows, valid
+
+
+class TrimmedISTFT(Streaming):
+    """Frames [B, T, 2 x (fft_size / 2 + 1)] of log-magnitudes and phases -> waveform [B, T x hop + fft_size - hop -
+    2 x trim, 1].
+
+    What overlaps is added and divided by the sum of the squared Hann windows, so that the STFT of a signal gives the
+    signal. trim: samples cut at both ends: fft_size / 2 is torch.istft's `center`, (fft_size - hop) / 2 the "same"
+    padding of Vocos. Its look-ahead is the trim. Log-magnitudes are clipped at `loudest`.
+    """
+
+    taper: Tensor
+
+    def __init__(self, fft_size: int, hop: int, trim: int, loudest: float = 100.0):
+        super().__init__()
+        if not 0 < hop <= fft_size // 2 or not 0 <= trim <= fft_size // 2 or fft_size % 2:
+            raise RequestError(f"inverse STFT: fft_size {fft_size}, hop {hop}, trim {trim}: an even size, a hop and a "
+                               "trim of at most half of it are needed")
+        self.fft_size, self.stride, self.trim, self.loudest = fft_size, hop, trim, loudest
+        self.kept = fft_size - hop
+        self.hop = Fraction(1, hop)
+        self.lookahead = -(-trim // hop)
+        self.receptive_field = -(-(fft_size - trim) // hop) - 1
+        self.warmup = trim // hop + 1
+        self.register_buffer("taper", torch.hann_window(fft_size), persistent=False)
+
+    @property
+    def width(self):
+        return 1
+
+    @property
+    def inputs(self) -> int:
+        """Width of the input frames."""
+        return self.fft_size + 2
+
+    def inputs_for(self, outputs):
+        return -(-(outputs + self.trim) // self.stride)
+
+    def frames(self, length):
+        total = (length * self.stride + self.kept - 2 * self.trim) * (length > 0)
+        return total.clamp(min=0) if isinstance(total, Tensor) else max(total, 0)
+
+    def initial_state(self, batch, device=None, dtype=None):
+        device = device or self.taper.device
+        zero = torch.zeros(batch, dtype=torch.int64, device=device)
+        overlap = torch.zeros(batch, self.kept, 2, device=device)
+        return State(overlap=overlap, skip=zero + self.trim, heard=zero, emitted=zero)
+
+    def step(self, x, state, lengths=None):
+        lengths = lengths_of(x, lengths)
+        added = state["overlap"]
+        if x.shape[1]:
+            size = (x.shape[1] - 1) * self.stride + self.fft_size
+            columns = self._windows(x, lengths).transpose(1, 2)
+            spread = F.fold(columns, (1, size), (1, self.fft_size), stride=(1, self.stride))[:, :, 0].transpose(1, 2)
+            added = torch.cat([spread[:, : self.kept] + added, spread[:, self.kept :]], dim=1)
+        ready = lengths * self.stride
+        skipped = torch.minimum(state["skip"], ready)
+        emitted = ready - skipped
+        after = State(
+            overlap=slice_rows(added, ready, self.kept),
+            skip=state["skip"] - skipped,
+            heard=state["heard"] + lengths,
+            emitted=emitted,
+        )
+        return self._wave(added, skipped, emitted).to(x.dtype), after
+
+    def flush(self, state, rows=None):
+        """What of the last windows is not cut."""
+        left = (self.kept - self.trim - state["skip"]).clamp(min=0) * (state["heard"] > 0)
+        if rows is not None:
+            left = left * rows
+        return self._wave(state["overlap"], state["skip"], left), State({**state, "emitted": left})
+
+    def _windows(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Spectra [B, T, inputs] -> windowed samples and squared windows [B, T, 2 x fft_size], zero beyond lengths."""
+        magnitude, phase = x.float().chunk(2, dim=-1)
+        spectrum = torch.polar(magnitude.exp().clamp(max=self.loudest), phase)
+        samples = torch.fft.irfft(spectrum, n=self.fft_size) * self.taper
+        both = torch.cat([samples, self.taper.square().expand_as(samples)], dim=-1)
+        inside = valid(lengths, x.shape[1])[..., None]
+        return torch.where(inside, both, torch.zeros((), device=x.device))
+
+    @staticmethod
+    def _wave(added: Tensor, start: Tensor, count: Tensor) -> Tensor:
+        piece = slice_rows(added, start, int(count.max()) if count.numel() else 0)
+        return piece[..., :1] / piece[..., 1:].clamp(min=1e-11)

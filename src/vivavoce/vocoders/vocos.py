@@ -1,0 +1,159 @@
+"""Vocos: frames to waveform through a ConvNeXt body and an inverse STFT (Siuzdak 2023, arXiv:2306.00814)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.audio.mel import mel_filters
+from vivavoce.errors import CheckpointError, RecipeError
+from vivavoce.nn.convolution import Conv
+from vivavoce.nn.istft import StreamingISTFT
+from vivavoce.nn.residual import Residual
+from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.vocoders.hifigan import centred
+from vivavoce.vocoders.istft import TrimmedISTFT
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class VocosConfig:
+    """Sizes; the defaults are vocos-mel-24khz's. padding: "center" or "same" (frames x hop samples), as published, or
+    "causal": no look-ahead anywhere, frames x hop samples."""
+
+    inputs: int = 100
+    width: int = 512
+    hidden: int = 1536
+    layers: int = 8
+    fft_size: int = 1024
+    hop: int = 256
+    padding: Literal["center", "same", "causal"] = "center"
+    sample_rate: int = 24000
+
+    def __post_init__(self):
+        if self.padding not in ("center", "same", "causal"):
+            raise RecipeError(f"padding: {self.padding!r} is none of center, same, causal")
+
+
+class Scale(nn.Module):
+    """Learned gain for each channel, small at first."""
+
+    def __init__(self, width: int, start: float):
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Vocos(Chain):
+    """Frames [B, T, inputs] -> waveform [B, samples, 1].
+
+    Every non-causal convolution sees 3 frames ahead: the look-ahead of the published size is 27 frames and the
+    transform's two.
+    """
+
+    def __init__(self, config: VocosConfig):
+        width, causal = config.width, config.padding == "causal"
+        parts: list[Streaming] = [
+            Conv(config.inputs, width, 7) if causal else centred(config.inputs, width, 7),
+            Pointwise(nn.LayerNorm(width, EPSILON), width),
+        ]
+        for _ in range(config.layers):
+            left, right = (6, 0) if causal else (3, 3)
+            depthwise = Conv(width, width, 7, groups=width, left=left, right=right, complete=False)
+            mix = nn.Sequential(
+                nn.LayerNorm(width, EPSILON), nn.Linear(width, config.hidden), nn.GELU(),
+                nn.Linear(config.hidden, width), Scale(width, 1 / config.layers),
+            )
+            parts.append(Residual(Chain(depthwise, Pointwise(mix, width))))
+        head: Streaming
+        if causal:
+            head = StreamingISTFT(config.fft_size, config.hop)
+        else:
+            trim = config.fft_size // 2 if config.padding == "center" else (config.fft_size - config.hop) // 2
+            head = TrimmedISTFT(config.fft_size, config.hop, trim)
+        last = nn.Sequential(nn.LayerNorm(width, EPSILON), nn.Linear(width, config.fft_size + 2))
+        super().__init__(*parts, Pointwise(last, config.fft_size + 2), head)
+        self.config = config
+        self.sample_rate = config.sample_rate
+        for module in self.modules():
+            if isinstance(module, Conv | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """The published front end: wave [B, samples] -> natural logarithm of mel magnitudes [B, T, inputs].
+
+        Whole signals; "center" reflects half a window at the ends (T = samples // hop + 1), the others
+        (fft_size - hop) / 2 of it (T = samples // hop).
+        """
+        config = self.config
+        edge = config.fft_size // 2 if config.padding == "center" else (config.fft_size - config.hop) // 2
+        padded = nn.functional.pad(wave.float()[:, None], (edge, edge), mode="reflect")[:, 0]
+        window = torch.hann_window(config.fft_size, device=wave.device)
+        spectrum = torch.stft(padded, config.fft_size, config.hop, window=window, center=False, return_complex=True)
+        filters = torch.from_numpy(mel_filters(config.sample_rate, config.fft_size, config.inputs)).to(wave.device)
+        return (filters @ spectrum.abs()).clamp(min=1e-7).log().transpose(1, 2)
+
+
+def load_vocos(directory: str | Path, allow_pickle: bool = False) -> Vocos:
+    """A published Vocos (config.yaml, pytorch_model.bin), in evaluation mode.
+
+    The checkpoint is a pickle: it is read only with `allow_pickle`, by weights-only loading. Models that are told a
+    bandwidth (those over EnCodec's codes) are not supported. Raises `CheckpointError`.
+    """
+    import yaml
+
+    directory = Path(directory)
+    file = directory / "pytorch_model.bin"
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{directory}: no config.yaml that can be read ({error})") from None
+    if not allow_pickle:
+        raise CheckpointError(f"{file} is a pickle: pass allow_pickle=True if you trust where it comes from")
+    return from_vocos(config, torch.load(file, map_location="cpu", weights_only=True))
+
+
+def from_vocos(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Vocos:
+    """Our module with the weights of a Vocos config (config.yaml's content) and state dict."""
+    try:
+        front, body, head = (config[part]["init_args"] for part in ("feature_extractor", "backbone", "head"))
+        sizes = VocosConfig(
+            inputs=body["input_channels"],
+            width=body["dim"],
+            hidden=body["intermediate_dim"],
+            layers=body["num_layers"],
+            fft_size=head["n_fft"],
+            hop=head["hop_length"],
+            padding=head.get("padding", "same"),
+            sample_rate=front.get("sample_rate", 24000),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"not a Vocos config: {error} is missing") from None
+    if body.get("adanorm_num_embeddings"):
+        raise CheckpointError("a Vocos that is told a bandwidth (adanorm_num_embeddings) is not supported")
+    model = Vocos(sizes)
+    names = {"parts.0": "backbone.embed", "parts.1.function": "backbone.norm"}
+    for i in range(sizes.layers):
+        block, theirs = f"parts.{i + 2}.inner.parts", f"backbone.convnext.{i}"
+        inner = f"{block}.1.function"
+        names |= {f"{block}.0": f"{theirs}.dwconv", f"{inner}.0": f"{theirs}.norm", f"{inner}.1": f"{theirs}.pwconv1",
+                  f"{inner}.3": f"{theirs}.pwconv2", f"{inner}.4.gain": f"{theirs}.gamma"}
+    last = f"parts.{sizes.layers + 2}.function"
+    names |= {f"{last}.0": "backbone.final_layer_norm", f"{last}.1": "head.out"}
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            stem, _, leaf = key.rpartition(".")
+            name = names[key] if key in names else f"{names[stem]}.{leaf}"
+            if name not in state or state[name].shape != parameter.shape:
+                found = tuple(state[name].shape) if name in state else "missing"
+                raise CheckpointError(f"{name} is {found}, the config says {tuple(parameter.shape)}")
+            parameter.copy_(state[name])
+    return model.eval()
