@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import AudioError, RequestError
-from vivavoce.nn.streaming import State, advanced
+from vivavoce.nn.streaming import State
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class DuplexRows:
         frames = torch.where(mask[:, None], frames.clamp(-1, 1), torch.zeros(()))
         forced = self._next_forced(mask)
         with torch.inference_mode():
-            spoken, after = self.system.step(frames, self.state, mask, forced)
-        self.state = advanced(self.state, after, mask)
+            spoken, self.state = self.system.step(frames, self.state, mask, forced)
         return [self._output(spoken, row) if mask[row] else None for row in range(self.rows)]
 
     def reset(self, row: int, seed: int = 0, prompt: Any = None) -> None:

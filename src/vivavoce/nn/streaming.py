@@ -108,14 +108,6 @@ def stack(states: Sequence[State]) -> State:
     return zip_states(lambda *tensors: torch.cat(tensors), *states)
 
 
-def advanced(before: State, after: State, active: Tensor) -> State:
-    """`after` where a row was `active` [B] bool, else `before`: holds rows to the bit, except for `emitted`."""
-    held = after.where(~active, before)
-    if "emitted" in after:
-        held["emitted"] = torch.where(active, after.emitted, torch.zeros_like(after.emitted))
-    return held
-
-
 def lengths_of(x: Tensor, lengths: Tensor | None) -> Tensor:
     """`lengths` [B] int64, or the full length of every row of x [B, T, ...]; checked against the shape."""
     if lengths is None:
@@ -164,6 +156,16 @@ def join_rows(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         index = torch.where(inside, at - start[:, None] + offset, index)
         start, offset = start + lengths, offset + x.shape[1]
     return take_frames(source, index), total
+
+
+def gathered(store: Tensor, held: Tensor, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep whole signals until their end: store [B, N, D] of which `held` [B] are valid, and the frames that follow.
+
+    Returns the new store, zero where not valid and never narrower than before, and its valid lengths.
+    """
+    joined, total = join_rows([(store, held), (x, lengths)])
+    joined, _ = widened([zero_padding(joined, total), store])
+    return joined, total
 
 
 def take_frames(x: Tensor, index: Tensor) -> Tensor:

@@ -65,8 +65,9 @@ class DuplexSystem(nn.Module):
 
     def step(self, frames: Tensor, state: State, active: Tensor, forced: Tensor | None = None) -> tuple[Spoken, State]:
         """frames [rows, frame_size]; `forced` text ids [rows] (-1: free). Rows that are not active are held."""
-        lengths = active * self.frame_size
         one = active.long()
+        everybody = bool(active.all())  # then no part needs to look at single rows
+        lengths, steps = (None, None) if everybody else (one * self.frame_size, one)
         after = State(seed=state["seed"], counter=state["counter"] + one, emitted=one)
         heard, after["encoder"] = self.encoder.step(frames[..., None], state["encoder"], lengths)
         if heard.shape[1] == 0:
@@ -74,12 +75,12 @@ class DuplexSystem(nn.Module):
         cells: dict[str, Tensor] = {self.interaction.hears: heard}
         for name in self.stage.filled:
             cells[name] = state[f"last_{name}"][..., None]
-        hidden, after["backbone"] = self.stage.backbone.step(self.stage.embed(cells), state["backbone"], one)
+        hidden, after["backbone"] = self.stage.backbone.step(self.stage.embed(cells), state["backbone"], steps)
         chosen = self._choose(hidden[:, 0], state, forced)
         for name, ids in chosen.items():
-            after[f"last_{name}"] = ids
+            after[f"last_{name}"] = ids if everybody else torch.where(active[:, None], ids, state[f"last_{name}"])
         codes = chosen[self.interaction.speaks][..., None]
-        wave, after["decoder"] = self.codec.decode_step(codes, state["decoder"], one)
+        wave, after["decoder"] = self.codec.decode_step(codes, state["decoder"], steps)
         return Spoken(wave[:, 0], chosen), after
 
     def _choose(self, hidden: Tensor, state: State, forced: Tensor | None) -> dict[str, Tensor]:
