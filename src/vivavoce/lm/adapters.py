@@ -10,17 +10,7 @@ from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.feedforward import activation
 from vivavoce.nn.stacking import Stack
-from vivavoce.nn.streaming import (
-    INFINITE,
-    Chain,
-    Pointwise,
-    State,
-    Streaming,
-    join_rows,
-    lengths_of,
-    valid,
-    zero_padding,
-)
+from vivavoce.nn.streaming import INFINITE, Chain, Pointwise, State, Streaming, gathered, lengths_of, valid
 from vivavoce.nn.transformer import Transformer, TransformerConfig
 
 
@@ -83,8 +73,8 @@ class QFormer(Streaming):
         return State(waiting=torch.zeros(batch, 0, self.inputs, **home), heard=zero, emitted=zero)
 
     def step(self, x, state, lengths=None):
-        waiting, heard = join_rows([(state["waiting"], state["heard"]), (x, lengths_of(x, lengths))])
-        after = State(waiting=zero_padding(waiting, heard), heard=heard, emitted=torch.zeros_like(heard))
+        waiting, heard = gathered(state["waiting"], state["heard"], x, lengths_of(x, lengths))
+        after = State(waiting=waiting, heard=heard, emitted=torch.zeros_like(heard))
         return x.new_zeros(x.shape[0], 0, self.width), after
 
     def flush(self, state, rows=None):

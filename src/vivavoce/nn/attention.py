@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vivavoce.errors import RequestError
 from vivavoce.nn.norms import RMSNorm
 from vivavoce.nn.rope import Rope, Rotation
-from vivavoce.nn.streaming import INFINITE, State, Streaming, common, join_rows, lengths_of, valid, zero_padding
+from vivavoce.nn.streaming import INFINITE, State, Streaming, common, gathered, lengths_of, valid, zero_padding
 
 BLOCK = 256  # queries that are computed together when a signal is longer than the context
 
@@ -226,9 +226,8 @@ class Attention(Streaming):
 
     def _gather(self, x: Tensor, state: State, lengths: Tensor) -> tuple[Tensor, State]:
         """Keep the signal until its end."""
-        waiting, total = join_rows([(state["waiting"], state["position"]), (x, lengths)])
-        zero = torch.zeros_like(total)
-        return x[:, :0], State(waiting=zero_padding(waiting, total), position=total, emitted=zero)
+        waiting, total = gathered(state["waiting"], state["position"], x, lengths)
+        return x[:, :0], State(waiting=waiting, position=total, emitted=torch.zeros_like(total))
 
     def flush(self, state, rows=None):
         if self.causal:

@@ -12,7 +12,7 @@ NormKind = Literal["rms", "layer"]
 
 
 class RMSNorm(nn.Module):
-    """y = x / rms(x) * weight, in float32 whatever the input is (Zhang & Sennrich, arXiv:1910.07467)."""
+    """y = x / rms(x) * weight, in float32 at least, whatever the input is (Zhang & Sennrich, arXiv:1910.07467)."""
 
     def __init__(self, width: int, eps: float = 1e-5, affine: bool = True):
         super().__init__()
@@ -22,14 +22,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        if x.dtype == torch.float32:
+        if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, (self.width,), self.weight, self.eps)
         y = F.rms_norm(x.float(), (self.width,), None, self.eps).to(x.dtype)
         return y if self.weight is None else y * self.weight
 
 
 class LayerNorm(nn.Module):
-    """y = (x - mean) / sqrt(variance + eps) * weight + bias, in float32 (Ba et al., arXiv:1607.06450)."""
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, in float32 at least (Ba et al., arXiv:1607.06450)."""
 
     def __init__(self, width: int, eps: float = 1e-5, bias: bool = True, affine: bool = True):
         super().__init__()
@@ -39,7 +39,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        if x.dtype == torch.float32:
+        if x.dtype in (torch.float32, torch.float64):
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
         y = F.layer_norm(x.float(), (self.width,), None, None, self.eps).to(x.dtype)
         if self.weight is not None:

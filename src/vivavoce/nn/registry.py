@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from vivavoce.nn.attention import Attention
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.logmel import StreamingLogMel
 from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.parallel import Sum
 from vivavoce.nn.residual import Residual
+from vivavoce.nn.rope import Rope
+from vivavoce.nn.stacking import Stack
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
 
@@ -65,6 +68,11 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "transformer, Mimi's context": lambda: _mimi_transformer(1, 16, 2, context=250),
     "transformer, unlimited": lambda: Transformer(TransformerConfig(2, 16, 4, kv_heads=2)),
     "transformer, whole signal": lambda: Transformer(TransformerConfig.classic(1, 16, 2, causal=False)),
+    "attention, window, grouped": lambda: Attention(16, 4, kv_heads=2, context=4, rope=Rope(4), qk_norm=1e-6),
+    "attention, whole signal": lambda: Attention(16, 2, causal=False),
+    # Fewer frames.
+    "stack": lambda: Stack(4, 3),
+    "stack, filled": lambda: Stack(4, 5, complete=True),
     # Front end and head.
     "inverse STFT": lambda: StreamingISTFT(fft_size=64, hop=16),
     "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),

@@ -43,10 +43,10 @@ class Rope(nn.Module):
         return angles.cos(), angles.sin()
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """x [B, T, heads, head_dim] turned by `rotation`, in float32."""
+        """x [B, T, heads, head_dim] turned by `rotation`, in float32 at least."""
         cos, sin = rotation
         still = x[..., self.turned :]
-        turning = x[..., : self.turned].float()
+        turning = x[..., : self.turned].to(torch.promote_types(x.dtype, torch.float32))
         if self.interleaved:
             first, second = turning[..., 0::2], turning[..., 1::2]
             turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)

@@ -19,7 +19,7 @@ from vivavoce.nn.feedforward import FeedForward, GatedFeedForward
 from vivavoce.nn.norms import AdaptiveNorm, LayerScale, NormKind, make_norm
 from vivavoce.nn.positions import make_positions
 from vivavoce.nn.rope import Rope, Rotation
-from vivavoce.nn.streaming import INFINITE, State, Streaming, join_rows, lengths_of, zero_padding
+from vivavoce.nn.streaming import INFINITE, State, Streaming, gathered, lengths_of, zero_padding
 
 
 @dataclass(frozen=True)
@@ -302,9 +302,8 @@ class Transformer(Streaming):
         ragged = lengths is not None
         count = lengths_of(x, lengths)
         if not self.config.causal:
-            waiting, total = join_rows([(state["waiting"], state["position"]), (x, count)])
-            held = State(waiting=zero_padding(waiting, total), position=total, emitted=torch.zeros_like(total))
-            return x[:, :0], held
+            waiting, total = gathered(state["waiting"], state["position"], x, count)
+            return x[:, :0], State(waiting=waiting, position=total, emitted=torch.zeros_like(total))
         if ragged and x.shape[1] > 1:
             x = zero_padding(x, count)
         if positions is None:
