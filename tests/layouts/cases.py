@@ -85,6 +85,9 @@ CASES = [
     Case("template with turns", {"kind": "template", "order": [0, {"turns": [
         1, "user", {"literal": 2, "loss": True}, {"kind": "interleaved", "text": 1, "voice": 2}]}, 9]},
          [USER, TEXT, VOICE], turns=("user", "text", "voice")),
+    Case("template, turns of chunks", {"kind": "template", "order": [{"turns": [
+        {"kind": "time-multiplexed", "user": 2, "voice": 1, "tags": {"user": 3}}, 5]}]},
+         [USER, VOICE], turns=("user", "voice")),
     Case("template, turns of units", {"kind": "template", "order": [{"turns": [
         {"kind": "dedup", "streams": ["units"]}, 5, {"kind": "delay", "streams": ["voice"]}]}]},
          [stream("units", rate=25), VOICE], turns=("units", "voice")),

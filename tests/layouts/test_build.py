@@ -32,6 +32,8 @@ STREAMS = [StreamSpec("text"), StreamSpec("voice", 4, 12.5)]
     ({"kind": "template", "order": [{"literal": 1, "los": 1}]}, "unknown keys \\['los'\\]"),
     ({"kind": "template", "order": [{"turns": [1]}]}, "no stream takes part"),
     ({"kind": "template", "order": [{"turns": [{"turns": ["text"]}]}]}, "turns do not nest"),
+    ({"kind": "template", "order": [{"turns": [{"kind": "time-multiplexed", "sizes": {"text": "given"}}]}]},
+     "\\['text'\\] are cut into turns; then chunks"),
     ({"kind": "time-multiplexed", "chunk": 0.1, "order": ["voice"]}, "0.1 s are 1.25 frames"),
     ({"kind": "time-multiplexed", "chunk": 0.16, "order": ["text"]}, "'text' has no rate"),
     ({"kind": "time-multiplexed", "voice": 2, "dedup": ["voice"]}, "needs one level"),

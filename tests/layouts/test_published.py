@@ -307,3 +307,39 @@ def test_turns_of_a_dialogue_the_last_one_open():
         seen.append(f"{name[0]}{index}" + ("*" if bool(column.fill) else ""))
         filled = torch.tensor([[says.get((name, index), 0)]])
     assert seen == words("<1 u0 u1 <2 t0 v0 <1 u2 <2 t1* v1* v2* t2* v3*")
+
+
+@proves("voicecraft", "mechanism")
+def test_voicecraft_moves_the_spans_to_edit_to_the_end():
+    """arXiv:2403.16973, section 3.1: Y1 <M> Y3, then <M> Y2: the span to be written stands behind its whole context,
+    and every piece has its codebooks delayed. Context and edit are two streams of one tokenizer."""
+    streams = [StreamSpec("context", 2, 50, given=True), StreamSpec("edit", 2, 50, end=9)]
+    context, edit = ({"kind": "delay", "streams": [name]} for name in ("context", "edit"))
+    spec = {"kind": "template", "order": [{"turns": [context, 7]}, context, {"turns": [7, edit]}]}
+    given = Given(counts={"turn/context": torch.tensor([[2]]), "turn/edit": torch.tensor([[2]])})
+    assert picture(spec, streams, {"context": 3, "edit": 2}, given) == [
+        words("c0.0 c0.1 . <7> c0.2 . <7> e0.0 e0.1 ."), words(". c1.0 c1.1 . . c1.2 . . e1.0 e1.1")]
+    # In generation the model decides how long the span is.
+    given = Given(counts={"turn/context": torch.tensor([[2]]), "turn/edit": torch.tensor([[OPEN]])})
+    layout = build_layout(spec, streams)
+    state, filled, columns = layout.start(1, {"context": torch.tensor([3])}, given), None, []
+    while True:
+        column, state = layout.next(filled, state)
+        if bool(column.done):
+            break
+        columns.append("".join("ce"[s] if s >= 0 else "M" if s == -2 else "." for s in column.stream[0].tolist()))
+        filled = torch.tensor([[9 if len(columns) == 10 else 0, 0]])
+    assert columns == words("c. cc .c M. c. .c M. e. ee ee .e")
+
+
+@proves("csm", "mechanism")
+def test_csm_text_frames_and_audio_frames():
+    """SesameAILabs/csm, generator.py: frames of 33 lanes; a turn's text has the last lane, its audio the others."""
+    streams = [StreamSpec("voice", 32, 12.5), StreamSpec("text", given=True)]
+    layout = build_layout({"kind": "template", "lanes": "own", "order": [
+        {"turns": ["text", {"kind": "parallel", "streams": ["voice"]}]}]}, streams)
+    assert layout.lanes == 33 and layout.lane_of("text") == 32
+    given = Given(counts={"turn/text": torch.tensor([[2, 1]]), "turn/voice": torch.tensor([[3, 1]])})
+    places = layout.place({"text": torch.tensor([3]), "voice": torch.tensor([4])}, given)
+    assert places.mask("index")[0, 32].tolist() == [0, 1, -1, -1, -1, 2, -1]
+    assert places.mask("index")[0, 31].tolist() == [-1, -1, 0, 1, 2, -1, 3]

@@ -86,6 +86,21 @@ def test_the_model_ends_its_piece_of_a_chunk_and_not_its_stream():
     assert heard == "u0 u1 v0 u2 u3 v1 v2 v3 u4 u5 v4 v5".split()
 
 
+@pytest.mark.parametrize("size", [1, "given"])
+def test_chunks_end_when_every_stream_has(size):
+    streams = [StreamSpec("user", given=True, end=9), StreamSpec("voice", end=9)]
+    layout = build_layout({"kind": "time-multiplexed", "sizes": {"user": 2, "voice": size}}, streams)
+    given = Given(counts={"chunk/voice": torch.tensor([[1, 1, 1]])})
+    state, filled, seen = layout.start(1, {"voice": torch.tensor([3])}, given), None, []
+    for n in range(20):
+        column, state = layout.next(filled, state)
+        if bool(column.done):
+            break
+        seen.append("uv"[int(column.stream)] + str(int(column.index)))
+        filled = torch.tensor([[9 if n == 4 else 0]])
+    assert seen == "u0 u1 v0 u2 u3 v1 v2".split()
+
+
 def test_each_phone_ends_with_its_own_end_token():
     streams = [StreamSpec("text", given=True), StreamSpec("voice", end=9)]
     layout = build_layout({"kind": "text-aligned"}, streams)

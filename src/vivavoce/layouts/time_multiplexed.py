@@ -49,12 +49,14 @@ class TimeMultiplexedSpec(KindSpec):
         channels = [slot.channel for _, block, _ in pieces for slot in block.slots]
         tables = [table for _, _, table in pieces if table >= 0]
         if tables:
+            if cut := sorted({self._stream(builder, name) for name in sizes} & builder.windowed):
+                raise RecipeError(f"layout.sizes: {cut} are cut into turns; then chunks need fixed sizes")
             # Pieces may be empty while their chunks still come: then a table says how many there are.
             fixed = tuple((self._stream(builder, name), size) for name, size in sizes.items() if size != "given")
             given = tuple((stream, f"chunk/{stream}") for name, size in sizes.items() if size == "given"
                           for stream in [self._stream(builder, name)])
             tables.append(builder.table("rounds", fixed=fixed, given=given))
-        start = builder.begin_while(channels, table=tables[-1] if tables else -1, whole=True)
+        start = builder.begin_while(channels, table=tables[-1] if tables else -1, whole=bool(tables))
         for name, block, table in pieces:
             if name in self.tags:
                 tag = resolve(self.tags[name], builder, f"layout.tags.{name}")
@@ -101,11 +103,8 @@ class TimeMultiplexedSpec(KindSpec):
             builder.dropped[name] = "durations of repeated cells inside a chunk"
             return block, builder.table("chunks", stream=name, size=size)
         block = lane_block(builder, [part])
-        if size != "given":
-            return block, -1
-        if part[0].name in builder.windowed:
-            raise RecipeError(f"layout.sizes: '{name}' is cut into turns; given chunks cannot be cut again")
-        return block, builder.table("pieces", name=f"chunk/{part[0].name}", stream=part[0].name)
+        table = builder.table("pieces", name=f"chunk/{part[0].name}", stream=part[0].name) if size == "given" else -1
+        return block, table
 
     def _stream(self, builder: Builder, name: str) -> str:
         """The name of a slice's stream."""

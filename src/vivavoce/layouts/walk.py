@@ -50,6 +50,7 @@ class Walker:
 
     def next_run(self, row: Row) -> bool:
         """Walk to the next run that has cells, and note it in the row. False: the program has ended."""
+        passes: dict[int, list[int]] = {}  # loops gone through, and what was taken then
         while True:
             op = self.ops[row.pc]
             if op.code == HALT:
@@ -66,7 +67,10 @@ class Walker:
                 for c in op.channels:
                     row.window[c] = min(row.taken[c] + frames * self.ratios[c], row.limit[c])
             elif op.code == WHILE:
-                if not self._goes_on(op, row):
+                # An open loop could go on for ever; after a pass in which nothing had cells it is over.
+                idle = passes.get(row.pc) == row.taken and (op.table < 0 or row.entry(op.table) >= OPEN)
+                passes[row.pc] = row.taken
+                if idle or not self._goes_on(op, row):
                     row.pc = op.target
             elif op.code == JUMP:
                 for table in op.tables:
