@@ -53,11 +53,12 @@ def _answer(name: str, question: str, task: str, seed: int, device: str, dtype: 
     import time
 
     import vivavoce
-    from vivavoce.cli.devices import placed
+    from vivavoce.cli.devices import placed, use_few_threads
     from vivavoce.evaluation.conversation import converse, first_sound
 
     audio = vivavoce.read(question)
     model = vivavoce.load(name, **placed(device, dtype))
+    use_few_threads(model)
     start = time.perf_counter()
     reply = model.reply([("user", audio)], task=task, seed=seed)
     took = time.perf_counter() - start

@@ -25,3 +25,12 @@ def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
     if not there[kind]:
         raise RequestError(f"--device {device}: this machine has none that torch can use; take --device cpu")
     return {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}
+
+
+def use_few_threads(model: Any) -> None:
+    """One thread for a small model: its frames are so small that a second thread costs more than it brings."""
+    import torch
+
+    weights = getattr(model, "parameters", None)
+    if isinstance(weights, int) and weights < 50e6:
+        torch.set_num_threads(1)
