@@ -161,7 +161,7 @@ def _words(axis: Any, conversation: Conversation) -> None:
 
 
 def _tokens(axis: Any, name: str, ids: np.ndarray, frame_seconds: float) -> None:
-    """Ids [frames, levels] as colours, a row for each level (the first on top); blanks, and a text's pads, left white."""
+    """Ids [frames, levels] as colours, a row for each level (the first on top); blanks and a text's pads left white."""
     shown = np.ma.masked_less(ids.T, 1 if ids.shape[1] == 1 else 0)  # id 0 of a text stream is its pad
     steps = (np.arange(ids.shape[0] + 1) + 1) * frame_seconds  # a frame's tokens come when its sound has been heard
     axis.pcolormesh(steps, np.arange(ids.shape[1] + 1), shown, cmap="turbo", rasterized=True)
