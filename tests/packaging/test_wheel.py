@@ -84,6 +84,9 @@ def test_it_works_in_an_empty_folder(wheel, tmp_path):
     assert "systems" in python("-m", "vivavoce", "--help")
     rows = json.loads(python("-m", "vivavoce", "systems", "--json"))
     assert len(rows) == 449
+    question = ROOT / "examples" / "recordings" / "three-four-george-joined.wav"
+    answer = json.loads(python("-m", "vivavoce", "ask", str(question), "-o", "answer.wav", "--json"))
+    assert answer["text"] and (empty / "answer.wav").stat().st_size > 10_000
 
 
 def test_the_atlas_ships_with_the_wheel(wheel):
