@@ -77,6 +77,24 @@ def test_a_corpus_becomes_a_store_and_grows(run, capsys, corpus, tmp_path):
     assert np.array_equal(TokenStore(store)[5].streams["voice"][0], read[0].streams["voice"][0])
 
 
+def test_a_codec_directory(pack, tmp_path, capsys):
+    from vivavoce.codecs import build_codec, save_codec
+
+    torch.manual_seed(0)
+    options = {"sample_rate": 16000, "filters": 2, "ratios": [10, 8, 4], "dim": 8, "codebooks": 2, "codebook_size": 16}
+    save_codec(build_codec(options), tmp_path / "codec")
+    corpus = tmp_path / "an4.jsonl"
+    corpus.write_text((pack / "manifests" / "an4.jsonl").read_text().replace("audio/an4", f"{pack}/audio/an4"))
+    for codebooks, levels in (((), 2), (("--codebooks", "1"), 1)):
+        store = tmp_path / f"store{levels}"
+        with pytest.raises(SystemExit, match="0"):
+            main(["tokenize", str(tmp_path / "codec"), str(corpus), "-o", str(store), "--device", "cpu", *codebooks])
+        assert "6 utterances, 6 made now, 0 skipped" in capsys.readouterr().out
+        read = TokenStore(store, {"voice": vivavoce.load_tokenizer(tmp_path / "codec", codebooks=levels)})
+        assert {row.streams["voice"][0].shape[0] for row in read} == {levels} and read.specs["voice"].size == 16
+        assert [row.text[0] for row in read].count(None) == 1 and all("AN4" in row.license for row in read)
+
+
 def test_several_tokenizers_are_several_streams(run, corpus, tmp_path):
     code, _, _ = run("low=sign0", "high=sign1", corpus, "-o", tmp_path / "store", *FOLDER)
     read = TokenStore(tmp_path / "store", {"low": "sign0.0", "high": "sign1.0"})

@@ -243,7 +243,7 @@ class Loudness:
 def test_tokens_are_the_tokenizers_whatever_the_batch(pack, tmp_path):
     corpus = open_corpus(pack)
     clips = [clip for clip in corpus.clips if clip.id.startswith("fsdd/3_")][:20]
-    clips += [clip for clip in corpus.clips if clip.id in ("dialogue_sim/dlg00", "jfk/jfk", "ljspeech/LJ001-0002")]
+    clips += [clip for clip in corpus.clips if clip.id in ("dialogue_sim/dlg00", "ljspeech/LJ001-0002")]
     model = codec()
     result = tokenize(clips, {"voice": model}, tmp_path / "a", batch_seconds=30, quiet=True)
     assert result.rows == result.fresh == len(clips) and not result.skipped
@@ -265,15 +265,20 @@ def test_tokens_are_the_tokenizers_whatever_the_batch(pack, tmp_path):
     assert dialogue.speaker == ("ls_2033", "ls_367") and all(dialogue.text) and len(dialogue.alignment[0]) == 3
 
 
-def test_long_recordings_go_through_in_pieces(tmp_path):
+def test_long_recordings_go_through_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("vivavoce.data.tokenize._LONG", 8.0)
+    monkeypatch.setattr("vivavoce.data.tokenize._PIECE", 1.7)
     rng = np.random.default_rng(0)
-    vivavoce.write(tmp_path / "long.wav", vivavoce.Audio(0.1 * rng.standard_normal((2, 75 * 8000)).astype("f4"), 8000))
-    clip = Clip("long", "long.wav", 75.0, "CC0-1.0", "noise", channels=2, root=str(tmp_path))
+    vivavoce.write(tmp_path / "long.wav", vivavoce.Audio(0.1 * rng.standard_normal((2, 10 * 8000)).astype("f4"), 8000))
+    clip = Clip("long", "long.wav", 10.0, "CC0-1.0", "noise", channels=2, root=str(tmp_path))
     model = codec()
     tokenize([clip], {"voice": model}, tmp_path / "store", quiet=True)
     (row,) = TokenStore(tmp_path / "store")
     whole = model.encode(clip.load().tensor().transpose(0, 1))
     assert_nearly_all(np.stack(row.streams["voice"]), whole.numpy())
+    # One that hears whole signals only gets them whole.
+    tokenize([clip], {"voice": Loudness()}, tmp_path / "whole", quiet=True)
+    assert TokenStore(tmp_path / "whole").lengths().tolist() == [500]
 
 
 def test_unreadable_clips_are_skipped_and_counted(pack, tmp_path):
@@ -346,7 +351,7 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_finished(pack, tmp_path):
     finished, partly = 0, 0
     for _ in range(10 if os.environ.get("VIVAVOCE_LONG") == "1" else 1):
         process = start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any((tmp_path / "killed").glob("*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.4))

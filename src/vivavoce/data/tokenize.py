@@ -13,7 +13,7 @@ from vivavoce.data.clips import Clip
 from vivavoce.data.progress import progress
 from vivavoce.data.store import TokenWriter
 from vivavoce.data.tokens import StreamSpec, TokenRow, fingerprint, row_of
-from vivavoce.errors import AudioError, DataError
+from vivavoce.errors import AudioError, DataError, RequestError
 
 _LONG = 60.0  # seconds: longer clips go through in pieces, so that memory does not grow with them
 _PIECE = 10.0
@@ -92,7 +92,7 @@ def _batches(clips: Sequence[Clip], seconds: float) -> Iterator[list[Clip]]:
 
 def _encode(batch: list[Clip], tokenizers: Mapping[str, Any], skipped: list[tuple[str, str]]) -> list[TokenRow]:
     """The rows of a batch; unreadable clips go to `skipped`."""
-    if batch[0].duration > _LONG and not batch[0].start:
+    if batch[0].duration > _LONG and not batch[0].start and all(map(_streams, tokenizers.values())):
         try:
             return [row_of(batch[0], {name: _encode_long(batch[0], t) for name, t in tokenizers.items()})]
         except AudioError as error:
@@ -123,6 +123,14 @@ def _encode(batch: list[Clip], tokenizers: Mapping[str, Any], skipped: list[tupl
         for owner, codes in zip(owners, _encode_rows(rows, tokenizer), strict=True):
             streams[owner].setdefault(name, []).append(codes)
     return [row_of(clip, found) for clip, found in zip(sound, streams, strict=True)]
+
+
+def _streams(tokenizer: Any) -> bool:
+    """Whether it can encode in steps; one that hears whole signals only refuses a state."""
+    try:
+        return hasattr(tokenizer, "encoder_state") and tokenizer.encoder_state(1) is not None
+    except RequestError:
+        return False
 
 
 def _rows(samples: np.ndarray, channels: int) -> list[np.ndarray]:

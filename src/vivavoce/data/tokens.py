@@ -84,7 +84,10 @@ def row_of(clip: Clip, streams: Mapping[str, Sequence[Any]]) -> TokenRow:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """What tells tokenizers apart: their own `fingerprint`, else a digest of all their weights."""
+    """What tells tokenizers apart: their own `fingerprint`, else a digest of their weights and configuration.
+
+    How many codebooks are in use is no part of it: the first levels of a residual quantizer are the same codes.
+    """
     own = getattr(tokenizer, "fingerprint", None)
     if own is not None:
         return str(own() if callable(own) else own)
@@ -92,7 +95,9 @@ def fingerprint(tokenizer: Any) -> str:
         raise DataError(f"{type(tokenizer).__name__} has neither a fingerprint nor weights to make one of")
     import torch
 
-    digest = hashlib.sha256()
+    config = getattr(tokenizer, "config", None)
+    options = config.options() if hasattr(config, "options") else {}
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
