@@ -4,8 +4,9 @@ import torch
 import transformers
 from transformers.models.encodec import modeling_encodec as encodec
 from transformers.models.mimi import modeling_mimi as mimi
+from transformers.models.xcodec2 import modeling_xcodec2 as xcodec2
 
-from vivavoce.quantizers import ResidualVectorQuantizer, SplitResidualVectorQuantizer
+from vivavoce.quantizers import FiniteScalarQuantizer, ResidualVectorQuantizer, SplitResidualVectorQuantizer
 
 
 def agree(ours, latents, theirs_codes, theirs_decoded):
@@ -52,3 +53,17 @@ def test_encodec_residual():
     with torch.no_grad():
         codes = theirs.encode(latents.transpose(1, 2), 6.0).transpose(0, 1)
         agree(ours, latents, codes, theirs.decode(codes.transpose(0, 1)).transpose(1, 2))
+
+
+def test_finite_scalar():
+    """X-Codec 2's: its code is a sum of floats cut to a whole number, which rounding may lower by one; points are."""
+    for levels in ([4] * 8, [8, 5, 5, 5]):
+        theirs = xcodec2.Xcodec2FiniteScalarQuantization(transformers.Xcodec2Config(quantization_levels=levels))
+        ours = FiniteScalarQuantizer(len(levels), levels).eval()
+        latents = 1.5 * torch.randn(2, 500, len(levels))
+        points, indices = theirs(latents)
+        result = ours(latents)
+        assert torch.allclose(result.latents, points, atol=1e-6)
+        assert (result.codes[:, 0] == indices).float().mean() > 0.95 and len(indices.unique()) > 100
+        assert torch.allclose(ours.decode(result.codes), points, atol=1e-6)
+        assert torch.equal(ours.decode(indices[:, None].long()), theirs._indices_to_codes(indices).float())
