@@ -108,7 +108,7 @@ def bring(
     if not corpus.clips:
         raise DataError(f"{place}: none of its {len(corpus.skipped)} files can be used")
     count = write_manifest(out, corpus.clips)
-    typer.echo(f"{out}: {count} clips, {corpus.hours:.2f} hours, {len(corpus.skipped)} skipped")
+    typer.echo(f"{out}: {count} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
 
 @GROUP.command()
@@ -130,7 +130,7 @@ def lhotse(
         count, bad = write_cuts(corpus.clips, out)
         corpus.skipped += bad
     _report_skipped(corpus.skipped)
-    typer.echo(f"{out}: {count} cuts, {corpus.hours:.2f} hours, {len(corpus.skipped)} skipped")
+    typer.echo(f"{out}: {count} cuts, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
 
 @GROUP.command()
