@@ -6,9 +6,9 @@ it, so that what it gives for it is played from (i + 1) x F on, later by the tim
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -176,9 +176,9 @@ def drive(model: Any, calls: Iterable[Call], rows: int = 16) -> Iterator[Call]:
         for row, call in enumerate(held):
             if call is not None:
                 frames[row] = call.frame(size)
-        begin = time.perf_counter()
+        begin = perf_counter()
         outs = session.step(frames, active)
-        took = time.perf_counter() - begin
+        took = perf_counter() - begin
         for row, call in enumerate(held):
             if call is None:
                 continue
