@@ -114,7 +114,7 @@ def run(capsys, arguments) -> tuple[int, str]:
 
 
 def refused(code: int, err: str, culprit: str, expected: int) -> None:
-    """One line at the end that says what and where; no stack trace; lines before it tell of progress and skipped clips."""
+    """One line at the end says what and where, without a stack trace; lines before it tell of progress and skips."""
     lines = err.strip().splitlines()
     assert code == expected, err
     assert lines[-1].startswith("error: ") and "a fault of vivavoce" not in err and "Traceback" not in err, err
