@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import State, Streaming, lengths_of, slice_rows, valid
+from vivavoce.nn.streaming import State, Streaming, lengths_of, slice_rows, zero_padding
 
 
 class TrimmedISTFT(Streaming):
@@ -53,7 +53,7 @@ class TrimmedISTFT(Streaming):
     def initial_state(self, batch, device=None, dtype=None):
         device = device or self.taper.device
         zero = torch.zeros(batch, dtype=torch.int64, device=device)
-        overlap = torch.zeros(batch, self.kept, 2, device=device)
+        overlap = torch.zeros(batch, self.kept, 2, device=device, dtype=_wide(dtype or torch.float32))
         return State(overlap=overlap, skip=zero + self.trim, heard=zero, emitted=zero)
 
     def step(self, x, state, lengths=None):
@@ -84,14 +84,18 @@ class TrimmedISTFT(Streaming):
 
     def _windows(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Spectra [B, T, inputs] -> windowed samples and squared windows [B, T, 2 x fft_size], zero beyond lengths."""
-        magnitude, phase = x.float().chunk(2, dim=-1)
+        magnitude, phase = x.to(_wide(x.dtype)).chunk(2, dim=-1)
         spectrum = torch.polar(magnitude.exp().clamp(max=self.loudest), phase)
         samples = torch.fft.irfft(spectrum, n=self.fft_size) * self.taper
         both = torch.cat([samples, self.taper.square().expand_as(samples)], dim=-1)
-        inside = valid(lengths, x.shape[1])[..., None]
-        return torch.where(inside, both, torch.zeros((), device=x.device))
+        return zero_padding(both, lengths)
 
     @staticmethod
     def _wave(added: Tensor, start: Tensor, count: Tensor) -> Tensor:
         piece = slice_rows(added, start, int(count.max()) if count.numel() else 0)
         return piece[..., :1] / piece[..., 1:].clamp(min=1e-11)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Transforms compute in float32 at least."""
+    return dtype if dtype == torch.float64 else torch.float32

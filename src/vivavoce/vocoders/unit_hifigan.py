@@ -140,6 +140,8 @@ class UnitHiFiGAN(nn.Module):
         self, units: Tensor, state: State, lengths: Tensor | None = None, durations: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Advance by units [B, N] int64 (N >= 0): waveform [B, 1, samples]; `state.emitted` [B] of them are valid."""
+        home = self.unit_embedding.weight.device
+        units, durations = units.to(home), None if durations is None else durations.to(home)
         lengths = self._check(units, lengths, durations)
         embedded = self.unit_embedding(zero_padding(units, lengths))
         if "predictor" not in state:

@@ -1,0 +1,65 @@
+"""The streaming modules of the vocoders keep what every streaming module promises."""
+
+import os
+
+import pytest
+import torch
+
+from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
+from vivavoce.vocoders.durations import DurationPredictor
+from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
+from vivavoce.vocoders.istft import TrimmedISTFT
+from vivavoce.vocoders.vocos import Vocos, VocosConfig
+
+SEEDS = range(40 if os.environ.get("VIVAVOCE_LONG") == "1" else 2)
+TINY_GAN = HiFiGANConfig(3, 8, (5, 2), (11, 4), (3, 5), ((1, 3), (1, 2)))
+
+
+def vocos(padding):
+    return Vocos(VocosConfig(4, 6, 8, 2, 16, 4, padding))
+
+
+# name -> (module, width of its input)
+MODULES = {
+    "HiFi-GAN": (lambda: HiFiGAN(TINY_GAN), 3),
+    "durations": (lambda: DurationPredictor(4, 6), 4),
+    "inverse STFT, centred": (lambda: TrimmedISTFT(16, 4, 8), 18),
+    "inverse STFT, same": (lambda: TrimmedISTFT(16, 4, 6), 18),
+    "Vocos, centred": (lambda: vocos("center"), 4),
+    "Vocos, same": (lambda: vocos("same"), 4),
+    "Vocos, causal": (lambda: vocos("causal"), 4),
+}
+
+
+def made(name):
+    torch.manual_seed(0)
+    make, width = MODULES[name]
+    module = make().double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3)
+    return module, width
+
+
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_any_chunks_any_batch_any_age(name):
+    module, width = made(name)
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        signals = [torch.randn(int(length), width).double() for length in torch.randint(1, 15, (4,))]
+        singles = [alone(module, signal) for signal in signals]
+        check_padded_batch(module, signals, singles, 1e-9)
+        check_lockstep(module, signals, singles, seed, 1e-9, most=6)
+
+
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_what_it_publishes(name):
+    check_published(*made(name))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_gradient_flows(name):
+    module, width = made(name)
+    check_gradient(module, width, 30)
