@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vivavoce.errors import RecipeError
 from vivavoce.nn.norms import make_norm
 from vivavoce.nn.streaming import State, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
@@ -24,8 +25,19 @@ class Decoder(Streaming):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Decoder":
-        """From a recipe's options (fields of `TransformerConfig`, `final_norm`); `RecipeError` names what is wrong."""
+        """From a recipe's options: fields of `TransformerConfig` and `final_norm`, or `from` alone.
+
+        from: directory of a published text LM in transformers' form, whose layers are taken. `RecipeError` names what
+        is wrong with an option.
+        """
         options = dict(options)
+        source = options.pop("from", None)
+        if source is not None:
+            if options:
+                raise RecipeError(f"backbone: '{next(iter(options))}' comes from the model at `from`: leave it out")
+            from vivavoce.lm.pretrained import load_text_lm
+
+            return load_text_lm(source).decoder
         final_norm = bool(options.pop("final_norm", True))
         return cls(TransformerConfig.of(options, "backbone"), final_norm)
 

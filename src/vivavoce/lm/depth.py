@@ -89,7 +89,7 @@ class DepthTransformer(nn.Module):
     inputs: width of hidden columns. levels: vocabulary of each level. prefix: vocabulary of the token that comes first
     (None: none). weights_per_step: True, False, or for every step the number of the set of weights that it uses
     (Moshi's schedule). With shared weights each step has a learned position. feedforward: inner width of the gated
-    layers (default 8/3 of the width, rounded up to 32).
+    layers (default 8/3 of the width, rounded up to 32). final_norm: before the heads (Moshi has none).
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class DepthTransformer(nn.Module):
         weights_per_step: bool | Sequence[int] = True,
         activation: str = "silu",
         norm_eps: float = 1e-5,
+        final_norm: bool = True,
     ):
         super().__init__()
         steps = len(levels)
@@ -127,7 +128,7 @@ class DepthTransformer(nn.Module):
         self.layers = nn.ModuleList(
             DepthLayer(width, heads, inner, schedule, activation, norm_eps, std) for _ in range(layers)
         )
-        self.norm = make_norm("rms", width, norm_eps)
+        self.norm = make_norm("rms", width, norm_eps) if final_norm else nn.Identity()
         self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in levels)
         for table in self.modules():
             if isinstance(table, nn.Embedding):
