@@ -106,6 +106,16 @@ def test_mini_omni_text_and_seven_snac_lanes():
     ]
 
 
+def test_snac_flattened_seven_codes_a_frame():
+    """canopyai/Orpheus-TTS, decoder.py: of each 7 codes 0; 1, 4; 2, 3, 5, 6 are the three codebooks. Positions may
+    count frames instead of codes."""
+    layout = build_layout({"kind": "flat", "positions": "stream"}, [StreamSpec("voice", 3, 12, (1, 2, 4))])
+    places = layout.place({"voice": torch.tensor([2])})
+    assert places.level[0].tolist() == [0, 1, 2, 2, 1, 2, 2] * 2
+    assert places.index[0].tolist() == [0, 0, 0, 1, 1, 2, 3, 1, 2, 4, 5, 3, 6, 7]
+    assert places.position[0].tolist() == [0] * 7 + [1] * 7
+
+
 @proves("glm-4-voice", "mechanism")
 def test_glm_4_voice_interleaves_13_and_26():
     """arXiv:2412.02612, section 4.1: 13 text tokens, then 26 speech tokens, in turn; after the text only speech."""
