@@ -96,7 +96,7 @@ def fingerprint(tokenizer: Any) -> str:
     import torch
 
     config = getattr(tokenizer, "config", None)
-    options = config.options() if hasattr(config, "options") else {}
+    options = config.options() if config is not None and hasattr(config, "options") else {}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
