@@ -1,6 +1,8 @@
 """A neural codec: waveform -> encoder -> quantizer -> decoder -> waveform, whole, in chunks, or in lockstep rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -9,6 +11,11 @@ from torch import Tensor, nn
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import Chain, State, Streaming, join_rows, zero_padding
 from vivavoce.quantizers import Quantized, Quantizer
+
+Step = Callable[[Tensor, State, Tensor | None], tuple[Tensor, State]]
+
+LOW_RATE = 150.0  # Hz: parts below it do little work for their weights, and should be called seldom
+BLOCK = 24  # tiles of the parts at high rates for one call of those at low rates
 
 
 @dataclass
@@ -26,7 +33,7 @@ class Codec(nn.Module):
     """Waveform [B, channels, samples] <-> codes [B, codebooks, frames] at `frame_rate` = sample_rate / hop.
 
     encoder: waveform [B, S, channels] -> latents [B, T, D], a streaming chain; decoder: the way back. Both walk a
-    long signal in tiles of `tile` frames, which stay in the processor's cache; the results are the same.
+    long signal in tiles of about `tile` seconds, which stay in the processor's cache; the results are the same.
 
     `codebooks` may be set to fewer than the quantizer has: encoding then gives that many. `config`: what the codec was
     built from, for saving.
@@ -39,7 +46,7 @@ class Codec(nn.Module):
         decoder: Chain,
         sample_rate: int,
         channels: int = 1,
-        tile: int = 25,
+        tile: float = 2.0,
         config: Any = None,
     ):
         super().__init__()
@@ -96,7 +103,7 @@ class Codec(nn.Module):
     def encode_latents(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Waveform [B, C, S] -> latents [B, T, D] before quantization; `lengths` [B] in samples."""
         x = self._channels_last(wave)
-        return self._walk(self.encoder, x, lengths, self.tile * self.hop)
+        return self._walk(self.encoder, x, lengths)
 
     def quantize(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
         """Latents [B, T, D] through the codebooks in use (training moves them); `lengths` [B] in frames."""
@@ -104,7 +111,7 @@ class Codec(nn.Module):
 
     def decode_latents(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Latents [B, T, D] -> waveform [B, C, T x hop]; `lengths` [B] in frames."""
-        return self._walk(self.decoder, latents, lengths, self.tile).transpose(1, 2)
+        return self._walk(self.decoder, latents, lengths).transpose(1, 2)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Waveform [B, C, S] through the codec; `lengths` [B] in samples, the rest of each row comes back as zeros."""
@@ -133,7 +140,7 @@ class Codec(nn.Module):
     def encode_step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """A chunk [B, C, S], any S -> codes [B, K, T] and the next state; `state.emitted` [B] counts valid frames."""
         x = self._channels_last(wave)
-        latents, state = self._steps(self.encoder, x, state, lengths, self.tile * self.hop)
+        latents, state = self._steps(self.encoder, x, state, lengths)
         return self.quantizer.encode(latents, None, self._codebooks), state
 
     @torch.no_grad()
@@ -163,7 +170,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """Codes [B, K, T], `lengths` [B] in frames -> samples [B, C, S] and the next state with `emitted` [B]."""
-        audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths, self.tile)
+        audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths)
         return audio.transpose(1, 2), state
 
     @torch.no_grad()
@@ -193,24 +200,61 @@ class Codec(nn.Module):
         parameter = next(module.parameters())
         return parameter.device, parameter.dtype
 
-    def _walk(self, module: Streaming, x: Tensor, lengths: Tensor | None, tile: int) -> Tensor:
-        """The whole signal x [B, T, D] through `module`, all frames of every row."""
+    def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """The whole signal x [B, T, D] through a stack, all frames of every row."""
         x = zero_padding(x, lengths)
-        state = module.initial_state(x.shape[0], x.device, x.dtype)
-        y, state = self._steps(module, x, state, lengths, tile)
+        y, state = self._steps(chain, x, chain.initial_state(x.shape[0], x.device, x.dtype), lengths)
         emitted = state.emitted
-        rest, state = module.flush(state)
+        rest, state = chain.flush(state)
         return join_rows([(y, emitted), (rest, state.emitted)])[0]
 
-    def _steps(self, module: Streaming, x: Tensor, state: State, lengths: Tensor | None, tile: int):
-        """One step over x, taken tile by tile where that is faster: not while gradients are recorded."""
+    def _steps(self, chain: Chain, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """One step of a stack over x. A long one is faster in tiles, unless gradients are recorded: the parts at high
+        rates walk in tiles that stay in the cache, those at low rates, with large weights, in blocks of tiles."""
+        frames = max(1, round(self.tile * self.frame_rate))
+        tile = frames if chain is self.decoder else frames * self.hop
         if torch.is_grad_enabled() or x.shape[1] <= tile:
-            return module.step(x, state, lengths)
-        pieces = []
-        for start in range(0, x.shape[1], tile):
-            piece = x[:, start : start + tile]
-            inside = None if lengths is None else (lengths - start).clamp(0, piece.shape[1])
-            y, state = module.step(piece, state, inside)
-            pieces.append((y, state.emitted))
-        joined, emitted = join_rows(pieces)
-        return joined, State({**state, "emitted": emitted})
+            return chain.step(x, state, lengths)
+        turn, parts = self._turn(chain), len(chain.parts)
+
+        def first(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
+            return chain.step_parts(piece, state, inside, 0, turn)
+
+        def second(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
+            return chain.step_parts(piece, state, inside, turn, parts)
+
+        def block(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
+            if chain is self.encoder:
+                y, state = _in_pieces(first, piece, state, inside, tile)
+                return second(y, state, state.emitted)
+            y, state = first(piece, state, inside)
+            rate = -(-y.shape[1] * tile // piece.shape[1])
+            return _in_pieces(second, y, state, state.emitted, rate)
+
+        return _in_pieces(block, x, state, lengths, tile * BLOCK)
+
+    def _turn(self, chain: Chain) -> int:
+        """The first part of the encoder that works at a low rate, or the first of the decoder that leaves it."""
+        hop = Fraction(1) if chain is self.encoder else Fraction(self.hop)
+        for number, part in enumerate(chain):
+            low = self.sample_rate / hop <= LOW_RATE
+            if low == (chain is self.encoder):
+                return number
+            hop *= part.hop
+        return len(chain.parts)
+
+
+def _in_pieces(
+    step: Step, x: Tensor, state: State, lengths: Tensor | None, size: int
+) -> tuple[Tensor, State]:
+    """`step` over x in pieces of at most `size` frames, as if in one."""
+    if x.shape[1] <= size:
+        return step(x, state, lengths)
+    pieces = []
+    for start in range(0, x.shape[1], size):
+        piece = x[:, start : start + size]
+        inside = None if lengths is None else (lengths - start).clamp(0, piece.shape[1])
+        y, state = step(piece, state, inside)
+        pieces.append((y, state.emitted))
+    joined, emitted = join_rows(pieces)
+    return joined, State({**state, "emitted": emitted})

@@ -120,7 +120,7 @@ class Conv(Streaming):
 
     def _step_together(self, x: Tensor, state: State, old: int, new: int) -> tuple[Tensor, State]:
         """All rows have heard `old` frames and now hear `new` more."""
-        joined = torch.cat([state["buffer"], x], dim=1)
+        joined = torch.cat([state["buffer"], x], dim=1) if self.capacity else x
         before, after = (int(self.emitted_after(heard)) for heard in (old, old + new))
         if old < self.wait <= old + new:
             raw = joined[:, self.capacity - old :]

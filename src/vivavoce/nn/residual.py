@@ -1,7 +1,7 @@
 """A residual connection around a streaming module, also one that answers late."""
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import INFINITE, State, Streaming, join_rows, lengths_of, slice_rows, zero_padding
+from vivavoce.nn.streaming import INFINITE, State, Streaming, common, join_rows, lengths_of, slice_rows, zero_padding
 
 
 class Residual(Streaming):
@@ -52,14 +52,24 @@ class Residual(Streaming):
         """Add the inner module's answers y to the oldest frames that wait for one."""
         emitted = after["inner"].emitted
         if self.late:
-            x, total = join_rows([(state["waiting"], state["held"]), (x, lengths)])
-            after["waiting"] = slice_rows(zero_padding(x, total), emitted, self.late)
-            after["held"] = total - emitted
+            if common(state["held"]) != 0:
+                x, lengths = join_rows([(state["waiting"], state["held"]), (x, lengths)])
+            after["held"] = lengths - emitted
+            after["waiting"] = zero_padding(slice_rows(x, emitted, self.late), after["held"])
         after["emitted"] = emitted
         return x[:, : y.shape[1]] + y, after
 
     def frames(self, length):
         return self.inner.frames(length)
+
+    def inputs_for(self, outputs):
+        return self.inner.inputs_for(outputs)
+
+    def needs(self, first, last):
+        (early, late), own = self.inner.needs(first, last), (first, last)
+        if self.shortcut is not None:
+            own = self.shortcut.needs(first, last)
+        return min(early, own[0]), max(late, own[1])
 
     @property
     def width(self):

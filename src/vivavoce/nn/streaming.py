@@ -301,9 +301,15 @@ class Chain(Streaming):
         return state
 
     def step(self, x, state, lengths=None):
-        after = State()
-        for i, part in enumerate(self.parts):
-            x, after[str(i)] = part.step(x, state[str(i)], lengths)
+        return self.step_parts(x, state, lengths, 0, len(self.parts))
+
+    def step_parts(
+        self, x: Tensor, state: State, lengths: Tensor | None, start: int, stop: int
+    ) -> tuple[Tensor, State]:
+        """A step of parts[start:stop] alone; the other parts keep their state."""
+        after = State(state)
+        for i in range(start, stop):
+            x, after[str(i)] = self.parts[i].step(x, state[str(i)], lengths)
             lengths = after[str(i)].emitted
         after["emitted"] = lengths_of(x, lengths)
         return x, after

@@ -1,0 +1,214 @@
+"""Codecs of the SEANet family: one computation for whole signals, streams and batches; training's and saving's face."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codec_parity import check_modes, speech_like
+from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
+from vivavoce.codecs import PUBLISHED, CodecConfig, build_codec, fingerprint, load_codec, save_codec, seanet
+from vivavoce.codecs.frames import WholeFrames
+from vivavoce.errors import CheckpointError, RecipeError, RequestError
+
+LONG = os.environ.get("VIVAVOCE_LONG") == "1"
+MINI = {"sample_rate": 16000, "filters": 2, "ratios": [8, 5, 4, 4, 2], "dim": 16, "codebooks": 3, "codebook_size": 32}
+NARROW = {
+    "encodec-24khz": {"filters": 2, "dim": 8, "codebooks": 8, "codebook_size": 64, "quantizer": {}},
+    "mimi": {
+        "filters": 2, "dim": 16, "codebooks": 8, "codebook_size": 64, "upsample_groups": 16,
+        "quantizer": {"kind": "split_rvq", "codebook_width": 8},
+        "transformer": {"layers": 2, "heads": 2, "feedforward": 24, "context": 6, "layer_scale": 0.5},
+    },
+    "mini": {},
+    "centred": {"causal": False, "pad_mode": "reflect", "ratios": [4, 2], "residual_layers": 2},
+    "trimmed left": {"trim_right": 0.5, "ratios": [4, 2], "final_activation": "tanh"},
+}
+
+
+def options_of(name):
+    return {**PUBLISHED.get(name, MINI), **NARROW[name]}
+
+
+@pytest.fixture(scope="module")
+def stacks():
+    """Both streaming stacks of every narrow codec, in float64."""
+    torch.manual_seed(0)
+    codecs = {name: build_codec(options_of(name)).double().eval() for name in NARROW}
+    return {f"{name} {side}": getattr(codec, side) for name, codec in codecs.items() for side in ("encoder", "decoder")}
+
+
+@pytest.mark.parametrize("name", [f"{name} {side}" for name in NARROW for side in ("encoder", "decoder")])
+@given(sizes=st.lists(st.integers(1, 5), min_size=4, max_size=4), seed=st.integers(0, 2**20))
+@settings(max_examples=30 if LONG else 2, derandomize=True, deadline=None, database=None)
+@torch.no_grad()
+def test_stacks_keep_the_streaming_contract(stacks, name, sizes, seed):
+    stack = stacks[name]
+    torch.manual_seed(seed)
+    signals = []
+    for size in sizes:
+        length = max(1, size * stack.chunk - int(torch.randint(stack.chunk, ())))
+        signals.append(torch.randn(length, first_width(name), dtype=torch.float64))
+    singles = [alone(stack, signal) for signal in signals]
+    check_padded_batch(stack, signals, singles, 1e-9)
+    check_lockstep(stack, signals, singles, seed, 1e-9, most=2 * stack.chunk + 3)
+
+
+def first_width(name):
+    return 1 if name.endswith("encoder") else options_of(name.rsplit(" ", 1)[0])["dim"]
+
+
+@pytest.mark.parametrize("name", ["mini encoder", "mini decoder", "centred encoder", "centred decoder",
+                                  "trimmed left decoder", "encodec-24khz encoder", "encodec-24khz decoder"])
+def test_stacks_publish_the_truth(stacks, name):
+    with torch.no_grad():
+        check_published(stacks[name], first_width(name))
+
+
+@pytest.mark.parametrize("name", ["mini encoder", "mini decoder", "centred encoder"])
+def test_gradient_flows_through_stacks(stacks, name):
+    stack = stacks[name]
+    check_gradient(stack, first_width(name), 3 * stack.chunk + int(stack.warmup))
+
+
+@pytest.mark.parametrize("name", ["encodec-24khz", "mimi", "mini"])
+def test_whole_streamed_and_batched_codes(name):
+    torch.manual_seed(0)
+    codec = build_codec(options_of(name)).eval()
+    check_modes(codec, speech_like(1.5, codec.sample_rate), [codec.hop, 7, 3 * codec.hop, 10000])
+
+
+def test_tiles_change_nothing():
+    torch.manual_seed(0)
+    codec = build_codec(options_of("mimi")).double().eval()
+    wave = speech_like(2, 24000, rows=2).double()
+    lengths = torch.tensor([wave.shape[-1], 30001])
+    with torch.no_grad():
+        codec.tile = 1e9
+        latents = codec.encode_latents(wave, lengths)
+        sound = codec.decode_latents(latents)
+        for tile in (0.1, 0.3):
+            codec.tile = tile
+            torch.testing.assert_close(codec.encode_latents(wave, lengths), latents)
+            torch.testing.assert_close(codec.decode_latents(latents), sound)
+
+
+def test_frames_are_the_published_formula():
+    codec = build_codec(options_of("mimi")).eval()
+    for samples in (1, 1919, 1920, 1921, 4000):
+        assert codec.frames(samples) == -(-samples // 1920) == codec.encode(torch.zeros(1, 1, samples)).shape[-1]
+    assert torch.equal(codec.frames(torch.tensor([1, 1921])), torch.tensor([1, 2]))
+    assert codec.bits_per_second == pytest.approx(12.5 * 8 * 6)
+    codes = codec.encode(torch.randn(2, 1, 4000))
+    assert codec.decode(codes).shape == (2, 1, 3 * 1920)
+    cut = codec.decode(codes, torch.tensor([4000, 17]))
+    assert cut.shape == (2, 1, 4000) and not cut[1, :, 17:].any()
+    torch.testing.assert_close(cut[0], codec.decode(codes)[0, :, :4000], atol=1e-6, rtol=0)
+
+
+def test_lockstep_rows_do_not_feel_each_other():
+    """The same arithmetic whatever the other rows hear: equal to the bit, at full row count."""
+    torch.manual_seed(0)
+    codec = build_codec(options_of("mimi")).eval()
+    frames = speech_like(1, 24000, rows=4).split(codec.hop, dim=-1)
+    results = []
+    for others in (0.0, 1.0):
+        state, decoder, said = codec.encoder_state(4), codec.decoder_state(4), []
+        for number, frame in enumerate(frames[:6]):
+            frame = frame.clone()
+            frame[1:] *= others
+            active = torch.tensor([1, 1, number % 2, number < 3]) * (1 if others else torch.tensor([1, 0, 1, 1]))
+            codes, state = codec.encode_step(frame, state, active * codec.hop)
+            sound, decoder = codec.decode_step(codes, decoder, active)
+            said.append((codes[0], sound[0]))
+        results.append(said)
+    for (codes, sound), (codes_too, sound_too) in zip(*results):
+        assert torch.equal(codes, codes_too)
+        torch.testing.assert_close(sound, sound_too, atol=1e-6, rtol=0)
+
+
+def test_training_reaches_every_part():
+    torch.manual_seed(0)
+    codec = build_codec({**options_of("mimi"), "quantizer": {"kind": "split_rvq", "codebook_width": 8}}).train()
+    wave = speech_like(0.4, 24000, rows=2)
+    made = codec(wave, torch.tensor([wave.shape[-1], 5000]))
+    assert made.audio.shape == wave.shape and not made.audio[1, :, 5000:].any()
+    assert made.codes.shape == (2, 8, codec.frames(wave.shape[-1]))
+    ((made.audio - wave).square().mean() + made.losses["quantizer"]).backward()
+    for name, parameter in codec.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
+
+
+def test_fewer_codebooks():
+    codec = build_codec(MINI).eval()
+    wave = torch.randn(1, 1, 5000)
+    all_three = codec.encode(wave)
+    codec.codebooks = 2
+    assert torch.equal(codec.encode(wave), all_three[:, :2])
+    assert codec.decode(all_three[:, :2]).shape[-1] == 4 * 1280
+    with pytest.raises(RequestError, match="codebooks=4"):
+        codec.codebooks = 4
+
+
+def test_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    codec = build_codec(options_of("mimi")).eval()
+    codec.codebooks = 5
+    save_codec(codec, tmp_path)
+    again = load_codec(tmp_path)
+    wave = torch.randn(1, 1, 4000)
+    assert torch.equal(again.encode(wave), codec.encode(wave)) and again.codebooks == 5
+    assert fingerprint(again) == fingerprint(codec)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codec.yaml", "model.safetensors"]
+    with torch.no_grad():
+        again.decoder.parts[-1].bias += 1e-3
+    assert fingerprint(again) != fingerprint(codec)
+    (tmp_path / "codec.yaml").write_text((tmp_path / "codec.yaml").read_text().replace("filters: 2", "filters: 4"))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_codec(tmp_path)
+
+
+def test_options_come_back():
+    for options in (MINI, *PUBLISHED.values()):
+        config = CodecConfig.of(options)
+        assert CodecConfig.of(config.options()) == config
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"filter": 3}, "'filter' is unknown"),
+    ({"ratios": []}, "strides"),
+    ({"filters": 3}, "compress 2"),
+    ({"activation": "swish"}, "'swish'"),
+    ({"quantizer": {"kind": "vqq"}}, "vqq"),
+    ({"transformer": {"layers": 2, "heads": 2, "depth": 3}}, "'depth'"),
+])
+def test_impossible_codecs(change, message):
+    with pytest.raises(RecipeError, match=message):
+        build_codec({**MINI, **change})
+
+
+def test_wrong_waveforms_and_codes():
+    codec = build_codec(MINI).eval()
+    with pytest.raises(RequestError, match=r"\[batch, 1, samples\]"):
+        codec.encode(torch.zeros(1, 2, 1280))
+    with pytest.raises(RequestError, match="made by another tokenizer"):
+        codec.decode(torch.full((1, 3, 2), 32))
+    with pytest.raises(RequestError, match="need 3 frames"):
+        codec.decode(torch.zeros(1, 3, 2, dtype=torch.int64), torch.tensor([2561]))
+
+
+def test_whole_frames_fill_the_last_one():
+    fill = WholeFrames(5, 1)
+    long, exact = fill(torch.ones(2, 7, 1), torch.tensor([7, 5]))[:, :, 0].tolist()
+    assert long == [1] * 7 + [0] * 3 and exact[:5] == [1] * 5
+    assert fill.frames(torch.tensor([7, 5, 0])).tolist() == [10, 5, 0]
+
+
+def test_published_sizes():
+    """Parameters of the published models: 79 million with all codebooks for Mimi, 15 for EnCodec's two stacks."""
+    with torch.device("meta"):
+        config = CodecConfig.of(PUBLISHED["encodec-24khz"])
+        for stack in (seanet.encoder(config), seanet.decoder(config)):
+            assert round(sum(p.numel() for p in stack.parameters()) / 1e6, 1) == 7.4
