@@ -21,7 +21,7 @@ def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
         device = next(name for name in ("cuda", "mps", "cpu") if there[name])
     kind = device.split(":")[0]
     if kind not in there:
-        raise RequestError(f"--device {device}: there are auto, {', '.join(there)}")
+        raise RequestError(f"--device {device}: no such device; there are auto, {', '.join(there)}")
     if not there[kind]:
         raise RequestError(f"--device {device}: this machine has none that torch can use; take --device cpu")
     return {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}
