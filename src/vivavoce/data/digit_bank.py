@@ -74,8 +74,23 @@ def recorded(
     return digits, other
 
 
-def synthetic(front: StreamingLogMel, bins: int, seed: int = 0, progress: Progress | None = None):
-    """(digits and "plus", other words and phrases) by espeak-ng and flite voices at random rates and pitches."""
+def phrases_of(texts: Sequence[str], rng: np.random.Generator, count: int) -> list[str]:
+    """`count` phrases of two to six words from running texts."""
+    phrases = []
+    for _ in range(count):
+        words = texts[int(rng.integers(len(texts)))].split()
+        start = int(rng.integers(max(1, len(words) - 2)))
+        phrases.append(" ".join(words[start : start + int(rng.integers(2, 7))]))
+    return phrases
+
+
+def synthetic(
+    front: StreamingLogMel, bins: int, texts: Sequence[str], seed: int = 0, progress: Progress | None = None
+) -> tuple[list[PowerClip], list[PowerClip]]:
+    """(digits and "plus", other words and phrases) by espeak-ng and flite voices at random rates and pitches.
+
+    Phrases come from `texts` as well; what names a number is left out.
+    """
     from vivavoce.data.synthesis import synthesize
 
     rng = np.random.default_rng(seed)
@@ -89,14 +104,14 @@ def synthetic(front: StreamingLogMel, bins: int, seed: int = 0, progress: Progre
 
     for voice in voices:
         digits += [say(word, voice) for word in (*DIGITS, "plus") for _ in range(2)]
-        texts = [*rng.choice(OTHER_WORDS, 14, replace=False), *rng.choice(OTHER_PHRASES, 3, replace=False)]
-        other += [say(str(text), voice) for text in texts]
+        words = [*rng.choice(OTHER_WORDS, 14, replace=False), *rng.choice(OTHER_PHRASES, 3, replace=False)]
+        other += [say(str(text), voice) for text in (*words, *phrases_of(texts, rng, 8))]
         if progress:
             progress(voice)
     for voice in FLITE:
         pitch = voice != "flite:rms"
         digits += [say(word, voice, pitch) for word in (*DIGITS, "plus") for _ in range(6)]
-        other += [say(text, voice, pitch) for text in (*OTHER_WORDS, *OTHER_PHRASES)]
+        other += [say(text, voice, pitch) for text in (*OTHER_WORDS, *OTHER_PHRASES, *phrases_of(texts, rng, 60))]
         if progress:
             progress(voice)
     return digits, [clip for clip in other if not set(clip.text.split()) & set(NUMBERS)]
@@ -114,7 +129,8 @@ def build_bank(
     """All clips for training: about 6,000, 40 MB; half a minute of work on one core."""
     digits, other = recorded(pack, front, bins, leave_out)
     if synthetic_voices:
-        more, others = synthetic(front, bins, seed, progress)
+        texts = [clip.text for clip in other if len(clip.text.split()) > 3]
+        more, others = synthetic(front, bins, texts, seed, progress)
         digits, other = digits + more, other + others
     words: dict[str, list[PowerClip]] = {word: [] for word in (*DIGITS, "plus")}
     for clip in digits:
