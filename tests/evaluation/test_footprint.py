@@ -23,9 +23,10 @@ def test_a_smoke_model_is_measured(tmp_path):
     assert found["lockstep step, p99"].group == "16 row(s), 2 thread(s)"
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
-    with pytest.raises(VivavoceError, match=r"1 row.* failed: .*no model"):
-        evaluate(Live(), task("footprint", model_name=str(tmp_path), steps=1))
+def test_a_process_that_fails_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("vivavoce.evaluation.footprint._PROGRAM", "import sys; sys.exit(f'no model {sys.argv[1]}')")
+    with pytest.raises(VivavoceError, match=r"1 row.* failed: no model nothing"):
+        evaluate(Live(), task("footprint", model_name="nothing", steps=1))
     with pytest.raises(RequestError, match="model_name"):
         task("footprint")
 
