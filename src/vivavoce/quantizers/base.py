@@ -74,7 +74,9 @@ class Quantizer(nn.Module):
         return codebooks
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise `RequestError` unless codes are [B, K, T], K <= codebooks, inside the codebooks."""
+        """Raise `RequestError` unless codes are integers [B, K, T], K <= codebooks, inside the codebooks."""
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise RequestError(f"codes of type {codes.dtype}: integers expected, as encode gives them")
         if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.codebooks:
             raise RequestError(
                 f"codes {tuple(codes.shape)}: expected [batch, codebooks, frames] with 1 to {self.codebooks} codebooks"
