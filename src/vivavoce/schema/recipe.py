@@ -217,7 +217,10 @@ class Recipe(Strict):
                 raise ValueError(f"training: two phases are named '{phase.name}'")
             done.add(phase.name)
         if self.interaction is not None:
+            offline = self.interaction.kind == "offline"  # takes no turns: its roles count only where they are said
             for field in ("hears", "speaks", "writes", "transcribes"):
+                if offline and field not in self.interaction.model_fields_set:
+                    continue
                 self._declared(f"interaction.{field}", getattr(self.interaction, field), self.streams)
         return self
 

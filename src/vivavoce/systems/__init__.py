@@ -2,7 +2,22 @@
 
 from vivavoce.systems.assembly import assemble, build, fingerprint
 from vivavoce.systems.checkpoint import load, save
+from vivavoce.systems.model import MissingVerb, Model
 from vivavoce.systems.speech_lm import Features, Resynthesis, SpeechLM
+from vivavoce.systems.token_lm import TokenLM
 from vivavoce.systems.tokenizers import load_tokenizer
 
-__all__ = ["Features", "Resynthesis", "SpeechLM", "assemble", "build", "fingerprint", "load", "load_tokenizer", "save"]
+__all__ = [
+    "Features",
+    "MissingVerb",
+    "Model",
+    "Resynthesis",
+    "SpeechLM",
+    "TokenLM",
+    "assemble",
+    "build",
+    "fingerprint",
+    "load",
+    "load_tokenizer",
+    "save",
+]

@@ -15,13 +15,18 @@ from vivavoce.nn.streaming import Streaming
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Part
 from vivavoce.systems.duplex_system import DuplexSystem
+from vivavoce.systems.model import Model
 from vivavoce.systems.speech_lm import SpeechLM
 from vivavoce.systems.stage import Stage as StageNetwork
 from vivavoce.systems.stage import StreamShape
+from vivavoce.systems.token_lm import TokenLM
+from vivavoce.systems.token_streams import token_streams
+from vivavoce.systems.token_system import TokenSystem
 
 
 def build_tokenizer(part: Part) -> Any:
-    """A tokenizer by kind, untrained: `codec` (waveform <-> codes), `spectral_codec`, `words` (text on a clock)."""
+    """A tokenizer by kind, untrained: `codec` (waveform <-> codes), `spectral_codec`, `words` (a closed vocabulary),
+    `integers` (ids as they come)."""
     if part.kind == "codec":
         from vivavoce.codecs import build_codec
 
@@ -34,7 +39,11 @@ def build_tokenizer(part: Part) -> Any:
         from vivavoce.codecs.spectral import build_spectral_codec
 
         return build_spectral_codec(part.options)
-    raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, spectral_codec, words")
+    if part.kind == "integers":
+        from vivavoce.tokenizers.integers import Integers
+
+        return Integers(**part.options)
+    raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, spectral_codec, words, integers")
 
 
 def build_encoder(part: Part) -> Streaming:
@@ -86,22 +95,30 @@ def _each(recipe: Recipe, section: str, make: Any) -> dict[str, Any]:
     return made
 
 
-def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
+def assemble(recipe: Recipe, seed: int = 0) -> Model:
     """The untrained system of a recipe, with weights drawn from `seed`."""
-    if recipe.interaction is None or recipe.interaction.kind != "full_duplex":
-        raise RecipeError(f"{recipe.system}: only full-duplex systems can be assembled so far; set interaction")
+    kind = recipe.interaction.kind if recipe.interaction else None
+    if kind not in SYSTEMS:
+        there = ", ".join(SYSTEMS)
+        raise RecipeError(f"{recipe.system}: interaction.kind: '{kind}' cannot be assembled; there is {there}")
+    if len(recipe.stages) != 1:
+        raise RecipeError(f"{recipe.system}: stages: a system of kind '{kind}' has one, not {len(recipe.stages)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizers = _each(recipe, "tokenizers", build_tokenizer)
-        encoders = _each(recipe, "encoders", build_encoder)
-        shapes = shapes_of(recipe, tokenizers, encoders)
-        if len(recipe.stages) != 1:
-            raise RecipeError(f"{recipe.system}: a full-duplex system has one stage, not {len(recipe.stages)}")
-        stage = recipe.stages[0]
-        with _building(recipe, f"stages.{stage.name}"):
-            network = StageNetwork(stage, shapes)
-    hears = recipe.streams[recipe.interaction.hears]
-    speaks = recipe.streams[recipe.interaction.speaks]
+        return SYSTEMS[kind](recipe)
+
+
+def _full_duplex(recipe: Recipe) -> SpeechLM:
+    """An encoder for what it hears, a stage on the frame clock, a codec for what it says."""
+    interaction, stage = recipe.interaction, recipe.stages[0]
+    assert interaction is not None
+    tokenizers = _each(recipe, "tokenizers", build_tokenizer)
+    encoders = _each(recipe, "encoders", build_encoder)
+    shapes = shapes_of(recipe, tokenizers, encoders)
+    with _building(recipe, f"stages.{stage.name}"):
+        network = StageNetwork(stage, shapes)
+    hears = recipe.streams[interaction.hears]
+    speaks = recipe.streams[interaction.speaks]
     vocabularies = {
         name: tokenizers[stream.tokenizer]
         for name, stream in recipe.streams.items()
@@ -110,7 +127,7 @@ def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
     with _building(recipe, f"stages.{stage.name}.decode.sampling"):
         sampling = Sampling(**stage.decode.sampling)
     system = DuplexSystem(
-        interaction=recipe.interaction,
+        interaction=interaction,
         encoder=encoders[hears.encoder or ""],
         stage=network,
         codec=tokenizers[speaks.tokenizer or ""],
@@ -121,7 +138,19 @@ def assemble(recipe: Recipe, seed: int = 0) -> SpeechLM:
     return SpeechLM(recipe, system)
 
 
-def build(recipe: str | Path | Mapping[str, Any], size: str = "full", **overrides: Any) -> SpeechLM:
+def _tokens(recipe: Recipe) -> TokenLM:
+    """A language model over streams of tokens, in any layout."""
+    tokenizers, stage = _each(recipe, "tokenizers", build_tokenizer), recipe.stages[0]
+    where = f"stages.{stage.name}"
+    with _building(recipe, where):
+        system = TokenSystem(stage, token_streams(recipe, tokenizers), f"{recipe.system}: {where}")
+    return TokenLM(recipe, system)
+
+
+SYSTEMS = {"full_duplex": _full_duplex, "offline": _tokens}  # by the recipe's interaction.kind
+
+
+def build(recipe: str | Path | Mapping[str, Any], size: str = "full", **overrides: Any) -> Model:
     """An untrained system from a shipped recipe's name, a YAML file or a mapping, at `size` full or smoke."""
     return assemble(read_recipe(recipe, size, overrides))
 

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.schema import read_recipe
 from vivavoce.systems.assembly import assemble, fingerprint
-from vivavoce.systems.speech_lm import SpeechLM
+from vivavoce.systems.model import Model
 
 WEIGHTS = "model.safetensors"
 EMBEDDED = ("mini",)
 
 
-def save(model: SpeechLM, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save(model: Model, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a model directory atomically, file by file; floating weights are stored in `dtype`."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,12 +31,13 @@ def save(model: SpeechLM, directory: str | Path, dtype: torch.dtype = torch.floa
         for name, tensor in model.system.state_dict().items()
     }
     extra = {"format": "pt", "fingerprint": fingerprint(model.recipe), "system": model.recipe.system}
+    extra |= getattr(model.system, "fingerprints", {})
     temporary = folder / f"{WEIGHTS}.part"
     save_file(tensors, str(temporary), metadata=extra)
     os.replace(temporary, folder / WEIGHTS)
 
 
-def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> SpeechLM:
+def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
     """A trained system by name ("mini") or model directory.
 
     Raises `RequestError` where there is none, `CheckpointError` where its weights do not fit its recipe.
@@ -56,6 +57,12 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
             f"{weights} was saved with another recipe ({extra.get('fingerprint')}) than {folder / 'recipe.yaml'} "
             f"({fingerprint(model.recipe)}): streams, tokenizers, encoders and layouts must be the same"
         )
+    for what, own in getattr(model.system, "fingerprints", {}).items():
+        if extra.get(what) != own:
+            raise CheckpointError(
+                f"{weights} was saved with another {what} ({extra.get(what)}) than this version makes of "
+                f"{folder / 'recipe.yaml'} ({own}): train anew, or load it with the version that saved it"
+            )
     fit(model.system, tensors, str(weights))
     model.system.to(device=device, dtype=dtype)
     return model

@@ -1,4 +1,4 @@
-"""`SpeechLM`: a system with its verbs, the same few for every model."""
+"""`SpeechLM`: a full-duplex system with its verbs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from vivavoce.dialogue import DuplexRows, DuplexSession, Piece, Reply, reply_pie
 from vivavoce.errors import RequestError
 from vivavoce.schema import Recipe
 from vivavoce.systems.duplex_system import DuplexSystem
+from vivavoce.systems.model import Model
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,18 @@ class Resynthesis:
     tokens_per_second: float
 
 
-class SpeechLM:
-    """A speech language model and its verbs. `verbs` says which are native and which derived."""
+class SpeechLM(Model):
+    """A full-duplex speech language model and its verbs. `verbs` says which are native and which derived."""
+
+    system: DuplexSystem
 
     def __init__(self, recipe: Recipe, system: DuplexSystem):
-        self.recipe, self.system = recipe, system.eval()
-        self.name, self.sample_rate = recipe.system, recipe.sample_rate
+        super().__init__(recipe, system)
 
     @property
     def verbs(self) -> dict[str, str]:
         """Verb -> native or derived."""
         return {"duplex": "native", "reply": "derived", "fill": "native", "features": "native", "resynth": "native"}
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return sum(p.numel() for p in self.system.parameters())
 
     def duplex(self, seed: int = 0) -> DuplexSession:
         """One full-duplex conversation."""
@@ -158,9 +155,3 @@ class SpeechLM:
         if audio.sample_rate != self.sample_rate:
             samples = resample(samples[None], audio.sample_rate, self.sample_rate)[0]
         return np.ascontiguousarray(samples, dtype=np.float32)
-
-    def save(self, directory: Any, dtype: torch.dtype = torch.float32) -> None:
-        """Write a model directory that `vivavoce.load` takes; weights are stored in `dtype`."""
-        from vivavoce.systems.checkpoint import save
-
-        save(self, directory, dtype)

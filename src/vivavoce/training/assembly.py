@@ -6,7 +6,7 @@ from typing import Any
 
 from vivavoce.errors import DataError, RecipeError
 from vivavoce.schema import Phase, Recipe
-from vivavoce.systems import SpeechLM
+from vivavoce.systems import Model
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task
 
@@ -25,7 +25,7 @@ def settings_for(phase: Phase, overrides: Mapping[str, Any] | None = None) -> Ph
     return PhaseSettings.of(values)
 
 
-def task_for(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None = None) -> Task:
+def task_for(recipe: Recipe, phase: Phase, model: Model, pack: Path | None = None) -> Task:
     """The task of a phase: what it trains in `model`, on which data, towards which objective."""
     maker = TASKS.get((phase.objective.kind, phase.data.kind))
     if maker is None:
@@ -37,7 +37,7 @@ def task_for(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None = 
     return maker(recipe, phase, model, pack)
 
 
-def _codec_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None) -> Task:
+def _codec_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A codec on the synthetic voice that the system is to have."""
     from vivavoce.data.answers import voice_clips
     from vivavoce.training.codec_task import CodecTask
@@ -47,10 +47,10 @@ def _codec_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None
     return CodecTask(codec, clips, held_out=clips[-3:], batch=phase.batch, **phase.objective.options)
 
 
-def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path | None) -> Task:
+def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A full-duplex stage on simulated digit conversations; the clips come from the recorded-speech pack."""
     from vivavoce.data.answers import silent_answers, spoken_answers
-    from vivavoce.data.conversations import Conversations
+    from vivavoce.data.conversations import Conversations, Scene
     from vivavoce.data.digit_bank import build_bank
     from vivavoce.data.spectral import Backgrounds
     from vivavoce.training.next_token import ConversationTask, conversation_seed
@@ -61,6 +61,7 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path
     voice = options.pop("voice", "flite:slt")
     leave_out = tuple(options.pop("leave_out", ()))
     frames = options.pop("frames", 96)
+    scene = Scene(**options.pop("scene", {}))
     encoder: Any = model.system.encoder
     streams = tuple(phase.objective.options["streams"])
     codec = model.system.codec.eval()
@@ -73,8 +74,10 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path
     bank = build_bank(pack, encoder.front, bins, leave_out)
     backgrounds = Backgrounds(encoder.front, bins)
     seed = conversation_seed(0, phase.name)
-    conversations = Conversations(bank, answers, silence, words.ids, backgrounds, frames=frames, seed=seed)
-    held_out = Conversations(bank, answers, silence, words.ids, backgrounds, frames=frames, seed=seed + 1)
+    conversations, held_out = (
+        Conversations(bank, answers, silence, words.ids, backgrounds, frames=frames, scene=scene, seed=number)
+        for number in (seed, seed + 1)
+    )
     return ConversationTask(
         phase.name,
         encoder,
@@ -88,10 +91,55 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: SpeechLM, pack: Path
     )
 
 
+def _pattern_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
+    """A language model over tokens on a made-up process."""
+    from vivavoce.data.token_patterns import TokenPatterns
+    from vivavoce.training.token_task import TokenTask
+
+    system = model.system
+    streams = {name: (stream.spec, stream.size) for name, stream in system.streams.items()}
+    try:
+        patterns, held_out = (TokenPatterns(streams, **phase.data.options, seed=seed) for seed in (0, 1))
+    except TypeError as error:
+        raise RecipeError(f"training.{phase.name}.data: {error}") from error
+    return TokenTask(
+        phase.name,
+        system,
+        lambda number: patterns.batch(number * phase.batch, phase.batch),
+        phase.tasks,
+        phase.loss_weights,
+        lambda number: held_out.batch(number * 32, 32),
+    )
+
+
+def _store_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
+    """A language model over tokens on a token store."""
+    from vivavoce.data.store import TokenStore
+    from vivavoce.data.token_batches import TokenBatches
+    from vivavoce.training.token_task import TokenTask, with_ends
+
+    options, system = dict(phase.data.options), model.system
+    unknown = sorted(set(options) - {"path", "frames", "seed"})
+    if unknown or "path" not in options:
+        raise RecipeError(f"training.{phase.name}.data: give path, and frames or seed if needed; found {options}")
+    made_by = {name: stream.tokenizer for name, stream in system.streams.items()}
+    expect = {name: t for name, t in made_by.items() if getattr(t, "fingerprint", True) is not None}
+    store = TokenStore(options["path"], expect)
+    batches = TokenBatches(store, options.get("frames", 4096), options.get("seed", 0), phase.batch)
+
+    def cells(number: int) -> Any:
+        batch = batches.batch(number)
+        return with_ends(system, batch.streams, batch.lengths, str(options["path"]))
+
+    return TokenTask(phase.name, system, cells, phase.tasks, phase.loss_weights)
+
+
 TASKS = {
     ("reconstruction", "speech_synthesis"): _codec_task,
     ("adversarial", "speech_synthesis"): _codec_task,
     ("next_token", "digit_conversations"): _conversation_task,
+    ("next_token", "token_patterns"): _pattern_task,
+    ("next_token", "token_store"): _store_task,
 }
 
 

@@ -1,0 +1,45 @@
+"""What every assembled system has, whatever its verbs."""
+
+from typing import Any
+
+import torch
+
+from vivavoce.errors import RequestError
+from vivavoce.schema import Recipe
+
+VERBS = ("fill", "loglik", "features", "reply", "duplex", "duplex_rows", "resynth")
+
+
+class MissingVerb(RequestError, AttributeError):
+    """The model has no such verb, neither natively nor derived."""
+
+
+class Model:
+    """A system with its recipe. `verbs` says which verbs it has, each native or derived; the others are an error."""
+
+    system: Any  # the network, an nn.Module
+
+    def __init__(self, recipe: Recipe, system: Any):
+        self.recipe, self.system = recipe, system.eval()
+        self.name, self.sample_rate = recipe.system, recipe.sample_rate
+
+    @property
+    def verbs(self) -> dict[str, str]:
+        """Verb -> native or derived."""
+        return {}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.system.parameters())
+
+    def save(self, directory: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Write a model directory that `vivavoce.load` takes; weights are stored in `dtype`."""
+        from vivavoce.systems.checkpoint import save
+
+        save(self, directory, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in VERBS:
+            raise MissingVerb(f"{self.name} has no verb '{name}'; it has {', '.join(self.verbs)}")
+        raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")

@@ -1,0 +1,262 @@
+"""`TokenLM`: a language model over tokens with its verbs, `fill` and `loglik`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivavoce.audio import Audio
+from vivavoce.errors import RequestError
+from vivavoce.layouts import END, OPEN
+from vivavoce.lm.grid import Prediction
+from vivavoce.lm.logprob import score_predictions
+from vivavoce.systems.model import Model
+from vivavoce.systems.token_system import PROMPT, Cells, TokenSystem
+
+Segment = tuple[str, Any, bool]
+VOCABULARIES = ("full", "stream")
+
+
+class TokenLM(Model):
+    """A system over streams of tokens. Values are ids [T] or [levels, T]; Audio and text where a tokenizer reads them.
+
+    What a layout needs beside them stands among the values by its own name: `"word/voice": [3, 1, 2]` (frames of each
+    word, chunk or turn; see `Given.counts`).
+    """
+
+    system: TokenSystem
+
+    @property
+    def verbs(self) -> dict[str, str]:
+        """Verb -> native or derived."""
+        return {"fill": "native", "loglik": "native"}
+
+    def fill(
+        self,
+        task: str,
+        given: Any = None,
+        length: int | Mapping[str, int] | None = None,
+        seed: int | Sequence[int] = 0,
+        limit: int = 10_000,
+    ) -> Any:
+        """Fill the streams of a task: stream -> ids [levels, frames] int64; `audio` too, where a codec speaks them.
+
+        given: stream -> value; a list of such mappings gives a list of results, each the same as alone. length: frames
+        of all filled streams, or of each, prompts included (of a stream with an end token: at most). Left out: what the
+        recipe's `decode.length` says. seed: one, or one an item. limit: columns at most. Cells that the layout drops,
+        end tokens, and given streams are left out; a prompt is not.
+        """
+        items = given if isinstance(given, list) else [given or {}]
+        seeds = [seed] * len(items) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(items) or not items:
+            raise RequestError(f"fill: {len(seeds)} seeds for {len(items)} items")
+        self.system.task(task)
+        allowed = {name.removesuffix(PROMPT) for name in self.system.task(task).given}
+        for item in items:
+            if strange := sorted(name for name in item if "/" not in name and name not in allowed):
+                takes = ", ".join(sorted(allowed)) or "nothing"
+                raise RequestError(f"fill: task '{task}' takes {takes}, not '{strange[0]}'")
+            for name in self.system.task(task).given:
+                if name not in item and not name.endswith(PROMPT):
+                    raise RequestError(f"fill: task '{task}': '{name}' is to be given")
+        cells = self._cells(items, "fill")
+        lengths = self._lengths(task, cells, length, len(items))
+        filled, _ = self.system.generate(task, cells, lengths, torch.tensor(seeds, device=self.device), limit)
+        results = [self._result(task, filled, row) for row in range(len(items))]
+        return results if isinstance(given, list) else results[0]
+
+    def loglik(self, items: Sequence[Any], vocabulary: str = "full", seed: int = 0) -> Any:
+        """Log-probabilities of given tokens: stream -> (sum in nats, float64; number of tokens) for each item.
+
+        items: a list of segments (stream, `audio` or `text`; value; scored?), or a list of such lists. Segments of one
+        stream follow one another; of one that is not scored nothing counts. Levels are named `voice[0]`, `voice[1]`, ….
+        vocabulary: `full` (end token included) or `stream` (the tokens alone; ends are not scored). The first token is
+        scored too: the model has a begin vector. seed: of layouts with chance.
+        """
+        if vocabulary not in VOCABULARIES:
+            raise RequestError(f"loglik: vocabulary '{vocabulary}': there are {', '.join(VOCABULARIES)}")
+        single = bool(items) and isinstance(items[0], tuple)
+        rows: list[Sequence[Segment]] = [items] if single else list(items)
+        if not rows:
+            return []
+        cells, scored = self._segments(rows)
+        if not cells.lengths:
+            return {} if single else [{} for _ in rows]
+        cells = replace(cells, seeds=torch.full((len(rows),), seed, device=self.device))
+        with torch.inference_mode():
+            predictions = self.system(cells, known={name: ~mask for name, mask in scored.items()})
+        if vocabulary == "stream":
+            predictions = {name: self._own(name, found) for name, found in predictions.items()}
+        scores = score_predictions(predictions)
+        results: list[dict[str, tuple[float, int]]] = [{} for _ in rows]
+        for name, score in scores.items():
+            slots = self.system.lm.slots[name]
+            levels = self.system.streams[name].spec.levels
+            for level in range(levels):
+                mine = [k for k, slot in enumerate(slots) if slot.level == level]
+                for row, result in enumerate(results):
+                    if count := int(score.counts[row, mine].sum()):
+                        key = name if levels == 1 else f"{name}[{level}]"
+                        result[key] = (float(score.sums[row, mine].sum()), count)
+        return results[0] if single else results
+
+    def _own(self, name: str, found: Prediction) -> Prediction:
+        """The predictions over a stream's own tokens alone: its end tokens are neither possible nor scored."""
+        size = self.system.streams[name].size
+        logits = [logits[..., :size] for logits in found.logits]
+        return Prediction(logits, found.targets, found.loss & (found.targets < size))
+
+    # -- values into cells --
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.system.lm.begin.device
+
+    def _cells(self, items: Sequence[Mapping[str, Any]], verb: str) -> Cells:
+        """Values of several items as a padded batch."""
+        values: dict[str, Tensor] = {}
+        lengths: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for item in items for name in item):
+            where = f"{verb}: '{name}'"
+            if "/" in name:
+                rows = [torch.as_tensor(item.get(name, [])).long().reshape(-1) for item in items]
+                counts[name] = _padded([row[None] for row in rows], END)[:, 0].to(self.device)
+                continue
+            if name not in self.system.streams:
+                raise RequestError(f"{where}: no such stream; there are {', '.join(self.system.streams)}")
+            stream = self.system.streams[name]
+            nothing = torch.zeros(stream.spec.levels, 0, dtype=torch.int64)
+            ids = [stream.ids(item[name], where) if name in item else nothing for item in items]
+            values[name] = _padded(ids, -1).to(self.device)
+            lengths[name] = torch.tensor([stream.frames(row) for row in ids], device=self.device)
+        return Cells(values, lengths, counts)
+
+    def _segments(self, rows: Sequence[Sequence[Segment]]) -> tuple[Cells, dict[str, Tensor]]:
+        """The cells of all items, and which frames of each stream are scored [B, T] bool."""
+        items: list[dict[str, Any]] = []
+        marks: list[dict[str, list[bool]]] = []
+        for number, row in enumerate(rows):
+            parts: dict[str, list[Tensor]] = {}
+            item: dict[str, Any] = {}
+            mark: dict[str, list[bool]] = {}
+            for segment in row:
+                if not isinstance(segment, tuple) or len(segment) != 3:
+                    found = repr(segment)[:60]
+                    raise RequestError(f"loglik: item {number}: a segment is (stream, value, scored), not {found}")
+                name, value, scored = segment
+                if "/" in name:
+                    item[name] = value
+                    continue
+                name = self._stream(name, value, f"loglik: item {number}")
+                ids = self.system.streams[name].ids(value, f"loglik: item {number}, '{name}'")
+                parts.setdefault(name, []).append(ids)
+                mark[name] = mark.get(name, []) + [bool(scored)] * self.system.streams[name].frames(ids)
+            items.append({**item, **{name: torch.cat(ids, dim=1) for name, ids in parts.items()}})
+            marks.append(mark)
+        cells = self._cells(items, "loglik")
+        scored_frames = {}
+        for name in self.system.filled:
+            flags = [torch.tensor(mark.get(name, []), dtype=torch.bool)[None] for mark in marks]
+            scored_frames[name] = _padded(flags, False)[:, 0].to(self.device)
+        return cells, scored_frames
+
+    def _stream(self, name: str, value: Any, where: str) -> str:
+        """The stream that a segment speaks of: by name, or the only one of a modality."""
+        streams = self.system.streams
+        if name in streams:
+            return name
+        found = [own for own, stream in streams.items() if stream.modality == name]
+        if len(found) != 1:
+            hint = f"streams of {name}: {', '.join(found) or 'none'}" if name in ("audio", "text") else "no such stream"
+            raise RequestError(f"{where}: '{name}': {hint}; name one of {', '.join(streams)}")
+        return found[0]
+
+    # -- lengths and results --
+
+    def _lengths(
+        self, task: str, cells: Cells, length: int | Mapping[str, int] | None, rows: int
+    ) -> dict[str, Tensor]:
+        """Frames [B] of the filled streams, as requested or as the recipe's `decode.length` says."""
+        found: dict[str, Tensor] = {}
+        for name in self.system.task(task).fills:
+            asked = length.get(name) if isinstance(length, Mapping) else length
+            spec = self.system.streams[name].spec
+            if asked is not None:
+                if asked < 0:
+                    raise RequestError(f"fill: length {asked} of '{name}' is negative")
+                found[name] = torch.full((rows,), asked, device=self.device)
+                continue
+            tables = [table for key, table in cells.counts.items() if key.split("/")[1:] == [name]]
+            if tables and int(tables[0].max()) < OPEN:
+                found[name] = tables[0].clamp(min=0).sum(1)
+            elif self.system.length in ("end", "requested") and spec.end is not None:
+                continue
+            elif (clock := self._clock(task, name, cells)) is not None:
+                found[name] = clock
+            else:
+                raise RequestError(f"fill: nothing says how long '{name}' is to be: give length=FRAMES")
+        return found
+
+    def _clock(self, task: str, name: str, cells: Cells) -> Tensor | None:
+        """Frames [B] of a stream that lasts as long as the recipe's `decode.length`, or the longest given one."""
+        rate = self.system.streams[name].spec.rate
+        whole = [given for given in self.system.task(task).given if given in cells.lengths]
+        if self.system.length in self.system.streams:
+            whole = [given for given in whole if given == self.system.length]
+        frames: list[Tensor] = []
+        for given in whole:
+            theirs = self.system.streams[given].spec.rate
+            if (rate is None) == (theirs is None):
+                ratio = 1.0 if rate is None or theirs is None else rate / theirs
+                frames.append((cells.lengths[given] * ratio).round().long())
+        return torch.stack(frames).amax(0) if frames else None
+
+    def _result(self, task: str, filled: Mapping[str, Tensor], row: int) -> dict[str, Any]:
+        """One row's filled streams: ids [levels, frames], without what was dropped or ended them."""
+        result: dict[str, Any] = {}
+        for name in self.system.task(task).fills:
+            stream = self.system.streams[name]
+            ids = filled[name][row]
+            if len(set(stream.spec.ratios or (1,))) == 1:
+                ids = ids[:, (ids >= 0).all(0)]
+                if stream.spec.end is not None:
+                    ids = ids[:, (ids != stream.spec.end).all(0)]
+            else:
+                ids = self._unequal(ids, stream)
+            result[name] = ids.cpu().numpy()
+            if stream.modality == "audio" and name == self._speaks:
+                with torch.inference_mode():
+                    wave = stream.tokenizer.decode(ids[None])[0]
+                result["audio"] = Audio(wave.cpu().numpy().astype(np.float32), stream.tokenizer.sample_rate)
+        return result
+
+    @staticmethod
+    def _unequal(ids: Tensor, stream: Any) -> Tensor:
+        """Ids [levels, T] of levels with different rates: whole frames before the end, slower levels padded by -1."""
+        ratios = stream.spec.ratios
+        frames = min(int((ids[level] >= 0).sum()) // ratio for level, ratio in enumerate(ratios))
+        if stream.spec.end is not None:
+            ends = (ids[0, : frames * ratios[0]] == stream.spec.end).nonzero()
+            frames = int(ends[0]) // ratios[0] if len(ends) else frames
+        cut = torch.full((len(ratios), frames * max(ratios)), -1, dtype=torch.int64)
+        for level, ratio in enumerate(ratios):
+            cut[level, : frames * ratio] = ids[level, : frames * ratio]
+        return cut
+
+    @property
+    def _speaks(self) -> str | None:
+        return self.recipe.interaction.speaks if self.recipe.interaction else None
+
+
+def _padded(rows: Sequence[Tensor], value: int | bool) -> Tensor:
+    """Rows [levels, T of each] as one tensor [B, levels, longest]."""
+    longest = max(row.shape[1] for row in rows)
+    out = rows[0].new_full((len(rows), rows[0].shape[0], longest), value)
+    for index, row in enumerate(rows):
+        out[index, :, : row.shape[1]] = row
+    return out

@@ -1,0 +1,229 @@
+"""A language model over the tokens of a recipe's streams, in any layout: one stage whose columns are cells of streams.
+
+    predictions = system(cells, task)                  # teacher forcing: where the cells stand is the layout's business
+    filled, places = system.generate(task, cells, …)   # column by column, through the layout's `next`
+
+GSLM's deduplicated units, MusicGen's delayed codebooks, SpiRit-LM's interleaved words, SpeechGPT's chain of modality
+differ in their layout and tasks only.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.errors import RecipeError, RequestError
+from vivavoce.layouts import Given, Layout, Places, build_layout
+from vivavoce.lm.decoder import Decoder
+from vivavoce.lm.decoding import Generator
+from vivavoce.lm.grid import GridLM, Prediction
+from vivavoce.lm.sampling import Sampling
+from vivavoce.schema import Stage, Task
+from vivavoce.systems.token_streams import TokenStream
+
+PROMPT = "[:prompt]"
+
+
+@dataclass
+class Cells:
+    """A batch of streams of tokens; what a stream lacks here has length 0.
+
+    values: stream -> ids [B, levels, T] int64, any behind each row's end. lengths: stream -> frames [B], or cells of
+    each level [B, levels]. counts: as `Given.counts` (frames of words, chunks, turns). seeds: [B] int64, of layouts
+    with chance.
+    """
+
+    values: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    seeds: Tensor | None = None
+
+
+@contextmanager
+def _inside(where: str) -> Iterator[None]:
+    """Recipe errors of a part, with the path of the part before them."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{where}.{error}") from error
+
+
+class TokenSystem(nn.Module):
+    """`lm`: a grid language model over the streams of `stage`; `where`: the stage's path in the recipe, for errors."""
+
+    def __init__(self, stage: Stage, streams: Mapping[str, TokenStream], where: str = "stage"):
+        super().__init__()
+        for name in stage.heads:
+            if name not in streams:
+                raise RecipeError(f"{where}.heads: no stream '{name}'; there are {', '.join(streams)}")
+        self.streams = {
+            name: replace(stream, spec=replace(stream.spec, given=name not in stage.heads))
+            for name, stream in streams.items()
+        }
+        self.filled = list(stage.heads)
+        self.tasks = dict(stage.tasks)
+        self.length = stage.decode.length
+        self._check(stage, where)
+        with _inside(where):
+            layout = build_layout(stage.layout.model_dump(), [stream.spec for stream in self.streams.values()])
+            decoder = Decoder.of(stage.backbone.options)
+            heads = {name: {"kind": head.kind, **head.options} for name, head in stage.heads.items()}
+            vocabularies = {name: stream.vocabulary for name, stream in self.streams.items()}
+            self._check_layout(layout, heads)
+            self.lm: GridLM = GridLM(decoder, layout, vocabularies, heads)
+            sampling = Sampling.of(stage.decode.sampling, "decode.sampling")
+        modules = {name: s.tokenizer for name, s in self.streams.items() if isinstance(s.tokenizer, nn.Module)}
+        self.tokenizers = nn.ModuleDict(modules)
+        self.sampling = dict.fromkeys(self.filled, sampling)
+
+    def _check(self, stage: Stage, where: str) -> None:
+        """What a recipe may say elsewhere, but not of such a stage."""
+        if stage.backbone.kind != "decoder":
+            raise RecipeError(f"{where}.backbone: '{stage.backbone.kind}': this stage takes a decoder")
+        if stage.decode.order != "ar":
+            raise RecipeError(f"{where}.decode.order: '{stage.decode.order}': columns are chosen in their order, `ar`")
+        if self.length not in ("end", "clock", "requested", *self.streams):
+            known = ", ".join(["end", "clock", "requested", *self.streams])
+            raise RecipeError(f"{where}.decode.length: '{self.length}' is none of {known}")
+        for name, entry in stage.inputs.items():
+            if entry.enters != "grid" or entry.encoder or entry.adapter:
+                raise RecipeError(f"{where}.inputs.{name}: streams of tokens enter by the grid, without an encoder")
+        for name, task in stage.tasks.items():
+            if task.layout is not None or task.template is not None:
+                raise RecipeError(f"{where}.tasks.{name}: the stage has one layout for all tasks (kind: template)")
+            for cells in (*(text.removesuffix(PROMPT) for text in task.given), *task.fills):
+                if cells not in self.streams:
+                    hint = f"name whole streams, or STREAM{PROMPT} as given"
+                    raise RecipeError(f"{where}.tasks.{name}: '{cells}': {hint}")
+
+    @staticmethod
+    def _check_layout(layout: Layout, heads: Mapping[str, Mapping[str, Any]]) -> None:
+        slots = [slot for block in layout.program.blocks for slot in block.slots]
+        if any(slot.channel < 0 and slot.loss and slot.literal >= 0 for slot in slots):
+            raise RecipeError("layout: literals are forced, no head predicts them: leave out `learn_tags` and `loss`")
+        for name, head in heads.items():
+            lanes = [lane for lane, cells in enumerate(layout.lane_cells) for cell in cells if cell[0] == name]
+            if not lanes:
+                raise RecipeError(f"layout: '{name}' has a head, but no place in this layout")
+            if head["kind"] == "depth" and len(set(lanes)) < len(lanes):
+                raise RecipeError(f"heads.{name}: depth: the layout puts the levels of '{name}' into one lane, in turn")
+
+    @property
+    def layout(self) -> Layout:
+        """Where cells stand."""
+        return self.lm.layout
+
+    @property
+    def vocabularies(self) -> dict[str, Any]:
+        """Tokenizers of text, by stream."""
+        return {name: stream.tokenizer for name, stream in self.streams.items() if stream.modality == "text"}
+
+    @property
+    def codec(self) -> Any:
+        """The tokenizer of audio; an error where there is none."""
+        for tokenizer in self.tokenizers.values():
+            return tokenizer
+        raise RequestError("this system has no codec: its tokens come from elsewhere")
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint has to agree on beside the recipe: the layout's map, as this version of it makes it."""
+        return {"layout": self.layout.fingerprint}
+
+    def task(self, name: str) -> Task:
+        """A task by name."""
+        if name not in self.tasks:
+            raise RequestError(f"no task '{name}'; there are {', '.join(self.tasks)}")
+        return self.tasks[name]
+
+    # -- teacher forcing --
+
+    def forward(
+        self, cells: Cells, task: str | None = None, known: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Prediction]:
+        """Predictions of all streams with a head. What the task gives, or what is `known` (as `Given.known`), has no
+        loss; a stream that the task neither gives nor fills is left out."""
+        found = dict(known or {})
+        if task is not None:
+            given, fills = self.task(task).given, self.task(task).fills
+            used = {*fills, *(name.removesuffix(PROMPT) for name in given)}
+            cells = replace(
+                cells,
+                values={name: value for name, value in cells.values.items() if name in used},
+                lengths={name: length for name, length in cells.lengths.items() if name in used},
+            )
+            found |= {n: self._frames(n, cells.lengths[n]) for n in given if n in self.filled and n not in fills}
+        cells = self.complete(cells)
+        places = self.layout.place(cells.lengths, Given(cells.values, cells.counts, found), cells.seeds)
+        return self.lm(places, cells.values)
+
+    def complete(self, cells: Cells) -> Cells:
+        """The cells with every stream of the system; those that were missing are empty."""
+        if unknown := sorted(set(cells.values) - set(self.streams)):
+            raise RequestError(f"no stream '{unknown[0]}'; there are {', '.join(self.streams)}")
+        batch, device = next((v.shape[0], v.device) for v in cells.lengths.values())
+        values, lengths = dict(cells.values), dict(cells.lengths)
+        for name, stream in self.streams.items():
+            if name not in values:
+                values[name] = torch.full((batch, stream.spec.levels, 0), -1, device=device)
+            lengths.setdefault(name, torch.zeros(batch, dtype=torch.int64, device=device))
+        return replace(cells, values=values, lengths=lengths)
+
+    def _frames(self, name: str, lengths: Tensor) -> Tensor:
+        """Frames [B] of lengths [B] or [B, levels]."""
+        if lengths.dim() == 1:
+            return lengths
+        return lengths[:, 0].div(self.streams[name].spec.cells(0), rounding_mode="floor")
+
+    # -- generation --
+
+    def generator(self) -> Generator:
+        """The decoding loop with this system's sampling; an end token stands at a frame's first level only."""
+        rules = {
+            name: _ends_first(end)
+            for name in self.filled
+            if (end := self.streams[name].spec.end) is not None and self.streams[name].spec.levels > 1
+        }
+        return Generator(self.lm, self.sampling, rules)
+
+    def generate(
+        self, task: str, cells: Cells, lengths: Mapping[str, Tensor], seeds: Tensor, limit: int = 10_000
+    ) -> tuple[dict[str, Tensor], Places]:
+        """Fill the streams of a task: stream -> ids [B, levels, T] (-1: nothing there), and their places.
+
+        cells: the given streams and prompts, with their lengths. lengths: frames [B] of the filled streams, prompts
+        included (`OPEN`: until the end token); a filled stream without lengths is open, one that the task does not name
+        is empty. seeds: [B]. `RequestError` after `limit` columns.
+        """
+        wanted, known = dict(lengths), {}
+        for name in self.task(task).given:
+            plain = name.removesuffix(PROMPT)
+            if plain not in cells.lengths:
+                if name == plain:
+                    raise RequestError(f"task '{task}': '{name}' is to be given")
+                continue
+            frames = self._frames(plain, cells.lengths[plain])
+            if plain in self.filled:
+                known[plain] = frames
+            if name == plain:
+                wanted[plain] = cells.lengths[plain]
+        for name in self.streams:
+            if name not in wanted and name not in self.task(task).fills:
+                wanted[name] = torch.zeros_like(seeds)
+        values = {name: value for name, value in cells.values.items() if value.shape[2]}
+        given = Given(values, cells.counts, known)
+        return self.generator().generate(wanted, values, given=given, seeds=seeds, limit=limit)
+
+
+def _ends_first(end: int):
+    """A rule that forbids the end token at levels beyond the first."""
+
+    def rule(logits: Tensor, level: Tensor, index: Tensor) -> Tensor:
+        if int(level) == 0:
+            return logits
+        return logits.index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)
+
+    return rule

@@ -1,0 +1,127 @@
+"""Next-token training of a language model over tokens: every cell that its layout marks with loss, in any layout."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vivavoce.errors import DataError, RecipeError
+from vivavoce.lm.grid import Prediction
+from vivavoce.systems.token_system import Cells, TokenSystem
+from vivavoce.training.task import Task, step_seed
+
+
+@dataclass
+class TokenBatch:
+    """Cells, and the task that they are an example of."""
+
+    cells: Cells
+    task: str
+
+
+class TokenTask(Task):
+    """Train the `lm` of `system` on the cells that `source(number of the batch)` gives.
+
+    tasks: task of the stage -> weight; each batch is one task's, chosen by weight. loss_weights: stream -> weight, or
+    one a level. held_out: as source, for `evaluate`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        system: TokenSystem,
+        source: Callable[[int], Cells],
+        tasks: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float | Sequence[float]] | None = None,
+        held_out: Callable[[int], Cells] | None = None,
+        seed: int = 0,
+    ):
+        self.name, self.system, self.source, self.held_out, self.seed = name, system, source, held_out, seed
+        self.tasks = dict(tasks or {key: task.weight for key, task in system.tasks.items()})
+        for task in self.tasks:
+            system.task(task)
+        if not sum(self.tasks.values()) > 0:
+            raise RecipeError(f"training.{name}.tasks: {self.tasks}: at least one weight is greater than 0")
+        self.weights: dict[str, list[float]] = {}
+        for stream in system.filled:
+            weight = (loss_weights or {}).get(stream, 1.0)
+            levels = system.streams[stream].spec.levels
+            each = [float(weight)] * levels if isinstance(weight, int | float) else [float(w) for w in weight]
+            if len(each) != levels:
+                raise RecipeError(f"training.{name}.loss_weights.{stream}: {len(each)} weights for {levels} levels")
+            self.weights[stream] = each
+
+    def modules(self):
+        return {"lm": self.system.lm}
+
+    def batch(self, step: int, rank: int, world: int) -> TokenBatch:
+        draw = np.random.default_rng(step_seed(self.seed, self.name, step))  # all ranks draw the same task
+        weights = np.array(list(self.tasks.values()), dtype=np.float64)
+        task = list(self.tasks)[int(draw.choice(len(weights), p=weights / weights.sum()))]
+        return TokenBatch(self.source(step * world + rank), task)
+
+    def loss(self, batch: TokenBatch, step: int) -> dict[str, Tensor]:
+        predictions = self.system(batch.cells, batch.task)
+        total, weight, logged = self._sum(predictions)
+        return {"loss": total / weight.clamp(min=1e-9), "weight": weight, **logged}
+
+    def _sum(self, predictions: Mapping[str, Prediction]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Weighted sum of nats, sum of the weights, and for each stream its mean (nats a token)."""
+        total = weight = self.system.lm.begin.new_zeros(())
+        logged: dict[str, Tensor] = {}
+        for name, prediction in predictions.items():
+            nats, count = total.new_zeros(()), 0
+            for k, slot in enumerate(self.system.lm.slots[name]):
+                here = prediction.loss[..., k]
+                if not bool(here.any()):
+                    continue
+                logits, goal = prediction.logits[k][here].float(), prediction.targets[..., k][here]
+                each = F.cross_entropy(logits, goal, reduction="sum")
+                share = self.weights[name][slot.level]
+                found = int(here.sum())
+                total, weight = total + share * each, weight + share * found
+                nats, count = nats + each.detach(), count + found
+            if count:
+                logged[name] = nats / count
+        return total, weight, logged
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Nats a token of held-out cells, of all streams together and of each."""
+        if self.held_out is None:
+            return {}
+        figures: dict[str, float] = {}
+        for task in self.tasks:
+            with torch.no_grad():
+                total, weight, each = self._sum(self.system(self.held_out(0), task))
+            prefix = "" if len(self.tasks) == 1 else f"{task}_"
+            figures[f"{prefix}nats"] = float(total / weight.clamp(min=1e-9))
+            figures.update({f"{prefix}{name}_nats": float(value) for name, value in each.items()})
+        return figures
+
+
+def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mapping[str, Tensor], where: str) -> Cells:
+    """Codes [B, levels, T] of a store as cells of the system's streams, each with its end token where it has one.
+
+    Raises `DataError` for a stream that is missing or whose codes do not fit.
+    """
+    values: dict[str, Tensor] = {}
+    sizes: dict[str, Tensor] = {}
+    for name, stream in system.streams.items():
+        if name not in streams:
+            raise DataError(f"{where}: no stream '{name}', which the recipe names; there are {', '.join(streams)}")
+        codes, frames = streams[name], lengths[name]
+        levels = stream.spec.levels
+        if codes.is_floating_point() or codes.shape[1] < levels:
+            raise DataError(f"{where}: stream '{name}' is {list(codes.shape)}: {levels} levels of codes are needed")
+        codes = F.pad(codes[:, :levels], (0, 1))
+        inside = torch.arange(codes.shape[2]) < frames[:, None]
+        if int(torch.where(inside[:, None], codes, 0).max()) >= stream.size:
+            raise DataError(f"{where}: stream '{name}' holds ids beyond {stream.size - 1}, the recipe's largest")
+        if stream.spec.end is not None:
+            codes[torch.arange(codes.shape[0]), :, frames] = stream.spec.end
+            frames = frames + 1
+        values[name], sizes[name] = codes, frames
+    return Cells(values, sizes, seeds=torch.arange(next(iter(sizes.values())).shape[0]))
