@@ -114,7 +114,7 @@ class TokenLM(Model):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.system.lm.begin.device
+        return next(self.system.lm.parameters()).device
 
     def _cells(self, items: Sequence[Mapping[str, Any]], verb: str) -> Cells:
         """Values of several items as a padded batch."""

@@ -218,10 +218,10 @@ class TokenSystem(nn.Module):
         return self.generator().generate(wanted, values, given=given, seeds=seeds, limit=limit)
 
 
-def _ends_first(end: int):
+def _ends_first(end: int) -> Any:
     """A rule that forbids the end token at levels beyond the first."""
 
-    def rule(logits: Tensor, level: Tensor, index: Tensor) -> Tensor:
+    def rule(logits: Tensor, level: Any, index: Tensor) -> Tensor:
         if int(level) == 0:
             return logits
         return logits.index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)

@@ -70,7 +70,7 @@ class TokenTask(Task):
 
     def _sum(self, predictions: Mapping[str, Prediction]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weighted sum of nats, sum of the weights, and for each stream its mean (nats a token)."""
-        total = weight = self.system.lm.begin.new_zeros(())
+        total = weight = torch.zeros((), device=next(self.system.lm.parameters()).device)
         logged: dict[str, Tensor] = {}
         for name, prediction in predictions.items():
             nats, count = total.new_zeros(()), 0
