@@ -96,14 +96,15 @@ def test_the_model_yields_when_the_user_barges_in(make):
 
 
 def test_given_text_has_its_voice_whatever_the_user_says(make):
-    example = make(told=1.0)(3)
+    example = make(told=1.0)(4)
     assert example.told
     first = int(np.flatnonzero(example.text)[0])
     assert (example.voice[:, first + 1] == 7).all()
     for frame in np.flatnonzero(example.decided):
         before = [NAMES[w] for w in example.text[:frame] if w]
         assert before[-1] == "is"  # only what the given words determine is the model's to choose
-    assert example.decided.any() and make(told=0)(3).decided.all()
+    assert example.decided.any() and make(told=0)(4).decided.all()
+    assert make(told=1.0)(3).heard.max() == 0 and make(told=1.0)(3).text.max() > 0  # the user is silent in every other
     words = {e[3] for e in example.events if e[0] == "word"}
     assert words and not any(e[0] == "yield" for e in example.events)
 

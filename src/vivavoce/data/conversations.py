@@ -148,7 +148,8 @@ class Conversations:
         )
         at = int(rng.uniform(0, 120))
         free = at  # from here on the model is silent again
-        while at < size:
+        # Half of the told ones have a silent user: the voice must not need to hear what it says.
+        while at < size and not (told and number % 2):
             at, free = self._episode(rng, example, at, free)
         if told:
             self._tell(rng, example)

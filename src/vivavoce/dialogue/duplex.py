@@ -27,6 +27,37 @@ class DuplexOutput:
     tokens: dict[str, list[int]] = field(default_factory=dict)
 
 
+WAIT, MAY, MUST = range(3)
+EARLY, LATE = 1, 2  # frames around a word's usual length in which the next word may come
+
+
+class Script:
+    """Words that a row is to say, in order: ids, and the frames that each usually takes."""
+
+    def __init__(self) -> None:
+        self.words: list[int] = []
+        self.frames: list[int] = []
+        self.due = -LATE  # frames until the next word usually comes; the first is overdue
+
+    def extend(self, words: Sequence[int], frames: Sequence[int]) -> None:
+        """Add words to the end."""
+        self.words += words
+        self.frames += frames
+
+    def next(self) -> tuple[int, int]:
+        """The next word and whether it waits, may, or must come now; (-1, WAIT) at the end."""
+        if not self.words:
+            return -1, WAIT
+        return self.words[0], MUST if self.due <= -LATE else MAY if self.due <= EARLY else WAIT
+
+    def advance(self, said: int) -> None:
+        """A frame has passed, in which the word `said` (0: none) was said."""
+        self.due -= 1
+        if self.words and said == self.words[0]:
+            self.words.pop(0)
+            self.due = self.frames.pop(0) - 1
+
+
 class DuplexRows:
     """`rows` conversations in lockstep with `system`, a full-duplex model (see `vivavoce.systems.duplex_system`).
 
@@ -43,7 +74,7 @@ class DuplexRows:
             raise RequestError(f"{len(self.seeds)} seeds for {rows} rows: give one a row")
         self.state: State = system.initial_state(rows, self.seeds)
         self._fresh: State = system.initial_state(1, torch.zeros(1, dtype=torch.int64))
-        self._forced: list[list[str]] = [[] for _ in range(rows)]
+        self._script = [Script() for _ in range(rows)]
 
     def step(self, frames: np.ndarray | Tensor, active: Sequence[bool] | np.ndarray | Tensor | None = None):
         """frames [rows, frame_size] float32, active [rows] bool -> list of `DuplexOutput`, None where not active.
@@ -62,9 +93,13 @@ class DuplexRows:
             row = int((~finite & mask).nonzero()[0])
             raise AudioError(f"duplex step: row {row} holds NaN or infinite samples: clean the input")
         frames = torch.where(mask[:, None], frames.clamp(-1, 1), torch.zeros(()))
-        forced = self._next_forced(mask)
+        forced = self._forced(mask)
         with torch.inference_mode():
             spoken, self.state = self.system.step(frames, self.state, mask, forced)
+        if forced is not None:
+            for row, script in enumerate(self._script):
+                if mask[row]:
+                    script.advance(int(spoken.tokens[self.system.interaction.writes][row, 0]))
         return [self._output(spoken, row) if mask[row] else None for row in range(self.rows)]
 
     def reset(self, row: int, seed: int = 0, prompt: Any = None) -> None:
@@ -76,21 +111,20 @@ class DuplexRows:
         fresh = self._fresh.map(torch.clone)
         fresh["seed"] = torch.tensor([seed], dtype=torch.int64)
         self.state = self.state.put([row], fresh)
-        self._forced[row] = []
+        self._script[row] = Script()
 
     def say(self, row: int, text: str) -> None:
-        """Force words into the row's text stream from its next step on, in place of what it would have chosen."""
-        self._forced[row] += self.system.schedule(text)
+        """Force words into the row's text stream from its next step on, in place of what it would have chosen.
 
-    def _next_forced(self, mask: Tensor) -> Tensor | None:
-        """Forced text ids [rows] of this step, -1 where free."""
-        if not any(self._forced):
+        Which words is fixed; when each comes, around the frames that the one before usually takes, the model decides.
+        """
+        self._script[row].extend(*self.system.script(text))
+
+    def _forced(self, mask: Tensor) -> Tensor | None:
+        """[rows, 2] int64: the forced id (-1: the text is free) and how: WAIT, MAY, MUST."""
+        if not any(script.words for script in self._script):
             return None
-        ids = [
-            queue.pop(0) if queue and mask[row] else -1  # type: ignore[arg-type]
-            for row, queue in enumerate(self._forced)
-        ]
-        return torch.tensor(ids, dtype=torch.int64)
+        return torch.tensor([script.next() if mask[row] else (-1, WAIT) for row, script in enumerate(self._script)])
 
     def _output(self, spoken: Any, row: int) -> DuplexOutput:
         tokens = {name: ids[row].tolist() for name, ids in spoken.tokens.items()}

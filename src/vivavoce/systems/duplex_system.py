@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.codecs import Codec
+from vivavoce.dialogue.duplex import MAY, MUST
 from vivavoce.lm.sampling import Sampling, sample
 from vivavoce.nn.streaming import State, Streaming
 from vivavoce.schema import Interaction
@@ -64,7 +65,7 @@ class DuplexSystem(nn.Module):
         return state
 
     def step(self, frames: Tensor, state: State, active: Tensor, forced: Tensor | None = None) -> tuple[Spoken, State]:
-        """frames [rows, frame_size]; `forced` text ids [rows] (-1: free). Rows that are not active are held."""
+        """frames [rows, frame_size]; `forced` [rows, 2]: see `scripted`. Rows that are not active are held."""
         one = active.long()
         everybody = bool(active.all())  # then no part needs to look at single rows
         lengths, steps = (None, None) if everybody else (one * self.frame_size, one)
@@ -95,9 +96,10 @@ class DuplexSystem(nn.Module):
                 return sample(logits, self.sampling[name], state["seed"], counter)
 
             if name in self.stage.linear:
-                ids = [pick(k, head(hidden)) for k, head in enumerate(self.stage.linear[name])]
+                logits = [head(hidden) for head in self.stage.linear[name]]
+                ids = [pick(k, level) for k, level in enumerate(logits)]
                 if forced is not None and name == self.interaction.writes:
-                    ids[0] = torch.where(forced >= 0, forced, ids[0])
+                    ids[0] = scripted(logits[0], ids[0], forced)
                 chosen[name] = torch.stack(ids, dim=1)
             else:
                 after = self.stage.after[name]
@@ -111,6 +113,17 @@ class DuplexSystem(nn.Module):
         name = getattr(self.interaction, role)
         return self.vocabularies[name].text(tokens[name]) if name is not None else ""
 
-    def schedule(self, text: str) -> list[int]:
-        """Token ids of `text` on the frame clock, a step each, as the text stream of an answer has them."""
-        return self.vocabularies[self.interaction.writes or ""].schedule(text)
+    def script(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of the words of `text`, and the frames that each usually takes."""
+        words = self.vocabularies[self.interaction.writes or ""]
+        return words.encode(text), words.durations(text)
+
+
+def scripted(logits: Tensor, free: Tensor, forced: Tensor) -> Tensor:
+    """Text ids [rows] under a script: `forced` [rows, 2] as `DuplexRows` gives it, `free` where there is none.
+
+    A word that may come comes if the model would rather say it now than nothing.
+    """
+    word, how = forced.unbind(1)
+    wish = logits.gather(1, word.clamp(min=0)[:, None])[:, 0] > logits[:, 0]
+    return torch.where(word < 0, free, torch.where((how == MUST) | ((how == MAY) & wish), word, 0))

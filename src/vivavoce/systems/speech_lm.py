@@ -97,8 +97,8 @@ class SpeechLM(Model):
             samples = self._heard("user", given.get("user"))
             words: list[int] = []
         elif task == "speak":
-            words = system.schedule(str(given.get("text", "")))
-            samples = np.zeros((len(words) + 10) * size, dtype=np.float32)
+            words, durations = system.script(str(given.get("text", "")))
+            samples = np.zeros((sum(durations) + len(words) + 10) * size, dtype=np.float32)
         else:
             raise RequestError(f"fill: task '{task}': {self.name} has duplex, speak")
         frames = length if length is not None else -(-len(samples) // size)

@@ -31,9 +31,6 @@ class WordVocabulary:
         """The words of `ids`, pads left out."""
         return " ".join(self.words[i - 1] for i in ids if i > 0)
 
-    def schedule(self, text: str, default: int = 4) -> list[int]:
-        """Ids on the frame clock: each word, then pads for the frames that it usually takes."""
-        placed: list[int] = []
-        for word in text.lower().split():
-            placed += self.encode(word) + [self.pad] * (self.frames.get(word, default) - 1)
-        return placed
+    def durations(self, text: str, default: int = 4) -> list[int]:
+        """Frames that each word of `text` usually takes."""
+        return [self.frames.get(word, default) for word in text.lower().split()]
