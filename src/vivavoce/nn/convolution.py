@@ -111,16 +111,30 @@ class Conv(Streaming):
         zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
         return State(buffer=torch.zeros(batch, self.capacity, self.inputs, **home), heard=zero, emitted=zero)
 
-    def step(self, x, state, lengths=None):
+    @property
+    def applies(self) -> type[nn.Module] | None:
+        """The activation that a step can apply to its input while it copies it (without gradients)."""
+        return nn.ELU if self.capacity else None
+
+    def step(self, x, state, lengths=None, activation: nn.ELU | None = None):
+        """As any step; `activation`: of the input, before all else."""
         new = [x.shape[1]] if lengths is None else lengths.tolist()
         old = state["heard"].tolist()
         if min(new) == max(new) and min(old) == max(old):
-            return self._step_together(x[:, : new[0]], state, old[0], new[0])
-        return self._step_apart(x, state, lengths_of(x, lengths))
+            return self._step_together(self._joined(state["buffer"], x[:, : new[0]], activation), state, old[0], new[0])
+        return self._step_apart(x if activation is None else activation(x), state, lengths_of(x, lengths))
 
-    def _step_together(self, x: Tensor, state: State, old: int, new: int) -> tuple[Tensor, State]:
-        """All rows have heard `old` frames and now hear `new` more."""
-        joined = torch.cat([state["buffer"], x], dim=1) if self.capacity else x
+    def _joined(self, buffer: Tensor, x: Tensor, activation: nn.ELU | None) -> Tensor:
+        """The last frames heard and the new ones side by side."""
+        if activation is None:
+            return torch.cat([buffer, x], dim=1) if self.capacity else x
+        joined = x.new_empty(x.shape[0], self.capacity + x.shape[1], self.inputs)
+        joined[:, : self.capacity] = buffer
+        torch.ops.aten.elu.out(x, activation.alpha, out=joined[:, self.capacity :])
+        return joined
+
+    def _step_together(self, joined: Tensor, state: State, old: int, new: int) -> tuple[Tensor, State]:
+        """All rows have heard `old` frames and now hear `new` more, which stand in `joined` behind those."""
         before, after = (int(self.emitted_after(heard)) for heard in (old, old + new))
         if old < self.wait <= old + new:
             raw = joined[:, self.capacity - old :]

@@ -1,5 +1,7 @@
 """A residual connection around a streaming module, also one that answers late."""
 
+import torch
+
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import INFINITE, State, Streaming, common, join_rows, lengths_of, slice_rows, zero_padding
 
@@ -57,7 +59,10 @@ class Residual(Streaming):
             after["held"] = lengths - emitted
             after["waiting"] = zero_padding(slice_rows(x, emitted, self.late), after["held"])
         after["emitted"] = emitted
-        return x[:, : y.shape[1]] + y, after
+        x = x[:, : y.shape[1]]
+        if self.shortcut is not None and not torch.is_grad_enabled():
+            return x.add_(y), after  # the shortcut's own output: nobody else holds it
+        return x + y, after
 
     def frames(self, length):
         return self.inner.frames(length)

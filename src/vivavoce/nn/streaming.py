@@ -308,8 +308,19 @@ class Chain(Streaming):
     ) -> tuple[Tensor, State]:
         """A step of parts[start:stop] alone; the other parts keep their state."""
         after = State(state)
+        ahead = None  # an activation that the next part applies itself
         for i in range(start, stop):
-            x, after[str(i)] = self.parts[i].step(x, state[str(i)], lengths)
+            part = self.parts[i]
+            follower = self.parts[i + 1] if i + 1 < stop else None
+            fused = isinstance(part, Pointwise) and getattr(follower, "applies", None) is type(part.function)
+            if fused and not torch.is_grad_enabled():
+                after[str(i)], ahead = State(emitted=lengths_of(x, lengths)), part.function  # type: ignore[union-attr]
+                continue
+            if ahead is None:
+                x, after[str(i)] = part.step(x, state[str(i)], lengths)
+            else:
+                x, after[str(i)] = part.step(x, state[str(i)], lengths, ahead)  # type: ignore[call-arg]
+                ahead = None
             lengths = after[str(i)].emitted
         after["emitted"] = lengths_of(x, lengths)
         return x, after
