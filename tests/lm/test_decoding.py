@@ -12,7 +12,9 @@ from vivavoce.layouts import Given, StreamSpec, build_layout
 from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.decoding import Generator, guidance
 from vivavoce.lm.grid import GridLM
+from vivavoce.lm.rules import both, never, not_before, only
 from vivavoce.lm.sampling import Sampling
+from vivavoce.lm.text_lm import TextLM
 from vivavoce.nn.transformer import TransformerConfig
 
 EXAMPLES = 60 if os.environ.get("VIVAVOCE_LONG") == "1" else 5
@@ -177,15 +179,59 @@ def test_an_end_token_ends_a_stream_and_a_rule_can_forbid_it():
         assert int(row[n - 1]) == 0 and bool((row[: n - 1] > 0).all())
     assert len(places.columns.unique()) > 1
 
-    def not_before_five(logits, level, index):
-        late = (index >= 5)[:, None] | (torch.arange(3) > 0)
-        return torch.where(late, logits, -torch.inf)
-
-    ruled = Generator(model, {"text": Sampling()}, {"text": not_before_five})
-    _, places = ruled.generate({}, seeds=seeds, limit=500)
+    ruled = Generator(model, {"text": Sampling()}, {"text": both(not_before(5, [0]), never([2]))})
+    filled, places = ruled.generate({}, seeds=seeds, limit=500)
     assert int(places.columns.min()) >= 6
+    assert set(filled["text"].unique().tolist()) == {-1, 0, 1}
+    ones, _ = Generator(model, {"text": Sampling()}, {"text": only([1])}).generate({"text": torch.tensor([9])})
+    assert ones["text"].unique().tolist() == [1]
     with pytest.raises(RequestError, match="within 4 columns"):
         ruled.generate({}, seeds=seeds, limit=4)
+
+
+def test_memory_prefix_and_condition_reach_both_forms():
+    model = make("delay, depth", memory=6, condition=5)
+    for parameter in model.decoder.parameters():
+        if parameter.dim() == 2 and not bool(parameter.any()):
+            torch.nn.init.normal_(parameter, std=0.2)
+    memory, condition = torch.randn(2, 7, 6), torch.randn(2, 5)
+    prefix = [(torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8)) for _ in range(2)]
+    sizes = {"voice": torch.tensor([5, 4])}
+    kept = model.decoder.transformer.remember(memory)
+    generator = Generator(model)
+    filled, places = generator.generate(sizes, initial={"prefix": prefix}, memory=kept, condition=condition)
+    with torch.no_grad():
+        forced = model(places, filled, memory=memory, condition=condition, prefix=prefix)["voice"]
+    for k, logits in enumerate(forced.logits):
+        here = forced.loss[..., k]
+        assert torch.equal(logits.argmax(-1)[here], forced.targets[..., k][here])
+    other, _ = generator.generate(sizes, memory=kept, condition=condition)
+    assert not torch.equal(other["voice"], filled["voice"])
+
+
+@pytest.mark.parametrize("positions", ["column", "stream"])
+def test_without_a_begin_vector_the_grid_is_the_text_lm_itself(positions):
+    torch.manual_seed(9)
+    text = TextLM(TransformerConfig(2, 32, 4), 11).eval()
+    layout = build_layout({"kind": "flat", "positions": positions}, [StreamSpec("text")])
+    model = GridLM(text.decoder, layout, {"text": [11]}, {"text": {"kind": "linear"}}, begin=False).eval()
+    model.embeddings.tables["text"][0].weight = text.table.weight
+    model.heads["text"].levels[0].weight = text.head.weight
+    ids, lengths = torch.randint(0, 11, (2, 1, 8)), torch.tensor([8, 3])
+    with torch.no_grad():
+        found = model(layout.place({"text": lengths}), {"text": ids})["text"].logits[0]
+        expected = text(ids[:, 0])
+        for row, n in enumerate(lengths):
+            torch.testing.assert_close(found[row, 1:n], expected[row, : n - 1], atol=1e-5, rtol=1e-4)
+    prompt, known = {"text": ids[:, :, :2]}, Given(known={"text": torch.tensor([2, 2])})
+    filled, _ = Generator(model).generate({"text": torch.tensor([6, 6])}, prompt, given=known)
+    said = ids[:, 0, :2]
+    with torch.no_grad():
+        for _ in range(4):
+            said = torch.cat([said, text(said)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(filled["text"][:, 0], said)
+    with pytest.raises(RequestError, match="first column"):
+        Generator(model).generate({"text": torch.tensor([6])})
 
 
 def test_guided_views_are_one_request():

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.errors import CheckpointError, RecipeError, RequestError
+from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.pretrained import load_text_lm, save_text_lm
 
 COMMON = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -117,6 +118,17 @@ def test_the_vocabulary_is_extended_or_replaced(saved):
         assert 0.9 < spread < 1.1
     with pytest.raises(RequestError, match="impossible"):
         model.replace_vocabulary(10, keep=31)
+
+
+def test_a_backbone_of_a_recipe_takes_a_published_models_layers(saved):
+    reference, folder = saved("qwen2")
+    decoder, x = Decoder.of({"from": str(folder)}), torch.randn(2, 7, 32)
+    with torch.no_grad():
+        same(decoder(x), reference.model(inputs_embeds=x).last_hidden_state)
+    decoder(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    with pytest.raises(RecipeError, match="'layers' comes from the model"):
+        Decoder.of({"from": str(folder), "layers": 2})
 
 
 def test_shards_and_names_without_prefix_load(saved, tmp_path):

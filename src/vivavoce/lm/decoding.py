@@ -19,10 +19,10 @@ from vivavoce.errors import RequestError
 from vivavoce.layouts import PADDING, Column, Given, Layout, Places
 from vivavoce.lm.embeddings import NOTHING
 from vivavoce.lm.grid import GridLM
+from vivavoce.lm.rules import Rule
 from vivavoce.lm.sampling import Sampling, sample
 from vivavoce.nn.streaming import State
 
-Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 Combine = Callable[[Tensor], Tensor]
 
 
@@ -45,7 +45,7 @@ class Generator:
     """A model, its sampling, and rules.
 
     sampling: stream -> settings (a stream that is not named: greedy). rules: stream -> function(logits [B, V], slot's
-    level, index of the cell [B]) -> logits, such as which ids may stand where (-inf: none). views: rows that make one
+    level, index of the cell [B]) -> logits: which ids may stand where (see `rules`). views: rows that make one
     request; they follow one another, and `combine` makes one logits [R, V] of theirs [R, views, V]. They must have the
     same cells to fill; they differ in what is given, and the first one's seed counts.
     """
@@ -76,7 +76,7 @@ class Generator:
 
         seeds: [rows] int64. context: keywords of the decoder's steps (memory, condition).
         """
-        device = self.model.begin.device
+        device = self.model.decoder.home()["device"]
         seeds = torch.as_tensor(seeds, dtype=torch.int64, device=device).expand(rows).clone()
         hidden, decoder = self.model.start(rows, **context)
         state = State(
@@ -144,6 +144,8 @@ class Generator:
         open_cells = torch.stack([here[:, slot.lane] & (column.level[:, slot.lane] == slot.level) for slot in slots])
         if not bool(open_cells.any()):
             return values
+        if model.begin is None and bool((open_cells & (state["counter"] == 0)).any()):
+            raise RequestError(f"'{name}' has a cell in the first column, and this model begins with nothing: give one")
         grid = tuple(x[..., None] for x in (column.stream, column.level, values))
         known = model.codes(name, *grid)[:, 0]
         head = model.head(name)
@@ -154,7 +156,7 @@ class Generator:
                 return known[:, k]
             slot = slots[k]
             if name in self.rules:
-                logits = self.rules[name](logits, torch.tensor(slot.level), column.index[:, slot.lane])
+                logits = self.rules[name](logits, slot.level, column.index[:, slot.lane])
             history = state[f"history_{name}"][:, k] if f"history_{name}" in state else None
             counter = state["counter"] * len(self.layout.lane_cells) + slot.lane
             seed = state["seed"]

@@ -1,9 +1,11 @@
 """A language model over the grid of any layout: tables for what stands in it, a decoder over columns, heads.
 
 Column c is predicted from the columns before it; before column 0 stands a learned begin vector, so that every cell has
-a probability. A *slot* of a stream is a lane with the level that stands there: a level that runs faster than the
-columns stands in several lanes, each with a table and a head of its own; levels flattened into one lane are as many
-slots. Streams of frames (vectors) can stand in the grid as well; they are given, never predicted.
+a probability (published text LMs have none: there the first column must be given).
+
+A *slot* of a stream is a lane with the level that stands there: a level that runs faster than the columns stands in
+several lanes, each with a table and a head of its own; levels flattened into one lane are as many slots. Streams of
+frames (vectors) can stand in the grid as well; they are given, never predicted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +45,7 @@ class GridLM(nn.Module):
 
     vocabularies: stream of tokens -> sizes of its levels (specials included). widths: stream of frames -> width.
     heads: stream that the model fills -> {"kind": "linear" | "depth", options}; `after` names a stream whose token of
-    the same column is chosen first.
+    the same column is chosen first. begin: whether there is a begin vector.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class GridLM(nn.Module):
         vocabularies: Mapping[str, Sequence[int]],
         heads: Mapping[str, Mapping[str, Any]],
         widths: Mapping[str, int] | None = None,
+        begin: bool = True,
     ):
         super().__init__()
         self.decoder, self.layout = decoder, layout
@@ -71,7 +74,7 @@ class GridLM(nn.Module):
         self.adapters = nn.ModuleDict({name: nn.Linear(size, width) for name, size in (widths or {}).items()})
         literals = [slot.literal for block in layout.program.blocks for slot in block.slots if slot.channel < 0]
         self.literals = nn.Embedding(max(literals) + 1, width) if literals else None
-        self.begin = nn.Parameter(torch.randn(width))
+        self.begin = nn.Parameter(torch.randn(width)) if begin else None
         self.heads = nn.ModuleDict()
         for name, options in heads.items():
             options = dict(options)
@@ -110,7 +113,7 @@ class GridLM(nn.Module):
         self, stream: Tensor, level: Tensor, index: Tensor, values: Tensor, frames: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Embedded columns [B, C, D]. stream, level, index, values: [B, lanes, C]; frames: name -> [B, T, width]."""
-        total = self.begin.new_zeros(stream.shape[0], stream.shape[2], self.decoder.width)
+        total = torch.zeros(stream.shape[0], stream.shape[2], self.decoder.width, **self.decoder.home())
         for name, number in self.numbers.items():
             if name in self.adapters:
                 for lane in sorted({slot.lane for slot in self.slots[name]}):
@@ -160,12 +163,7 @@ class GridLM(nn.Module):
         inside = torch.arange(size, device=grid.device)[None] < places.columns[:, None]
         grid = torch.where(inside[:, None], grid, NOTHING)
         x = self.columns(stream, level, index, grid, frames)
-        x = torch.cat([self.begin.to(x.dtype).expand(x.shape[0], 1, -1), x[:, :-1]], dim=1)
-        if self.layout.program.positions != "column":
-            at = places.mask("position").amax(1)
-            first = torch.zeros_like(at[:, :1])
-            context["positions"] = torch.cat([first, at[:, :-1].clamp(min=0) + 1], dim=1)
-        hidden = self.decoder(x, places.columns, **context)
+        hidden = self._hidden(x, places, context)
         learn = places.mask("loss")
         found = {}
         for name in self.order:
@@ -174,6 +172,21 @@ class GridLM(nn.Module):
             loss = self.codes(name, stream, level, learn) > 0
             found[name] = Prediction(logits, codes, loss)
         return found
+
+    def _hidden(self, x: Tensor, places: Places, context: dict[str, Any]) -> Tensor:
+        """Hidden [B, C, D] that predicts each of the columns x [B, C, D]; zero for column 0 without a begin vector."""
+        nothing = x.new_zeros(x.shape[0], min(x.shape[1], 1), x.shape[2])
+        before, size = x[:, :-1], places.columns
+        if self.begin is not None:
+            before = torch.cat([nothing + self.begin.to(x.dtype), before], dim=1)
+        else:
+            size = (size - 1).clamp(min=0)
+        if self.layout.program.positions != "column":
+            at = places.mask("position").amax(1)[:, :-1].clamp(min=0)
+            first = at.new_zeros(at.shape[0], nothing.shape[1])
+            context["positions"] = at if self.begin is None else torch.cat([first, at + 1], dim=1)
+        hidden = self.decoder(before, size, **context)
+        return hidden if self.begin is not None else torch.cat([nothing, hidden], dim=1)
 
     def _blank_of(self, lane: int) -> int:
         blanks = [self.layout.streams[self.numbers[name]].blank for name, _ in self.layout.lane_cells[lane]]
@@ -186,8 +199,13 @@ class GridLM(nn.Module):
     # -- column by column --
 
     def start(self, batch: int, **options: Any) -> tuple[Tensor, State]:
-        """Hidden [B, D] after the begin vector, which predicts column 0, and the decoder's state."""
-        state = self.decoder.transformer.initial_state(batch, dtype=self.begin.dtype, **options.pop("initial", {}))
+        """Hidden [B, D] after the begin vector (zero without one), which predicts column 0, and the decoder's state.
+
+        options: keywords of the decoder's step; `initial`: those of its first state (a prefix).
+        """
+        state = self.decoder.transformer.initial_state(batch, **options.pop("initial", {}))
+        if self.begin is None:
+            return torch.zeros(batch, self.decoder.width, **self.decoder.home()), state
         hidden, state = self.decoder.step(self.begin.expand(batch, 1, -1), state, **options)
         return hidden[:, 0], state
 
@@ -203,6 +221,6 @@ class GridLM(nn.Module):
         now = {name: frame[:, None] for name, frame in (frames or {}).items()}
         x = self.columns(column.stream[..., None], column.level[..., None], at, values[..., None], now)
         if self.layout.program.positions != "column":
-            context["positions"] = column.position.amax(1, keepdim=True).clamp(min=0) + 1
+            context["positions"] = column.position.amax(1, keepdim=True).clamp(min=0) + (self.begin is not None)
         hidden, after = self.decoder.step(x, state, active.long(), **context)
         return hidden[:, 0], after

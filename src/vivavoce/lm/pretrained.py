@@ -42,9 +42,8 @@ def load_text_lm(directory: str | Path, device: Any = "cpu", dtype: torch.dtype 
                 f"config.json makes it {tuple(own[rule.ours].shape)}"
             )
         loaded[rule.ours] = tensor.to(device=device, dtype=dtype)
-    fresh = build(shape, dict(config)) if next(iter(model.buffers()), None) is not None else model
-    fresh.load_state_dict(loaded, strict=True, assign=True)
-    return fresh.to(device).eval()
+    model.load_state_dict(loaded, strict=True, assign=True)
+    return model.to(device).eval()
 
 
 def build(shape: Shape, source: Config | None = None) -> TextLM:

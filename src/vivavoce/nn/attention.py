@@ -188,7 +188,7 @@ class Attention(Streaming):
         slot = position % capacity
         rows = torch.arange(keys.shape[0], device=keys.device)
         stored = []
-        for ring, new in ((keys, k[:, 0]), (values, v[:, 0])):
+        for ring, new in ((keys, k[:, 0].to(keys.dtype)), (values, v[:, 0].to(values.dtype))):
             if lengths is not None:
                 new = torch.where(lengths.view(-1, 1, 1) > 0, new, ring[rows, slot])
             stored.append(ring.index_put_((rows, slot), new) if consume else ring.index_put((rows, slot), new))

@@ -33,7 +33,8 @@ class Rope(nn.Module):
         if self.turned % 2:
             raise RequestError(f"RoPE turns pairs of channels: {self.turned} of a head's {head_dim} is odd")
         self.head_dim, self.interleaved = head_dim, interleaved
-        exponent = torch.arange(0, self.turned, 2, dtype=torch.float32) / self.turned
+        # On the processor even where modules are built without memory (device meta): no checkpoint brings it.
+        exponent = torch.arange(0, self.turned, 2, dtype=torch.float32, device="cpu") / self.turned
         self.frequencies: Tensor
         self.register_buffer("frequencies", scaled(1.0 / theta**exponent, scaling), persistent=False)
 
