@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec_parity import check_modes, speech_like
+from proves import proves
 from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
 from vivavoce.codecs import PUBLISHED, CodecConfig, build_codec, fingerprint, load_codec, save_codec, seanet
 from vivavoce.codecs.frames import WholeFrames
@@ -73,7 +74,11 @@ def test_gradient_flows_through_stacks(stacks, name):
     check_gradient(stack, first_width(name), 3 * stack.chunk + int(stack.warmup))
 
 
-@pytest.mark.parametrize("name", ["encodec-24khz", "mimi", "mini"])
+@pytest.mark.parametrize("name", [
+    pytest.param("encodec-24khz", marks=proves("encodec", "mechanism")),
+    pytest.param("mimi", marks=proves("mimi", "mechanism")),
+    "mini",
+])
 def test_whole_streamed_and_batched_codes(name):
     torch.manual_seed(0)
     codec = build_codec(options_of(name)).eval()
@@ -106,6 +111,20 @@ def test_frames_are_the_published_formula():
     cut = codec.decode(codes, torch.tensor([4000, 17]))
     assert cut.shape == (2, 1, 4000) and not cut[1, :, 17:].any()
     torch.testing.assert_close(cut[0], codec.decode(codes)[0, :, :4000], atol=1e-6, rtol=0)
+
+
+@proves("mimi", "mechanism")
+def test_mimis_semantic_codebook_stands_beside_the_acoustic_ones():
+    """Both hear the latents themselves, their outputs are summed; a frame is 80 ms and looks at nothing later."""
+    torch.manual_seed(0)
+    codec = build_codec(options_of("mimi")).eval()
+    latents = codec.encode_latents(torch.randn(1, 1, 5 * 1920)).detach()
+    codes = codec.quantizer.encode(latents)
+    assert torch.equal(codes[:, :1], codec.quantizer.semantic.encode(latents))
+    assert torch.equal(codes[:, 1:], codec.quantizer.acoustic.encode(latents))
+    halves = codec.quantizer.semantic.decode(codes[:, :1]) + codec.quantizer.acoustic.decode(codes[:, 1:])
+    torch.testing.assert_close(codec.quantizer.decode(codes), halves)
+    assert (codec.hop, codec.frame_rate, codec.encoder.lookahead, codec.decoder.lookahead) == (1920, 12.5, 0, 0)
 
 
 def test_lockstep_rows_do_not_feel_each_other():
