@@ -71,10 +71,10 @@ def test_every_length_as_the_reference_pads(options):
 
 
 @pytest.mark.parametrize("size", [MANY_FRAMES - 1, MANY_FRAMES + 40])
-@pytest.mark.parametrize("inputs", [1, 3])
-def test_few_and_many_frames_take_different_ways_to_the_same(size, inputs):
-    conv = Conv(inputs, 5, 6, stride=2, dilation=3)
-    x = torch.randn(1, 2 * size, inputs)
+@pytest.mark.parametrize("inputs, width, stride", [(1, 5, 2), (3, 5, 2), (3, 1, 1), (3, 2, 1)])
+def test_few_and_many_frames_take_different_ways_to_the_same(size, inputs, width, stride):
+    conv = Conv(inputs, width, 6, stride=stride, dilation=3)
+    x = torch.randn(1, stride * size, inputs)
     expected = reference(conv, x)
     torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
