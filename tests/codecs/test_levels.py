@@ -89,7 +89,7 @@ def test_encodec_is_one_model_for_many_bitrates(encodec):
         encodec.codebooks = count
         assert torch.equal(encodec.encode(wave), codes[:, :count])
         latents = encodec.encode_latents(wave)
-        errors.append(float((encodec.quantizer.decode(codes[:, :count]) - latents).square().mean()))
+        errors.append((encodec.quantizer.decode(codes[:, :count]) - latents).square().mean().item())
     encodec.codebooks = 8
     assert errors[0] > errors[1] > errors[2] and errors[0] > errors[3], errors
 
