@@ -71,8 +71,8 @@ class Scene:
 class Conversation:
     """One example: user [frames * 8, bins] power, heard and text [frames] word ids, voice [codebooks, frames].
 
-    `told`: the text was given, whatever the user says. `decided` [frames] bool: where the text is the model's to choose,
-    everywhere or only in the result of a given sum. `events` (kind, start, end in seconds, text): for people.
+    `told`: the text was given, whatever the user says. `decided` [frames] bool: where the text is for the model to
+    choose, all of it or only the result of a given sum. `events` (kind, start, end in seconds, text): for people.
     """
 
     user: np.ndarray
