@@ -124,7 +124,8 @@ def test_generation_through_next_is_the_argmax_of_the_whole(kind):
             chosen = logits.gather(-1, prediction.targets[..., k : k + 1].clamp(min=0))[..., 0]
             assert float((logits.amax(-1) - chosen)[here].amax() if here.any() else 0) < 1e-4
             compared += int(here.sum())
-    assert compared == int(walked.loss.sum()) and compared > 20
+    assert compared == int(walked.loss.sum()) and compared > 9
+    assert max(len(filled[stream].unique()) for stream in predictions) > 3, "all alike: this test could not fail"
     if all(system.streams[stream].spec.end is None for stream in system.filled):
         whole = {n: lengths.get(n, cells.lengths.get(n)) for n in system.streams}
         placed = system.layout.place(whole, Given(counts=cells.counts), torch.arange(3))
@@ -144,7 +145,7 @@ def test_a_row_is_filled_the_same_in_any_company(kind):
             assert np.array_equal(ids, together[row][stream])
             assert ids.shape[0] == model.system.streams[stream].spec.levels
             assert ids.max(initial=0) < model.system.streams[stream].size
-    assert sum(ids.size for ids in together[0].values()) > 3
+    assert sum(ids.size for row in together for ids in row.values()) > 9
     again = model.fill(name, requests, ASKED.get(kind), seed=[15, 16, 17], limit=1000)
     assert any(not np.array_equal(a[s], b[s]) for a, b in zip(together, again) for s in a)
 
