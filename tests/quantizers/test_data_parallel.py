@@ -38,7 +38,7 @@ def worker(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path):
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     alone = train(slice(None))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for key, value in alone.items():
