@@ -8,6 +8,7 @@ import vivavoce
 from vivavoce.errors import AudioError, CheckpointError, RequestError
 from vivavoce.schema import read_recipe
 from vivavoce.systems import assemble
+from vivavoce.systems.speech_lm import LISTENS_FIRST
 
 FRAME = 1280
 
@@ -208,7 +209,7 @@ def test_fill_and_features_and_resynth(model):
     filled = model.fill("duplex", {"user": audio})
     assert filled["voice"].shape == (3, 4) and filled["audio"].samples.shape == (1, 4 * FRAME)
     spoken = model.fill("speak", {"text": "seven"})
-    assert spoken["text"][0, 0] == model.system.script("seven")[0][0]
+    assert spoken["text"][0, LISTENS_FIRST] == model.system.script("seven")[0][0]
     features = model.features(audio)
     assert features.values.shape == (3, 16) and features.frame_rate == 12.5
     again = model.resynth(audio)

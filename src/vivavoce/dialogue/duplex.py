@@ -28,7 +28,7 @@ class DuplexOutput:
 
 
 WAIT, MAY, MUST = range(3)
-EARLY, LATE = 1, 2  # frames around a word's usual length in which the next word may come
+EARLY, LATE = 0, 0  # frames around a word's usual length in which the next word may come
 
 
 class Script:
@@ -116,7 +116,7 @@ class DuplexRows:
     def say(self, row: int, text: str) -> None:
         """Force words into the row's text stream from its next step on, in place of what it would have chosen.
 
-        Which words is fixed; when each comes, around the frames that the one before usually takes, the model decides.
+        Each comes after the frames that the one before it takes (see `WordVocabulary.durations`).
         """
         self._script[row].extend(*self.system.script(text))
 

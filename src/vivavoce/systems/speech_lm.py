@@ -14,6 +14,8 @@ from vivavoce.schema import Recipe
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.model import Model
 
+LISTENS_FIRST = 6  # frames of silence before forced words: no conversation begins with the model's voice
+
 
 @dataclass(frozen=True)
 class Features:
@@ -98,15 +100,15 @@ class SpeechLM(Model):
             words: list[int] = []
         elif task == "speak":
             words, durations = system.script(str(given.get("text", "")))
-            samples = np.zeros((sum(durations) + len(words) + 10) * size, dtype=np.float32)
+            samples = np.zeros((LISTENS_FIRST + sum(durations) + len(words) + 10) * size, dtype=np.float32)
         else:
             raise RequestError(f"fill: task '{task}': {self.name} has duplex, speak")
         frames = length if length is not None else -(-len(samples) // size)
         session = self.duplex(seed)
-        if words:
-            session.say(" ".join(str(given["text"]).split()))
         outputs = []
         for i in range(frames):
+            if words and i == min(LISTENS_FIRST, frames - 1):
+                session.say(" ".join(str(given["text"]).split()))
             frame = np.zeros(size, dtype=np.float32)
             piece = samples[i * size : (i + 1) * size]
             frame[: len(piece)] = piece

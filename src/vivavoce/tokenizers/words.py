@@ -6,16 +6,26 @@ from vivavoce.errors import RequestError
 
 
 class WordVocabulary:
-    """id 0: pad; ids 1..n: `words` in order. `frames`: how many frames each word usually takes in an answer."""
+    """id 0: pad; ids 1..n: `words` in order.
+
+    frames: how many frames a word usually takes when it is said. sentences: the same for each word but the last of
+    sentences whose times are known.
+    """
 
     pad = 0
 
-    def __init__(self, words: Sequence[str], frames: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        words: Sequence[str],
+        frames: Mapping[str, int] | None = None,
+        sentences: Mapping[str, Sequence[int]] | None = None,
+    ):
         if len(set(words)) != len(words) or not words:
             raise RequestError("a vocabulary needs words, each once")
         self.words = tuple(words)
         self.ids = {word: i + 1 for i, word in enumerate(self.words)}
         self.frames = dict(frames or {})
+        self.sentences = {text: list(taken) for text, taken in (sentences or {}).items()}
 
     def __len__(self) -> int:
         return len(self.words) + 1
@@ -32,5 +42,8 @@ class WordVocabulary:
         return " ".join(self.words[i - 1] for i in ids if i > 0)
 
     def durations(self, text: str, default: int = 4) -> list[int]:
-        """Frames that each word of `text` usually takes."""
-        return [self.frames.get(word, default) for word in text.lower().split()]
+        """Frames that each word of `text` takes: as in the sentence if it is known, else as usual."""
+        words = text.lower().split()
+        usual = [self.frames.get(word, default) for word in words]
+        known = self.sentences.get(" ".join(words), [])
+        return known + usual[len(known) :]
