@@ -48,8 +48,8 @@ def _watched(layers: list[nn.Module], correct: Callable[[nn.Module, Tensor], Ten
     for layer in layers:
         if hasattr(layer, "step"):
 
-            def step(x, state, lengths=None, layer=layer, plain=layer.step):
-                y, after = plain(x, state, lengths)
+            def step(*given, layer=layer, plain=layer.step):
+                y, after = plain(*given)
                 return correct(layer, y), after
 
             layer.step = step  # type: ignore[assignment]
