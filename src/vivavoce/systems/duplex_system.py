@@ -65,7 +65,10 @@ class DuplexSystem(nn.Module):
         return state
 
     def step(self, frames: Tensor, state: State, active: Tensor, forced: Tensor | None = None) -> tuple[Spoken, State]:
-        """frames [rows, frame_size]; `forced` [rows, 2]: see `scripted`. Rows that are not active are held."""
+        """frames [rows, frame_size]; `forced` [rows, 2]: see `scripted`. Rows that are not active are held.
+
+        `state` is used up: its rings of keys and values become the next state's.
+        """
         one = active.long()
         everybody = bool(active.all())  # then no part needs to look at single rows
         lengths, steps = (None, None) if everybody else (one * self.frame_size, one)
@@ -76,7 +79,8 @@ class DuplexSystem(nn.Module):
         cells: dict[str, Tensor] = {self.interaction.hears: heard}
         for name in self.stage.filled:
             cells[name] = state[f"last_{name}"][..., None]
-        hidden, after["backbone"] = self.stage.backbone.step(self.stage.embed(cells), state["backbone"], steps)
+        columns = self.stage.embed(cells)
+        hidden, after["backbone"] = self.stage.backbone.step(columns, state["backbone"], steps, consume=True)
         chosen = self._choose(hidden[:, 0], state, forced)
         for name, ids in chosen.items():
             after[f"last_{name}"] = ids if everybody else torch.where(active[:, None], ids, state[f"last_{name}"])
