@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
+from vivavoce.nn.weights import load_module
 from vivavoce.training import OptimizerSettings, RunDirectory
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.checkpoint import Checkpoint
@@ -61,7 +62,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
 
 def test_weights_that_do_not_fit_are_named():
     with pytest.raises(CheckpointError, match=r"'bias' is missing; 'extra' is not in the model; 'weight' is \(2, 2\)"):
-        checkpoints.load_module(nn.Linear(3, 2), {"weight": torch.ones(2, 2), "extra": torch.ones(1)}, "here")
+        load_module(nn.Linear(3, 2), {"weight": torch.ones(2, 2), "extra": torch.ones(1)}, "here")
 
 
 def test_recipe_may_change_its_training_only(tmp_path):

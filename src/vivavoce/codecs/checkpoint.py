@@ -14,6 +14,7 @@ from torch import Tensor
 from vivavoce.codecs.build import CodecConfig, build_codec
 from vivavoce.codecs.codec import Codec
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
+from vivavoce.nn.weights import load_module
 
 CONFIG, WEIGHTS = "codec.yaml", "model.safetensors"
 
@@ -55,14 +56,7 @@ def load_codec(directory: str | Path) -> Codec:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecipeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {' '.join(str(error).split())}") from error
     tensors = read_safetensors(folder / WEIGHTS)
-    own = codec.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in tensors]
-    wrong += [f"{name} is unknown" for name in tensors if name not in own]
-    wrong += [f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}" for n in own
-              if n in tensors and tensors[n].shape != own[n].shape]
-    if wrong:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong[:3])}")
-    codec.load_state_dict(tensors)
+    load_module(codec, tensors, f"{folder / WEIGHTS}, beside its {CONFIG},")
     return codec.eval()
 
 

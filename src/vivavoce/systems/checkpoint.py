@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.nn.weights import load_module
 from vivavoce.schema import read_recipe
 from vivavoce.systems.assembly import assemble, fingerprint
 from vivavoce.systems.model import Model
@@ -63,7 +63,7 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
                 f"{weights} was saved with another {what} ({extra.get(what)}) than this version makes of "
                 f"{folder / 'recipe.yaml'} ({own}): train anew, or load it with the version that saved it"
             )
-    fit(model.system, tensors, str(weights))
+    load_module(model.system, tensors, str(weights))
     model.system.to(device=device, dtype=dtype)
     return model
 
@@ -78,19 +78,3 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
     widened = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
     return widened, extra
-
-
-def fit(module: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Load `tensors` into `module`; every name and shape must agree, else `CheckpointError` names the first few."""
-    own: dict[str, Any] = module.state_dict()
-    wrong = [f"{n} is missing" for n in own if n not in tensors]
-    wrong += [f"{n} is unknown" for n in tensors if n not in own]
-    wrong += [
-        f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}"
-        for n in own
-        if n in tensors and tensors[n].shape != own[n].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{where}: the weights do not fit the recipe: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(tensors)

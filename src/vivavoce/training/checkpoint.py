@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vivavoce.errors import CheckpointError
 from vivavoce.training.errors import TrainingError
@@ -119,22 +119,6 @@ def load(path: Path) -> Checkpoint:
         averages={name: read_tensors(path / "ema" / f"{name}.safetensors") for name in record["averages"]},
         state=_unflatten(record["state"], read_tensors(path / "state.safetensors")),
     )
-
-
-def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Fill `module`, strictly; what does not fit is named."""
-    own = module.state_dict()
-    problems = [f"'{key}' is missing" for key in own if key not in tensors]
-    problems += [f"'{key}' is not in the model" for key in tensors if key not in own]
-    problems += [
-        f"'{key}' is {tuple(tensors[key].shape)}, the model has {tuple(own[key].shape)}"
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems[:3])}{more}")
-    module.load_state_dict(dict(tensors))
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import RequestError
+from vivavoce.nn.weights import load_module
 from vivavoce.training import checkpoint
 from vivavoce.training.batches import batches, to_device
 from vivavoce.training.distributed import Ranks
@@ -84,7 +85,7 @@ class Phase:
             self.ranks.broadcast(tensors)
         else:
             for name, module in self.modules.items():
-                checkpoint.load_module(module, saved.modules.get(name, {}), f"{self.folder} ({name})")
+                load_module(module, saved.modules.get(name, {}), f"{self.folder} ({name})")
             for name, optimizer in self.optimizers.items():
                 self._load_optimizer(optimizer, saved.state["optimizers"].get(name, {}), name)
             self.task.load_state_dict(saved.state["task"])
@@ -128,7 +129,7 @@ class Phase:
                 f"({', '.join(self.modules)}) but {', '.join(files)}"
             )
         for name in shared:
-            checkpoint.load_module(self.modules[name], checkpoint.read_tensors(files[name]), str(files[name]))
+            load_module(self.modules[name], checkpoint.read_tensors(files[name]), str(files[name]))
 
     def _optimizer_state(self, name: str) -> dict:
         optimizer = self.optimizers[name]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vivavoce.errors import RequestError
+from vivavoce.nn.weights import load_module
 from vivavoce.schema import Recipe
 from vivavoce.schema.recipe import Phase
 from vivavoce.training import checkpoint
@@ -84,7 +85,7 @@ def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
         for part, path in run.weights(name).items():
             module = getattr(model.system, part, None)
             if module is not None:  # discriminators and the like belong to their phase only
-                checkpoint.load_module(module, checkpoint.read_tensors(path), str(path))
+                load_module(module, checkpoint.read_tensors(path), str(path))
     return model
 
 
