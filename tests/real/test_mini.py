@@ -29,10 +29,13 @@ def question(name: str) -> vivavoce.Audio:
 
 
 def test_what_is_forced_into_its_text_is_what_it_says(mini, judge):
-    """The voice follows the text stream, not the user: any of its answers, in silence, is heard by the recogniser."""
-    texts = ["seven", "zero", "three plus four is seven", "nine plus nine is eighteen", "six plus two is eight"]
+    """The voice follows the text stream, not the user: answers forced in silence are heard whole by the recogniser.
+
+    Chance is one in 110; the model card has the share of all answers.
+    """
+    texts = all_answers()[2::11]
     heard = [judge(mini.fill("speak", {"text": text})["audio"]) for text in texts]
-    assert sum(h == t for h, t in zip(heard, texts)) >= 4, heard
+    assert sum(h == t for h, t in zip(heard, texts, strict=True)) > len(texts) / 2, heard
 
 
 def test_another_question_another_answer(mini):
