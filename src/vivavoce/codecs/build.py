@@ -13,7 +13,7 @@ from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
 from vivavoce.nn.streaming import Chain, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
-from vivavoce.quantizers import build_quantizer
+from vivavoce.quantizers import Quantizer, build_quantizer
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,16 @@ class CodecConfig(SEANetConfig):
         return {name: value for name, value in plain.items() if name == "ratios" or value != defaults[name]}
 
 
+def quantizer_of(width: int, codebooks: int, codebook_size: int, options: Mapping[str, Any]) -> Quantizer:
+    """The quantizer of a codec: residual, unless `options` name another kind; they win over the sizes."""
+    sizes = {"kind": "rvq", "width": width, "codebooks": codebooks, "codebook_size": codebook_size}
+    return build_quantizer({**sizes, **options})
+
+
 def build_codec(options: Mapping[str, Any] | CodecConfig) -> Codec:
     """An untrained codec; weights are drawn from torch's global generator. Raises `RecipeError`."""
     config = options if isinstance(options, CodecConfig) else CodecConfig.of(options)
-    quantizer = build_quantizer(
-        {
-            "kind": "rvq",
-            "width": config.dim,
-            "codebooks": config.codebooks,
-            "codebook_size": config.codebook_size,
-            **config.quantizer,
-        }
-    )
+    quantizer = quantizer_of(config.dim, config.codebooks, config.codebook_size, config.quantizer)
     heard: list[Streaming] = list(seanet.encoder(config))
     spoken: list[Streaming] = []
     if config.transformer is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from vivavoce.codecs.build import quantizer_of
 from vivavoce.codecs.codec import Codec
 from vivavoce.encoders.causal_mel import CausalMelEncoder
 from vivavoce.errors import RecipeError
@@ -19,7 +20,6 @@ from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
-from vivavoce.quantizers import build_quantizer
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,5 @@ def decoder(config: SpectralConfig) -> Chain:
 def build_spectral_codec(options: Mapping[str, Any] | SpectralConfig) -> Codec:
     """An untrained codec; weights are drawn from torch's global generator. Raises `RecipeError`."""
     config = options if isinstance(options, SpectralConfig) else SpectralConfig.of(options)
-    quantizer = build_quantizer(
-        {
-            "kind": "rvq",
-            "width": config.dim,
-            "codebooks": config.codebooks,
-            "codebook_size": config.codebook_size,
-            **config.quantizer,
-        }
-    )
+    quantizer = quantizer_of(config.dim, config.codebooks, config.codebook_size, config.quantizer)
     return Codec(encoder(config), quantizer, decoder(config), config.sample_rate)

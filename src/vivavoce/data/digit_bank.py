@@ -6,7 +6,7 @@ because a lone word is what is most easily taken for a digit.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,6 @@ OTHER_PHRASES = (
     "I would like a cup of coffee", "where is the station", "stop it right now", "thank you very much",
     "she sells sea shells", "that is not what I meant", "could you repeat that", "never mind", "hey computer",
 )  # fmt: skip
-Progress = Callable[[str], None]
 
 
 def clip_of(samples: np.ndarray, rate: int, front: StreamingLogMel, bins: int, **names: str) -> PowerClip:
@@ -85,7 +84,7 @@ def phrases_of(texts: Sequence[str], rng: np.random.Generator, count: int) -> li
 
 
 def synthetic(
-    front: StreamingLogMel, bins: int, texts: Sequence[str], seed: int = 0, progress: Progress | None = None
+    front: StreamingLogMel, bins: int, texts: Sequence[str], seed: int = 0
 ) -> tuple[list[PowerClip], list[PowerClip]]:
     """(digits and "plus", other words and phrases) by espeak-ng and flite voices at random rates and pitches.
 
@@ -106,14 +105,10 @@ def synthetic(
         digits += [say(word, voice) for word in (*DIGITS, "plus") for _ in range(2)]
         words = [*rng.choice(OTHER_WORDS, 14, replace=False), *rng.choice(OTHER_PHRASES, 3, replace=False)]
         other += [say(str(text), voice) for text in (*words, *phrases_of(texts, rng, 8))]
-        if progress:
-            progress(voice)
     for voice in FLITE:
         pitch = voice != "flite:rms"
         digits += [say(word, voice, pitch) for word in (*DIGITS, "plus") for _ in range(6)]
         other += [say(text, voice, pitch) for text in (*OTHER_WORDS, *OTHER_PHRASES, *phrases_of(texts, rng, 60))]
-        if progress:
-            progress(voice)
     return digits, [clip for clip in other if not set(clip.text.split()) & set(NUMBERS)]
 
 
@@ -122,16 +117,13 @@ def build_bank(
     front: StreamingLogMel,
     bins: int,
     leave_out: Sequence[str] = (),
-    synthetic_voices: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> ClipBank:
     """All clips for training: about 6,000, 40 MB; half a minute of work on one core."""
     digits, other = recorded(pack, front, bins, leave_out)
-    if synthetic_voices:
-        texts = [clip.text for clip in other if len(clip.text.split()) > 3]
-        more, others = synthetic(front, bins, texts, seed, progress)
-        digits, other = digits + more, other + others
+    texts = [clip.text for clip in other if len(clip.text.split()) > 3]
+    more, others = synthetic(front, bins, texts, seed)
+    digits, other = digits + more, other + others
     words: dict[str, list[PowerClip]] = {word: [] for word in (*DIGITS, "plus")}
     for clip in digits:
         if clip.end > clip.start:
