@@ -8,7 +8,7 @@ import vivavoce
 from vivavoce.errors import AudioError, CheckpointError, RequestError
 from vivavoce.schema import read_recipe
 from vivavoce.systems import assemble
-from vivavoce.systems.speech_lm import LISTENS_FIRST
+from vivavoce.systems.speech_lm import LISTENS_FIRST, SPEAKS_ON
 
 FRAME = 1280
 
@@ -117,15 +117,98 @@ def test_other_user_audio_changes_what_is_chosen(model):
     assert [o.tokens for o in one[1:]] != [o.tokens for o in other[1:]]
 
 
-def test_forced_words_stand_in_the_text_stream(model):
-    session = model.duplex(0)
-    session.say("three plus four")
-    words = [out.text for out in run(session, frames(16))]
-    assert words[0] == "three" and [w for w in words if w][:3] == ["three", "plus", "four"]
-    between = words.index("plus")  # "three" takes three frames, one less to two more are allowed
-    assert 2 <= between <= 5
-    with pytest.raises(RequestError, match="'elephant' is not in the vocabulary"):
-        session.say("elephant")
+SENTENCE = "three plus four is seven"
+
+
+@pytest.fixture(scope="module")
+def hesitant():
+    """A model whose wish to say a word now is sometimes above one half and sometimes below."""
+    model = loud("mini")
+    with torch.no_grad():
+        head = model.system.stage.linear["text"][0]
+        head.weight[0] *= 8
+        head.bias[0] += 6
+    return model
+
+
+def wishes(model, signal, outputs) -> torch.Tensor:
+    """Probability [frames] of a word in the text stream, by teacher forcing."""
+    system = model.system
+    with torch.inference_mode():
+        values = {"user": system.encoder(torch.from_numpy(signal.reshape(1, -1, 1)))}
+        for name in system.stage.filled:
+            values[name] = torch.tensor([o.tokens[name] for o in outputs]).T[None]
+        hidden, grid = system.stage(values)
+        (logits,), _ = system.stage.predict("text", hidden, grid)
+        return 1 - logits.softmax(-1)[:, 0]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6])
+def test_the_model_chooses_when_forced_words_come(hesitant, threshold):
+    """A word stands where its probability reaches the threshold, or at the latest frame: nowhere else."""
+    signal, within = frames(40, 3), 4
+    session = hesitant.duplex(0)
+    session.say(SENTENCE, threshold, within)
+    outputs = []
+    while session.saying:
+        outputs.append(session.step(signal[len(outputs)]))
+    said = [out.text for out in outputs]
+    assert [word for word in said if word] == SENTENCE.split() and said[0] == "three"
+    by_wish = by_bound = since = 0
+    for frame, wish in enumerate(wishes(hesitant, signal[: len(said)], outputs).tolist()[1:], 1):
+        since += 1
+        assert bool(said[frame]) == (wish >= threshold or since == within), frame
+        by_wish += bool(said[frame]) and since < within
+        by_bound += bool(said[frame]) and since == within
+        since = 0 if said[frame] else since
+    assert by_wish and by_bound, "the model never, or always, wanted a word: this test could not fail"
+
+
+def test_forced_words_leave_other_rows_alone(hesitant):
+    """Rows with words, with ids frame by frame and with free text: each says what it says alone."""
+    signals = [frames(18, seed) for seed in (20, 21, 22)]
+    texts = (SENTENCE, [0, 3, 0, 0, 5], "")
+    alone = []
+    for signal, text in zip(signals, texts, strict=True):
+        session = hesitant.duplex(4)
+        session.say(text)
+        alone.append(run(session, signal))
+    rows = hesitant.duplex_rows(3)
+    said: list[list] = [[], [], []]
+    for row, text in enumerate(texts):
+        rows.reset(row, seed=4)
+        rows.say(row, text)
+    for tick in range(36):
+        active = [len(said[row]) < 18 and (tick + row) % 3 != 0 for row in range(3)]
+        batch = np.stack([signals[row][min(len(said[row]), 17)] for row in range(3)])
+        for row, out in enumerate(rows.step(batch, active)):
+            said[row] += [] if out is None else [out]
+    assert [len(outs) for outs in said] == [18] * 3
+    assert all(same(one, other) for one, other in zip(said, alone, strict=True))
+    assert [out.tokens["text"][0] for out in alone[1]][:5] == [0, 3, 0, 0, 5]
+
+
+def test_fill_speaks_what_a_session_says(hesitant):
+    filled = hesitant.fill("speak", {"text": SENTENCE}, seed=2)
+    text = filled["text"][0]
+    words = hesitant.system.script(SENTENCE)
+    assert [i for i in text if i] == words and text[LISTENS_FIRST] == words[0]
+    ends = int(np.flatnonzero(text)[-1])
+    assert not text[:LISTENS_FIRST].any() and len(text) == ends + 1 + SPEAKS_ON
+    session = hesitant.duplex(2)
+    session.say([0] * LISTENS_FIRST)
+    session.say(SENTENCE)
+    outs = run(session, np.zeros((ends + 1, FRAME), np.float32))
+    assert np.array_equal([out.tokens["voice"] for out in outs], filled["voice"].T[: ends + 1])
+    timed = hesitant.fill("speak", {"text": text}, seed=2)
+    assert np.array_equal(timed["voice"], filled["voice"]) and np.array_equal(timed["text"][0], text)
+    assert hesitant.fill("speak", {"text": SENTENCE}, length=9)["text"].shape == (1, 9)
+
+
+def test_words_that_it_does_not_know_are_refused(model):
+    for text, expected in [("elephant", "'elephant' is not in the vocabulary"), ([0, 22], "id 22: the vocabulary has")]:
+        with pytest.raises(RequestError, match=expected):
+            model.duplex(0).say(text)
 
 
 def test_saved_is_loaded_and_a_mismatch_is_refused(model, tmp_path):
@@ -208,8 +291,6 @@ def test_fill_and_features_and_resynth(model):
     audio = vivavoce.Audio(frames(4).reshape(1, -1)[:, :5000], 16000)
     filled = model.fill("duplex", {"user": audio})
     assert filled["voice"].shape == (3, 4) and filled["audio"].samples.shape == (1, 4 * FRAME)
-    spoken = model.fill("speak", {"text": "seven"})
-    assert spoken["text"][0, LISTENS_FIRST] == model.system.script("seven")[0][0]
     features = model.features(audio)
     assert features.values.shape == (3, 16) and features.frame_rate == 12.5
     again = model.resynth(audio)

@@ -5,6 +5,7 @@ randomness (seed, counter). Rows advance, hold and reset independently; what a r
 because every step computes with the full number of rows.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,35 +28,45 @@ class DuplexOutput:
     tokens: dict[str, list[int]] = field(default_factory=dict)
 
 
-WAIT, MAY, MUST = range(3)
-EARLY, LATE = 0, 0  # frames around a word's usual length in which the next word may come
+THRESHOLD, WITHIN = 0.5, 12  # see `Script.extend`
+FREE = (-1, 0.0)
+FRAME = 0  # `within` of an id that has its frame
 
 
 class Script:
-    """Words that a row is to say, in order: ids, and the frames that each usually takes."""
+    """What a row's text stream is to carry: words in order, at moments that the model chooses, or ids frame by frame.
+
+    A model that has learned when words are due gives "a word now" the probability 1 - P(pad), whichever word it is.
+    """
 
     def __init__(self) -> None:
-        self.words: list[int] = []
-        self.frames: list[int] = []
-        self.due = -LATE  # frames until the next word usually comes; the first is overdue
+        self.words: deque[tuple[int, float, int]] = deque()  # id, threshold, within
+        self.since = 0  # frames since the last word
 
-    def extend(self, words: Sequence[int], frames: Sequence[int]) -> None:
-        """Add words to the end."""
-        self.words += words
-        self.frames += frames
+    def extend(self, words: Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
+        """Add words to the end: each comes in a frame of its own once the probability of a word reaches `threshold`,
+        and at most `within` frames after the one before it. Where no word waits, the first comes at once."""
+        for word in words:
+            follows = bool(self.words) and self.words[-1][2] > FRAME
+            self.words.append((word, threshold if follows else 0.0, within))
 
-    def next(self) -> tuple[int, int]:
-        """The next word and whether it waits, may, or must come now; (-1, WAIT) at the end."""
+    def extend_frames(self, ids: Sequence[int]) -> None:
+        """Add one id a frame (0: nothing) to the end."""
+        self.words.extend((i, 0.0, FRAME) for i in ids)
+
+    def next(self) -> tuple[int, float]:
+        """The id that is next, and the probability of a word from which on it comes in this frame (else: pad)."""
         if not self.words:
-            return -1, WAIT
-        return self.words[0], MUST if self.due <= -LATE else MAY if self.due <= EARLY else WAIT
+            return FREE
+        word, threshold, within = self.words[0]
+        return word, threshold if self.since + 1 < within else 0.0
 
     def advance(self, said: int) -> None:
-        """A frame has passed, in which the word `said` (0: none) was said."""
-        self.due -= 1
-        if self.words and said == self.words[0]:
-            self.words.pop(0)
-            self.due = self.frames.pop(0) - 1
+        """A frame has passed, in which `said` (0: nothing) stood in the text stream."""
+        self.since += 1
+        if self.words and said == self.words[0][0]:
+            self.words.popleft()
+            self.since = 0
 
 
 class DuplexRows:
@@ -113,18 +124,28 @@ class DuplexRows:
         self.state = self.state.put([row], fresh)
         self._script[row] = Script()
 
-    def say(self, row: int, text: str) -> None:
-        """Force words into the row's text stream from its next step on, in place of what it would have chosen.
+    def say(self, row: int, text: str | Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
+        """Force `text` into the row's text stream from its next step on, in place of what it would have chosen.
 
-        Each comes after the frames that the one before it takes (see `WordVocabulary.durations`).
+        A string: its words in order, the first at once, each other one when the model finds a word due (see
+        `Script.extend`). Ids: one a frame, 0 for none. Afterwards the text is the model's own again. Raises
+        `RequestError` for a word that is not in the vocabulary.
         """
-        self._script[row].extend(*self.system.script(text))
+        if isinstance(text, str):
+            self._script[row].extend(self.system.script(text), threshold, within)
+        else:
+            self._script[row].extend_frames(self.system.script(text))
 
-    def _forced(self, mask: Tensor) -> Tensor | None:
-        """[rows, 2] int64: the forced id (-1: the text is free) and how: WAIT, MAY, MUST."""
+    def saying(self, row: int) -> int:
+        """How many forced words or frames of the row are still to come."""
+        return len(self._script[row].words)
+
+    def _forced(self, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+        """[rows] int64: the id that is next in a script (-1: the text is free); [rows] float32: its threshold."""
         if not any(script.words for script in self._script):
             return None
-        return torch.tensor([script.next() if mask[row] else (-1, WAIT) for row, script in enumerate(self._script)])
+        words, thresholds = zip(*(script.next() if mask[row] else FREE for row, script in enumerate(self._script)))
+        return torch.tensor(words), torch.tensor(thresholds)
 
     def _output(self, spoken: Any, row: int) -> DuplexOutput:
         tokens = {name: ids[row].tolist() for name, ids in spoken.tokens.items()}
@@ -147,6 +168,11 @@ class DuplexSession:
         """Hear one frame [frame_size], say one."""
         return self.lockstep.step(torch.as_tensor(np.asarray(frame), dtype=torch.float32)[None])[0]
 
-    def say(self, text: str) -> None:
-        """Force words into the text stream from the next step on."""
-        self.lockstep.say(0, text)
+    def say(self, text: str | Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
+        """Force words, or ids frame by frame, into the text stream from the next step on; see `DuplexRows.say`."""
+        self.lockstep.say(0, text, threshold, within)
+
+    @property
+    def saying(self) -> int:
+        """How many forced words or frames are still to come."""
+        return self.lockstep.saying(0)

@@ -4,14 +4,14 @@ Step c hears frame c of the given stream, completes column c with what was chose
 that the layout puts into column c + 1: cell c of every filled stream (their delays are one column).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vivavoce.codecs import Codec
-from vivavoce.dialogue.duplex import MAY, MUST
+from vivavoce.errors import RequestError
 from vivavoce.lm.sampling import Sampling, sample
 from vivavoce.nn.streaming import State, Streaming
 from vivavoce.schema import Interaction
@@ -64,8 +64,10 @@ class DuplexSystem(nn.Module):
         state["emitted"] = torch.zeros(rows, dtype=torch.int64)
         return state
 
-    def step(self, frames: Tensor, state: State, active: Tensor, forced: Tensor | None = None) -> tuple[Spoken, State]:
-        """frames [rows, frame_size]; `forced` [rows, 2]: see `scripted`. Rows that are not active are held.
+    def step(
+        self, frames: Tensor, state: State, active: Tensor, forced: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Spoken, State]:
+        """frames [rows, frame_size]; `forced`: text, see `scripted`. Rows that are not active are held.
 
         `state` is used up: its rings of keys and values become the next state's.
         """
@@ -88,7 +90,7 @@ class DuplexSystem(nn.Module):
         wave, after["decoder"] = self.codec.decode_step(codes, state["decoder"], steps)
         return Spoken(wave[:, 0], chosen), after
 
-    def _choose(self, hidden: Tensor, state: State, forced: Tensor | None) -> dict[str, Tensor]:
+    def _choose(self, hidden: Tensor, state: State, forced: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
         """Fill the next column: hidden [rows, width] -> stream -> ids [rows, levels]."""
         chosen: dict[str, Tensor] = {}
         draw = 0
@@ -103,7 +105,7 @@ class DuplexSystem(nn.Module):
                 logits = [head(hidden) for head in self.stage.linear[name]]
                 ids = [pick(k, level) for k, level in enumerate(logits)]
                 if forced is not None and name == self.interaction.writes:
-                    ids[0] = scripted(logits[0], ids[0], forced)
+                    ids[0] = scripted(logits[0], ids[0], *forced)
                 chosen[name] = torch.stack(ids, dim=1)
             else:
                 after = self.stage.after[name]
@@ -117,17 +119,21 @@ class DuplexSystem(nn.Module):
         name = getattr(self.interaction, role)
         return self.vocabularies[name].text(tokens[name]) if name is not None else ""
 
-    def script(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids of the words of `text`, and the frames that each usually takes."""
+    def script(self, text: str | Sequence[int]) -> list[int]:
+        """Ids of the words of `text`; ids are checked."""
         words = self.vocabularies[self.interaction.writes or ""]
-        return words.encode(text), words.durations(text)
+        if isinstance(text, str):
+            return words.encode(text)
+        ids = [int(i) for i in text]
+        if bad := [i for i in ids if not 0 <= i < len(words)]:
+            raise RequestError(f"text: id {bad[0]}: the vocabulary has 0 (nothing) to {len(words) - 1}")
+        return ids
 
 
-def scripted(logits: Tensor, free: Tensor, forced: Tensor) -> Tensor:
-    """Text ids [rows] under a script: `forced` [rows, 2] as `DuplexRows` gives it, `free` where there is none.
+def scripted(logits: Tensor, free: Tensor, words: Tensor, thresholds: Tensor) -> Tensor:
+    """Text ids [rows] under scripts: the word that is next, or pad (0); `free` [rows] where words [rows] is negative.
 
-    A word that may come comes if the model would rather say it now than nothing.
+    A word comes where the probability of a word, 1 - P(pad) by logits [rows, vocabulary], reaches its threshold [rows].
     """
-    word, how = forced.unbind(1)
-    wish = logits.gather(1, word.clamp(min=0)[:, None])[:, 0] > logits[:, 0]
-    return torch.where(word < 0, free, torch.where((how == MUST) | ((how == MAY) & wish), word, 0))
+    due = (1 - logits.float().softmax(-1)[:, 0] >= thresholds) | (thresholds <= 0)
+    return torch.where(words < 0, free, torch.where(due, words, 0))

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from vivavoce.audio import Audio, resample
-from vivavoce.dialogue import DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
+from vivavoce.dialogue import DuplexOutput, DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
 from vivavoce.errors import RequestError
 from vivavoce.schema import Recipe
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.model import Model
 
 LISTENS_FIRST = 6  # frames of silence before forced words: no conversation begins with the model's voice
+SPEAKS_ON = 22  # frames after the last forced word, for its sound
 
 
 @dataclass(frozen=True)
@@ -88,37 +89,44 @@ class SpeechLM(Model):
             yield piece
 
     def fill(self, task: str, given: Mapping[str, Any], length: int | None = None, seed: int = 0) -> dict[str, Any]:
-        """Fill the streams of a task: "duplex" given {"user": Audio}, "speak" given {"text": str}.
+        """Fill the streams of a task: "duplex" given {"user": Audio}, "speak" given {"text": words or ids}.
 
-        Returns stream -> Audio (the voice), token ids [levels, frames] of the others. `length` in frames; by default as
-        long as the user's audio, or as the words take with 10 frames after them.
+        Words (a string) are said when the model finds each due; ids stand at their frames (0: nothing). "speak" hears
+        silence, or "user" if that is given too. Returns stream -> Audio (the voice), token ids [levels, frames] of the
+        others. `length` in frames; by default as long as the user's audio or the ids, or until the words are said.
         """
-        system = self.system
-        size = system.frame_size
-        if task == "duplex":
-            samples = self._heard("user", given.get("user"))
-            words: list[int] = []
-        elif task == "speak":
-            words, durations = system.script(str(given.get("text", "")))
-            samples = np.zeros((LISTENS_FIRST + sum(durations) + len(words) + 10) * size, dtype=np.float32)
-        else:
+        if task not in ("duplex", "speak"):
             raise RequestError(f"fill: task '{task}': {self.name} has duplex, speak")
-        frames = length if length is not None else -(-len(samples) // size)
-        session = self.duplex(seed)
-        outputs = []
-        for i in range(frames):
-            if words and i == min(LISTENS_FIRST, frames - 1):
-                session.say(" ".join(str(given["text"]).split()))
+        session, size = self.duplex(seed), self.system.frame_size
+        samples = np.zeros(0, dtype=np.float32)
+        if task == "duplex" or "user" in given:
+            samples = self._heard("user", given.get("user"))
+        if task == "speak":
+            self._give_text(session, given.get("text", ""), length)
+        heard = -(-len(samples) // size)
+        outputs: list[DuplexOutput] = []
+        while len(outputs) < length if length is not None else (len(outputs) < heard or session.saying):
             frame = np.zeros(size, dtype=np.float32)
-            piece = samples[i * size : (i + 1) * size]
+            piece = samples[len(outputs) * size : (len(outputs) + 1) * size]
             frame[: len(piece)] = piece
             outputs.append(session.step(frame))
         audio = np.concatenate([out.audio for out in outputs]) if outputs else np.zeros(0, dtype=np.float32)
         filled: dict[str, Any] = {
-            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T for name in system.stage.filled
+            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T for name in self.system.stage.filled
         }
         filled["audio"] = Audio(audio[None], self.sample_rate)
         return filled
+
+    @staticmethod
+    def _give_text(session: DuplexSession, text: Any, length: int | None) -> None:
+        """The whole text stream of a session that begins: words with silence around them, or ids."""
+        if not isinstance(text, str):
+            session.say(np.asarray(text).reshape(-1).tolist())
+            return
+        before = LISTENS_FIRST if length is None else max(0, min(LISTENS_FIRST, length - 1))
+        session.say([0] * before)
+        session.say(text)
+        session.say([0] * (SPEAKS_ON if length is None else length))
 
     def features(self, audio: Any, layer: int | None = None):
         """Frames that the model hears with: `.values` [T, D], `.frame_rate` Hz; a list gives a list."""

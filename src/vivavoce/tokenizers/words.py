@@ -6,11 +6,7 @@ from vivavoce.errors import RequestError
 
 
 class WordVocabulary:
-    """id 0: pad; ids 1..n: `words` in order.
-
-    frames: how many frames a word usually takes when it is said. sentences: the same for each word but the last of
-    sentences whose times are known.
-    """
+    """id 0: pad; ids 1..n: `words` in order. frames, sentences: of older recipes; not looked at."""
 
     pad = 0
 
@@ -24,8 +20,6 @@ class WordVocabulary:
             raise RequestError("a vocabulary needs words, each once")
         self.words = tuple(words)
         self.ids = {word: i + 1 for i, word in enumerate(self.words)}
-        self.frames = dict(frames or {})
-        self.sentences = {text: list(taken) for text, taken in (sentences or {}).items()}
 
     def __len__(self) -> int:
         return len(self.words) + 1
@@ -40,10 +34,3 @@ class WordVocabulary:
     def text(self, ids: Sequence[int]) -> str:
         """The words of `ids`, pads left out."""
         return " ".join(self.words[i - 1] for i in ids if i > 0)
-
-    def durations(self, text: str, default: int = 4) -> list[int]:
-        """Frames that each word of `text` takes: as in the sentence if it is known, else as usual."""
-        words = text.lower().split()
-        usual = [self.frames.get(word, default) for word in words]
-        known = self.sentences.get(" ".join(words), [])
-        return known + usual[len(known) :]
