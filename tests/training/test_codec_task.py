@@ -93,6 +93,21 @@ def test_reconstruction_then_adversarial_resumed_to_the_bit(tmp_path):
     assert a.state["task"] == b.state["task"]
 
 
+def test_at_first_only_the_judges_learn(tmp_path):
+    run = RunDirectory.open(tmp_path)
+    settings = {**PHASE, "name": "adversarial", "ema": None, "checkpoint_every": 2, "steps": 4, "log_every": 1}
+    train_phase(task(discriminators=SMALL, turns=1.0, judge_first=2), run, PhaseSettings.of(settings))
+    first, last = sorted(run.checkpoints("adversarial").glob("step-*"))
+    before, after = (checkpoints.read_tensors(folder / "codec.safetensors") for folder in (first, last))
+    fresh = task(discriminators=SMALL)
+    assert all(torch.equal(value, before[key]) for key, value in fresh.codec.state_dict().items())
+    judged = checkpoints.read_tensors(first / "discriminators.safetensors")
+    assert any(not torch.equal(value, judged[key]) for key, value in fresh.judges.state_dict().items())
+    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+    names = [set(line) for line in read_metrics(run.metrics) if "seconds" in line]
+    assert "loss/discriminators" in names[0] and "features" not in names[0] and "features" in names[2]
+
+
 def test_shares_make_up_the_batch():
     whole = task().batch(3, 0, 1)
     assert whole.shape == (4, 1, 2000)

@@ -11,6 +11,7 @@ import vivavoce
 from vivavoce.cli import main
 from vivavoce.training import RunDirectory
 from vivavoce.training import checkpoint as checkpoints
+from vivavoce.training.metrics import read_metrics
 
 PHASE = {"trains": "codec", "data": {"kind": "speech_synthesis", "voice": "flite:slt"}, "batch": 2}
 SETTINGS = {"settings": {"log_every": 1, "ema": 0.5}, "optimizer": {"learning_rate": 1e-3}}
@@ -70,6 +71,32 @@ def test_all_phases_then_nothing_more_to_do(recipe, train, tmp_path):
     assert code == 0, said.err
     assert checkpoints.latest(RunDirectory(run).checkpoints("second")).step == 3
     assert len(json.loads((run / "code.json").read_text())) == 3
+
+
+def test_a_codec_learns_from_recordings(train, tmp_path):
+    """The shipped recipe's phases, on two tones; its last phase keeps the codes of the first."""
+    import numpy as np
+
+    corpus = tmp_path / "corpus"
+    for speaker, pitch in (("1", 0.05), ("2", 0.09)):
+        (corpus / speaker / "5").mkdir(parents=True)
+        tone = 0.2 * np.sin(pitch * np.arange(70000))[None].astype(np.float32)
+        vivavoce.write(corpus / speaker / "5" / f"{speaker}-5-0000.flac", vivavoce.Audio(tone, 16000))
+        (corpus / speaker / "5" / f"{speaker}-5.trans.txt").write_text(f"{speaker}-5-0000 A TONE\n")
+    data = f"{{corpora: ['{corpus}'], held_out: [librispeech_2]}}"
+    places = [f"--set=training.{name}.data={data}" for name in ("reconstruction", "adversarial")]
+    code, said = train("speech-codec", "--size", "smoke", "--run", tmp_path / "run", *places)
+    assert code == 0, said.err
+    run = RunDirectory(tmp_path / "run")
+    first, second = (checkpoints.read_tensors(run.weights(name)["codec"]) for name in run.phases())
+    changed = {key.split(".")[0] for key, value in first.items() if not torch.equal(value, second[key])}
+    assert changed == {"decoder"}
+    codes = vivavoce.load(run.path).resynth(vivavoce.Audio(np.zeros((1, 1000), np.float32), 16000)).codes
+    assert codes.shape == (3, 4)
+    assert any("evaluate/snr_db" in line for line in read_metrics(run.metrics))
+    wrong = "--set=training.reconstruction.data={corpora: all}"
+    code, said = train("speech-codec", "--size", "smoke", "--run", tmp_path / "other", wrong)
+    assert code == 2 and "training.reconstruction.data: give corpora (a list)" in said.err
 
 
 def test_one_phase_needs_those_before_it(recipe, train, tmp_path):

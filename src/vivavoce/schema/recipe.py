@@ -177,7 +177,7 @@ class Phase(Strict):
 
 
 class Recipe(Strict):
-    """A whole system, from what it hears to what it says, and how it came to be."""
+    """A whole system, from what it hears to what it says, and how it came to be. Without stages it is a codec."""
 
     system: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     paper: str | None = None
@@ -186,7 +186,7 @@ class Recipe(Strict):
     tokenizers: dict[str, Part] = Field(default_factory=dict)
     encoders: dict[str, Part] = Field(default_factory=dict)
     streams: dict[str, Stream] = Field(min_length=1)
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[Stage] = Field(default_factory=list)
     interaction: Interaction | None = None
     training: list[Phase] = Field(default_factory=list)
     evaluation: list[str] = Field(default_factory=list)

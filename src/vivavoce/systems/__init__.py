@@ -2,12 +2,14 @@
 
 from vivavoce.systems.assembly import assemble, build, fingerprint
 from vivavoce.systems.checkpoint import load, save
+from vivavoce.systems.codec_model import CodecModel, Resynthesis
 from vivavoce.systems.model import MissingVerb, Model
-from vivavoce.systems.speech_lm import Features, Resynthesis, SpeechLM
+from vivavoce.systems.speech_lm import Features, SpeechLM
 from vivavoce.systems.token_lm import TokenLM
 from vivavoce.systems.tokenizers import load_tokenizer
 
 __all__ = [
+    "CodecModel",
     "Features",
     "MissingVerb",
     "Model",

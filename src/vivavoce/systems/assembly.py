@@ -14,6 +14,7 @@ from vivavoce.lm.sampling import Sampling
 from vivavoce.nn.streaming import Streaming
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Part
+from vivavoce.systems.codec_model import CodecModel, CodecSystem
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.model import Model
 from vivavoce.systems.speech_lm import SpeechLM
@@ -97,11 +98,11 @@ def _each(recipe: Recipe, section: str, make: Any) -> dict[str, Any]:
 
 def assemble(recipe: Recipe, seed: int = 0) -> Model:
     """The untrained system of a recipe, with weights drawn from `seed`."""
-    kind = recipe.interaction.kind if recipe.interaction else None
+    kind = recipe.interaction.kind if recipe.interaction else "codec" if not recipe.stages else None
     if kind not in SYSTEMS:
-        there = ", ".join(SYSTEMS)
+        there = ", ".join(sorted({*SYSTEMS} - {"codec"}))
         raise RecipeError(f"{recipe.system}: interaction.kind: '{kind}' cannot be assembled; there is {there}")
-    if len(recipe.stages) != 1:
+    if len(recipe.stages) != (kind != "codec"):
         raise RecipeError(f"{recipe.system}: stages: a system of kind '{kind}' has one, not {len(recipe.stages)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,7 +148,17 @@ def _tokens(recipe: Recipe) -> TokenLM:
     return TokenLM(recipe, system)
 
 
-SYSTEMS = {"full_duplex": _full_duplex, "offline": _tokens}  # by the recipe's interaction.kind
+def _codec(recipe: Recipe) -> CodecModel:
+    """A codec alone: the recipe's one tokenizer of audio."""
+    codecs = [made for made in _each(recipe, "tokenizers", build_tokenizer).values() if hasattr(made, "encode_latents")]
+    if len(codecs) != 1:
+        raise RecipeError(
+            f"{recipe.system}: a recipe without stages is a codec: it has one tokenizer of audio, not {len(codecs)}"
+        )
+    return CodecModel(recipe, CodecSystem(codecs[0]))
+
+
+SYSTEMS = {"full_duplex": _full_duplex, "offline": _tokens, "codec": _codec}  # by interaction.kind; codec: no stages
 
 
 def build(recipe: str | Path | Mapping[str, Any], size: str = "full", **overrides: Any) -> Model:

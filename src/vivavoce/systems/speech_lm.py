@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivavoce.audio import Audio, resample
+from vivavoce.audio import Audio
 from vivavoce.dialogue import DuplexOutput, DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
 from vivavoce.errors import RequestError
 from vivavoce.schema import Recipe
+from vivavoce.systems.codec_model import mono_samples, resynthesize
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.model import Model
 
@@ -24,16 +25,6 @@ class Features:
 
     values: np.ndarray
     frame_rate: float
-
-
-@dataclass(frozen=True)
-class Resynthesis:
-    """Audio through the tokens and back, of as many samples as were given; codes [codebooks, frames]."""
-
-    audio: Audio
-    codes: np.ndarray
-    bits_per_second: float
-    tokens_per_second: float
 
 
 class SpeechLM(Model):
@@ -143,25 +134,10 @@ class SpeechLM(Model):
         """Through the voice's tokens and back: as many samples as were given; a list gives a list."""
         if isinstance(audio, list):
             return [self.resynth(one) for one in audio]
-        samples = self._heard("user", audio)
-        codec = self.system.codec
-        with torch.inference_mode():
-            codes = codec.encode(torch.from_numpy(samples)[None, None])
-            wave = codec.decode(codes)[0, 0, : len(samples)].numpy()
-        tokens = codec.frame_rate * codec.codebooks
-        bits = tokens * float(np.log2(codec.codebook_size))
-        return Resynthesis(Audio(wave[None], self.sample_rate), codes[0].numpy(), bits, tokens)
+        return resynthesize(self.system.codec, self._heard("user", audio))
 
     def _heard(self, role: str, audio: Any) -> np.ndarray:
         """Mono samples [n] at the model's rate; checks role and audio."""
-        from vivavoce.audio import check_waveform
-
         if role != "user":
             raise RequestError(f"turn of role '{role}': {self.name} hears turns of 'user' only")
-        if isinstance(audio, str) or not hasattr(audio, "sample_rate"):
-            raise RequestError("audio is given as vivavoce.Audio: use vivavoce.read(path)")
-        check_waveform(audio, where="the user's turn")
-        samples = audio.samples.mean(0)
-        if audio.sample_rate != self.sample_rate:
-            samples = resample(samples[None], audio.sample_rate, self.sample_rate)[0]
-        return np.ascontiguousarray(samples, dtype=np.float32)
+        return mono_samples(audio, self.sample_rate, "the user's turn")

@@ -47,6 +47,20 @@ def _codec_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -
     return CodecTask(codec, clips, held_out=clips[-3:], batch=phase.batch, **phase.objective.options)
 
 
+def _recordings_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
+    """A codec on recorded speech, heard on speakers that it has not learned from."""
+    from vivavoce.data.recordings import excerpts, read_recordings
+    from vivavoce.training.codec_task import CodecTask
+
+    options, rate = dict(phase.data.options), recipe.sample_rate
+    unknown = sorted(set(options) - {"corpora", "held_out"})
+    if unknown or not isinstance(options.get("corpora"), list | tuple):
+        raise RecipeError(f"training.{phase.name}.data: give corpora (a list), and held_out speakers; found {options}")
+    found = read_recordings(options["corpora"], rate, options.get("held_out", ()), pack)
+    held_out = excerpts(found.held_out, rate, 3 * rate, count=6)
+    return CodecTask(model.system.codec, found.clips, held_out=held_out, batch=phase.batch, **phase.objective.options)
+
+
 def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A full-duplex stage on simulated digit conversations; the clips come from the recorded-speech pack."""
     from vivavoce.data.answers import silent_answers, spoken_answers
@@ -137,6 +151,8 @@ def _store_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -
 TASKS = {
     ("reconstruction", "speech_synthesis"): _codec_task,
     ("adversarial", "speech_synthesis"): _codec_task,
+    ("reconstruction", "recordings"): _recordings_task,
+    ("adversarial", "recordings"): _recordings_task,
     ("next_token", "digit_conversations"): _conversation_task,
     ("next_token", "token_patterns"): _pattern_task,
     ("next_token", "token_store"): _store_task,

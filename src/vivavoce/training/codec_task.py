@@ -36,6 +36,8 @@ class CodecTask(Task):
       (see Balancer); the quantizer's own loss is always added.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
     turns: share of the steps in which the discriminators are updated (2/3 in EnCodec).
+    judge_first: steps at the beginning in which they alone learn, every time: fresh ones point anywhere, and a codec
+      that already reconstructs well would be led astray by them.
     keep_codes: encoder and codebooks stay as they are and only the decoder learns, so that models of the codes that
       were trained before remain good.
     calibrate: first scale the codec's weights to unit variance on these clips (see `initialise`): for fresh ones only.
@@ -58,6 +60,7 @@ class CodecTask(Task):
         discriminators: str | Mapping[str, Any] | None = None,
         adversarial: str = "hinge",
         turns: float = 2 / 3,
+        judge_first: int = 0,
         decay: float = 0.999,
         keep_codes: bool = False,
         calibrate: bool = False,
@@ -79,7 +82,8 @@ class CodecTask(Task):
             with torch.random.fork_rng():
                 torch.manual_seed(step_seed(seed, "discriminators"))
                 self.judges = build_discriminators(discriminators)
-        self.adversarial, self.turns, self.keep_codes = adversarial, turns, keep_codes
+        self.adversarial, self.keep_codes = adversarial, keep_codes
+        self.turns, self.judge_first = turns, judge_first
         shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features")}
         self.balancer = Balancer(shares, decay=decay) if self.judges is not None else None
         if calibrate:
@@ -124,6 +128,12 @@ class CodecTask(Task):
         return self.codec.decode_latents(quantized.latents)[..., : wave.shape[-1]], quantized
 
     def updates(self, batch: Tensor, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        if self.judges is not None and step < self.judge_first:
+            with torch.no_grad():
+                estimate, _ = self.resynthesize(batch)
+            verdicts = self._judge(batch), self._judge(estimate)
+            yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial)}
+            return
         self.mel.to(batch.device)
         self.stft.to(batch.device)
         estimate, quantized = self.resynthesize(batch)

@@ -1,0 +1,68 @@
+"""`CodecModel`: a system that is a codec and nothing more, with the verb `resynth`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vivavoce.audio import Audio, check_waveform, resample
+from vivavoce.errors import RequestError
+from vivavoce.systems.model import Model
+
+
+@dataclass(frozen=True)
+class Resynthesis:
+    """Audio through the tokens and back, of as many samples as were given; codes [codebooks, frames]."""
+
+    audio: Audio
+    codes: np.ndarray
+    bits_per_second: float
+    tokens_per_second: float
+
+
+def mono_samples(audio: Any, sample_rate: int, where: str) -> np.ndarray:
+    """`Audio` as samples [n] float32 at `sample_rate`, channels averaged; refuses what is no waveform."""
+    if isinstance(audio, str) or not hasattr(audio, "sample_rate"):
+        raise RequestError("audio is given as vivavoce.Audio: use vivavoce.read(path)")
+    check_waveform(audio, where=where)
+    samples = audio.samples.mean(0)
+    if audio.sample_rate != sample_rate:
+        samples = resample(samples[None], audio.sample_rate, sample_rate)[0]
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def resynthesize(codec: Any, samples: np.ndarray) -> Resynthesis:
+    """Samples [n] at the codec's rate through its codes."""
+    home = next(codec.parameters())
+    with torch.inference_mode():
+        codes = codec.encode(torch.from_numpy(samples)[None, None].to(home.device))
+        wave = codec.decode(codes)[0, :, : len(samples)].float().cpu().numpy()
+    tokens = codec.frame_rate * codec.codebooks
+    return Resynthesis(Audio(wave, codec.sample_rate), codes[0].cpu().numpy(), float(codec.bits_per_second), tokens)
+
+
+class CodecSystem(nn.Module):
+    """What a codec's checkpoint holds: `codec`."""
+
+    def __init__(self, codec: nn.Module):
+        super().__init__()
+        self.codec = codec
+
+
+class CodecModel(Model):
+    """A recipe without stages: its one codec."""
+
+    system: CodecSystem
+
+    @property
+    def verbs(self) -> dict[str, str]:
+        """Verb -> native or derived."""
+        return {"resynth": "native"}
+
+    def resynth(self, audio: Any) -> Any:
+        """Through the tokens and back: as many samples as were given; a list gives a list."""
+        if isinstance(audio, list):
+            return [self.resynth(one) for one in audio]
+        return resynthesize(self.system.codec, mono_samples(audio, self.sample_rate, "the audio to send through"))
