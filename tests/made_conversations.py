@@ -9,7 +9,7 @@ from vivavoce.data.sums import DIGITS, WORDS, all_answers
 IDS = {word: i + 1 for i, word in enumerate(WORDS)}
 
 
-def maker(front, bins: int, codebooks: int = 2, size: int = 8):
+def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), drills=()):
     """`make(frames=100, **scene)` -> Conversations, with answers of `codebooks` codes below `size`."""
     rng = np.random.default_rng(0)
 
@@ -19,7 +19,7 @@ def maker(front, bins: int, codebooks: int = 2, size: int = 8):
         power[5:45, band] = rng.exponential(1, power[5:45, band].shape)
         return PowerClip(power, word, 5, 45, speaker, "made")
 
-    bank = ClipBank({w: [clip(w, s) for s in ("ann", "bob")] for w in (*DIGITS, "plus")}, [clip("", "cat")])
+    bank = ClipBank({w: [clip(w, s) for s in ("ann", "bob")] for w in (*DIGITS, "plus")}, [clip("", "cat")], sums)
     answers = {}
     for text in all_answers():
         words = text.split()
@@ -29,6 +29,7 @@ def maker(front, bins: int, codebooks: int = 2, size: int = 8):
     silence = np.arange(1, codebooks + 1)
 
     def make(frames: int = 100, **scene) -> Conversations:
-        return Conversations(bank, answers, silence, IDS, backgrounds, frames=frames, scene=Scene(**scene))
+        drawn = Scene(**scene)
+        return Conversations(bank, answers, silence, IDS, backgrounds, frames=frames, scene=drawn, drills=drills)
 
     return make

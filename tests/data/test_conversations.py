@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from made_conversations import IDS, maker
-from vivavoce.data.conversations import MEL_FRAMES, Timing
-from vivavoce.data.spectral import power_spectrogram, reverberate, speech_span, stretch
+from vivavoce.data.conversations import MEL_FRAMES, Spoken, Timing
+from vivavoce.data.spectral import Backgrounds, PowerClip, power_spectrogram, reverberate, speech_span, stretch
 from vivavoce.data.sums import all_answers, answer, is_number
 from vivavoce.nn.logmel import StreamingLogMel
 
@@ -134,3 +134,52 @@ def test_augmentation_does_what_it_says():
     assert wide.shape == (60, BINS) and wide.sum(0).argmax() == 50
     wet = reverberate(power, 0.3, 0.5)
     assert wet[:10].sum() < 1e-4 and wet[31:].sum() > 0.5 and np.allclose(wet[10:30].sum(), 20, rtol=0.5)
+
+
+def test_an_empty_conversation_has_no_words_and_is_not_silent(make):
+    conversations = make(told=0, empty=1, music=0, knocks=0)
+    for number in range(8):
+        example = conversations(number)
+        assert not example.heard.any() and not example.text.any() and example.decided.all()
+        assert not [event for event in example.events if event[0] == "word"]
+        assert example.user.max() > 0
+
+
+def test_a_sum_said_as_one_sentence_is_heard_word_by_word(front):
+    power = np.ones((100, BINS), np.float32)
+    spans = (("three", 10, 40), ("plus", 40, 60), ("four", 60, 90))
+    sentence = PowerClip(power, "three plus four", 10, 90, "ann", "made", spans)
+    conversations = maker(front, BINS, sums=[sentence])(
+        told=0, empty=0, barge_in=0, fluent=1, episodes={"sum": 1}, tempo=(1.5, 1.5)
+    )
+    example = conversations(3)
+    said = [(text, round(end - start, 2)) for kind, start, end, text in example.events if kind == "word"][:3]
+    assert said == [("three", 0.45), ("plus", 0.3), ("four", 0.45)]
+    assert [NAMES[i] for i in example.heard if i][:3] == ["three", "plus", "four"]
+    assert next(text for kind, *_, text in example.events if kind == "answer") == "three plus four is seven"
+
+
+def test_told_sentences_teach_when_a_word_is_due_only_where_the_user_is_silent(front):
+    drill = Spoken("is two is", np.full((2, 20), 7), (("is", 0.0), ("two", 0.5), ("is", 1.0)), 1.5)
+    conversations = maker(front, BINS, drills=[drill])(told=1)
+    drilled = 0
+    for number in range(20):
+        example = conversations(number)
+        alone = number % 2 == 1
+        sentences = [text for kind, *_, text in example.events if kind == "answer"]
+        drilled += sentences.count("is two is")
+        words = np.flatnonzero(example.text)
+        chosen = sum(len(s.split()) - 1 if alone else int(len(s.split()) == 5) for s in sentences[:-1])
+        last = len(" ".join(sentences[:-1]).split())
+        assert int(example.decided[words[:last]].sum()) == chosen
+        assert bool(example.heard.any()) != alone
+    assert drilled > 5
+
+
+def test_knocks_are_short_and_their_loudest_has_the_power_of_speech(front):
+    backgrounds = Backgrounds(front, BINS, seconds=15)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        level = backgrounds.knocks(rng, 600).mean(1)
+        assert level.max() == pytest.approx(1, rel=1e-3)
+        assert np.median(level) < 0.2

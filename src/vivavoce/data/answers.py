@@ -1,13 +1,11 @@
 """The voice of the spoken-digit task: its 110 answers as clips of one voice, and as codes with their words in time."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from vivavoce.audio import resample
 from vivavoce.data.conversations import Spoken
-from vivavoce.data.sums import all_answers
+from vivavoce.data.sums import WORDS, all_answers
 from vivavoce.data.synthesis import synthesize
 from vivavoce.errors import DataError
 
@@ -19,9 +17,11 @@ PHRASES = (
 )  # fmt: skip
 
 
-def say(text: str, voice: str, sample_rate: int) -> tuple[np.ndarray, tuple[tuple[str, float], ...]]:
+def say(
+    text: str, voice: str, sample_rate: int, tempo: float = 1.0
+) -> tuple[np.ndarray, tuple[tuple[str, float], ...]]:
     """`text` by `voice` at `sample_rate`: samples [n] from the first sound to the last, and (word, second)s."""
-    speech = synthesize(text, voice)
+    speech = synthesize(text, voice, rate=tempo)
     if not speech.words:
         raise DataError(f"{voice} gave no word times for '{text}': choose a flite voice")
     samples = speech.samples[0]
@@ -45,41 +45,57 @@ def voice_clips(voice: str, sample_rate: int, lead: float = 0.24, tail: float = 
     return clips
 
 
-def spoken_answers(codec, voice: str) -> tuple[dict[str, Spoken], np.ndarray]:
-    """(text -> Spoken, the codes of silence [codebooks]) of all answers, through `codec`.
+def drill_texts(count: int, seed: int = 0) -> list[tuple[str, float]]:
+    """(text, tempo) of what the voice exercises besides its answers: answers at other tempos, words in any order."""
+    rng = np.random.default_rng(seed)
+    texts = all_answers()
+    drills = []
+    for number in range(count):
+        if number % 2:
+            text = " ".join(str(word) for word in rng.choice(WORDS, rng.integers(1, 6)))
+        else:
+            text = texts[rng.integers(len(texts))]
+        drills.append((text, float(rng.uniform(0.88, 1.14))))
+    return drills
 
-    An answer is encoded as it will be played: after silence, on the codec's own frames, followed by silence.
-    """
-    rate, hop = codec.sample_rate, codec.hop
-    lead, tail = 8, 4  # frames of silence around the answer
-    with torch.inference_mode():
-        silent = codec.encode(torch.zeros(1, 1, 32 * hop))[0]
-        answers = {}
-        for text in all_answers():
-            samples, words = say(text, voice, rate)
-            frames = -(-len(samples) // hop)
-            wave = np.zeros((lead + frames + tail) * hop, dtype=np.float32)
+
+class Voice:
+    """What `name` (a voice of `synthesize`) says, as the codes of `codec`; without a codec as words and times only,
+    for a phase that does not train the voice yet. `silence` [codebooks] are the codes of silence."""
+
+    def __init__(self, name: str, sample_rate: int, codebooks: int, codec=None):
+        self.name, self.sample_rate, self.codec = name, sample_rate, codec
+        self.codebooks = codebooks
+        self.silence = np.zeros(codebooks, dtype=np.int64)
+        if codec is not None:
+            self.silence = self._codes(np.zeros(32 * codec.hop, dtype=np.float32))[:, -1]
+
+    def spoken(self, text: str, tempo: float = 1.0) -> Spoken:
+        """The text as codes [codebooks, frames]: encoded as it will be played, after silence and followed by it, on the
+        codec's own frames."""
+        samples, words = say(text, self.name, self.sample_rate, tempo)
+        codes = np.zeros((self.codebooks, 0), dtype=np.int64)
+        if self.codec is not None:
+            hop, lead, tail = self.codec.hop, 8, 4  # frames of silence around it
+            wave = np.zeros((lead - -(-len(samples) // hop) + tail) * hop, dtype=np.float32)
             wave[lead * hop : lead * hop + len(samples)] = samples
-            codes = codec.encode(torch.from_numpy(wave)[None, None])[0].numpy()
-            answers[text] = Spoken(text, codes[:, lead:], words, len(samples) / rate)
-    return answers, silent[:, -1].numpy()
+            codes = self._codes(wave)[:, lead:]
+        return Spoken(text, codes, words, len(samples) / self.sample_rate)
 
+    def answers(self) -> dict[str, Spoken]:
+        """The 110 answers of the task by their texts."""
+        return {text: self.spoken(text) for text in all_answers()}
 
-def silent_answers(codebooks: int, voice: str, sample_rate: int) -> tuple[dict[str, Spoken], np.ndarray]:
-    """The same without a voice: texts and times only, for a phase that does not train the voice yet."""
-    answers = {}
-    for text in all_answers():
-        samples, words = say(text, voice, sample_rate)
-        codes = np.zeros((codebooks, 0), dtype=np.int64)
-        answers[text] = Spoken(text, codes, words, len(samples) / sample_rate)
-    return answers, np.zeros(codebooks, dtype=np.int64)
+    def drills(self, count: int) -> list[Spoken]:
+        """Further sentences (`drill_texts`)."""
+        drills = []
+        for text, tempo in drill_texts(count):
+            try:
+                drills.append(self.spoken(text, tempo))
+            except DataError:  # the engine could not tell the times of its words
+                continue
+        return drills
 
-
-def word_frames(answers: Mapping[str, Spoken], frame_rate: float) -> dict[str, int]:
-    """How many frames each word takes in the answers, in the median: for text that is forced on the frame clock."""
-    taken: dict[str, list[float]] = {}
-    for spoken in answers.values():
-        ends = [start for _, start in spoken.words[1:]] + [spoken.seconds]
-        for (word, start), end in zip(spoken.words, ends):
-            taken.setdefault(word, []).append((end - start) * frame_rate)
-    return {word: max(1, round(float(np.median(values)))) for word, values in taken.items()}
+    def _codes(self, wave: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.codec.encode(torch.from_numpy(wave)[None, None])[0].numpy()

@@ -52,17 +52,20 @@ class Scene:
     """Ranges of the acoustic scene; decibels relative to full scale where not said otherwise."""
 
     level: tuple[float, float] = (-46.0, -6.0)
-    snr: tuple[float, float] = (3.0, 40.0)
+    snr: tuple[float, float] = (0.0, 40.0)
     quiet: float = 0.25  # share of conversations with hardly any noise
-    music: float = 0.06
+    music: float = 0.08  # shares of conversations with tones, and with knocks, beside what is said
+    knocks: float = 0.12
+    empty: float = 0.06  # share of conversations in which nobody speaks at all: noise, tones, knocks
     vocal_tract: tuple[float, float] = (0.82, 1.22)
     tempo: tuple[float, float] = (0.75, 1.3)
     equaliser: float = 6.0
     room: float = 0.3
     episodes: Mapping[str, float] = field(
-        default_factory=lambda: {"single": 0.28, "sum": 0.48, "other": 0.18, "nothing": 0.06}
+        default_factory=lambda: {"single": 0.24, "sum": 0.38, "other": 0.32, "nothing": 0.06}
     )
     plus: float = 0.35
+    fluent: float = 0.2  # share of the sums that one voice says as one sentence
     barge_in: float = 0.25
     told: float = 0.25  # share of conversations whose text is given, whatever the user says
 
@@ -72,7 +75,8 @@ class Conversation:
     """One example: user [frames * 8, bins] power, heard and text [frames] word ids, voice [codebooks, frames].
 
     `told`: the text was given, whatever the user says. `decided` [frames] bool: where the text is for the model to
-    choose, all of it or only the result of a given sum. `events` (kind, start, end in seconds, text): for people.
+    choose: all of it, the result of a given sum, or (where the user is silent) all but the first word of what is given,
+    so that it also knows when a word is due. `events` (kind, start, end in seconds, text): for people.
     """
 
     user: np.ndarray
@@ -85,24 +89,32 @@ class Conversation:
 
 
 class ClipBank:
-    """Clips by what is said: `words` (digits and "plus") by word, `other` speech without an order."""
+    """Clips by what is said: `words` (digits and "plus") by word, whole `sums`, `other` speech without an order."""
 
-    def __init__(self, words: Mapping[str, Sequence[PowerClip]], other: Sequence[PowerClip]):
+    def __init__(
+        self,
+        words: Mapping[str, Sequence[PowerClip]],
+        other: Sequence[PowerClip],
+        sums: Sequence[PowerClip] = (),
+    ):
         self.words = {word: list(clips) for word, clips in words.items()}
-        self.other = list(other)
+        self.other, self.sums = list(other), list(sums)
         self.by_speaker: dict[str, dict[str, list[PowerClip]]] = {}
         for word, clips in self.words.items():
             for clip in clips:
                 self.by_speaker.setdefault(clip.speaker, {}).setdefault(word, []).append(clip)
         self.speakers = [s for s, words in sorted(self.by_speaker.items()) if sum(w in words for w in DIGITS) == 10]
-        sources = {s: next(iter(self.by_speaker[s].values()))[0].source for s in self.speakers}
-        kinds = sorted(set(sources.values()))
-        # Each source counts alike, however many voices it has: recordings are few and worth most.
-        self.weights = np.array([1 / sum(sources[o] == sources[s] for o in self.speakers) for s in self.speakers])
-        self.weights = self.weights / len(kinds)
+        sources = [next(iter(self.by_speaker[s].values()))[0].source for s in self.speakers]
+        # A source counts by the logarithm of its voices, recordings twice: they are few and worth most.
+        counts = {source: sources.count(source) for source in sources}
+        weights = np.array([np.log1p(counts[s]) / counts[s] * (1 if _synthetic(s) else 2) for s in sources])
+        self.weights = weights / weights.sum()
+        made = [_synthetic(clip.source) for clip in self.other]
+        share = np.array([0.6 / max(1, sum(made)) if m else 0.4 / max(1, len(made) - sum(made)) for m in made])
+        self.other_weights = share / share.sum() if len(share) else share
 
     def speaker(self, rng: Generator) -> str:
-        """A speaker at random, sources alike."""
+        """A speaker at random, by the sources' weights."""
         return self.speakers[rng.choice(len(self.speakers), p=self.weights)]
 
     def clip(self, rng: Generator, speaker: str, word: str) -> PowerClip:
@@ -111,8 +123,15 @@ class ClipBank:
         return clips[rng.integers(len(clips))]
 
 
+def _synthetic(source: str) -> bool:
+    return source.startswith("synthetic")
+
+
 class Conversations:
-    """`conversations(number)` -> Conversation: an endless, reproducible list."""
+    """`conversations(number)` -> Conversation: an endless, reproducible list.
+
+    `drills`: more that the voice can be told to say, besides the answers: other orders of words, other tempos.
+    """
 
     def __init__(
         self,
@@ -125,8 +144,10 @@ class Conversations:
         timing: Timing | None = None,
         scene: Scene | None = None,
         seed: int = 0,
+        drills: Sequence[Spoken] = (),
     ):
         self.bank, self.answers, self.silence, self.vocabulary = bank, answers, silence, vocabulary
+        self.sentences, self.drills = list(answers.values()), list(drills)
         self.backgrounds, self.frames = backgrounds, frames
         self.timing, self.scene, self.seed = timing or Timing(), scene or Scene(), seed
         self.kinds = list(self.scene.episodes)
@@ -149,11 +170,13 @@ class Conversations:
         at = int(rng.uniform(0, 120))
         free = at  # from here on the model is silent again
         # Half of the told ones have a silent user: the voice must not need to hear what it says.
-        while at < size and not (told and number % 2):
+        alone = told and number % 2 == 1
+        empty = not told and rng.random() < self.scene.empty
+        while at < size and not (alone or empty):
             at, free = self._episode(rng, example, at, free)
         if told:
-            self._tell(rng, example)
-        self._scene(rng, example)
+            self._tell(rng, example, alone)
+        self._scene(rng, example, empty)
         return example
 
     def _episode(self, rng: Generator, example: Conversation, at: int, free: int) -> tuple[int, int]:
@@ -169,23 +192,33 @@ class Conversations:
             self._yield(example, start, free)
             example.events.append(("other", start / 100, end / 100, ""))
             return end + int(rng.uniform(40, 150)), min(free, start)
-        words = [DIGITS[rng.integers(10)] for _ in range(1 if kind == "single" else 2)]
-        said = [words[0], "plus", words[1]] if kind == "sum" and rng.random() < self.scene.plus else list(words)
-        started, end = at, at
-        for i, word in enumerate(said):
-            clip = self.bank.clip(rng, speaker, word)
-            begin = at if i == 0 else end + int(rng.uniform(0, 58 if len(said) < 3 else 40))
-            start, end = self._place(example, self._voiced(clip, voice), begin, gain)
-            started = start if i == 0 else started
-            self._mark(example, word, end)
-            example.events.append(("word", start / 100, end / 100, word))
+        if kind == "sum" and self.bank.sums and rng.random() < self.scene.fluent:
+            clip = self._voiced(self.bank.sums[rng.integers(len(self.bank.sums))], voice)
+            started, end_of_sound = self._place(example, clip, at, gain)
+            shift = started - clip.start
+            spans = [(word, shift + start, shift + end) for word, start, end in clip.words]
+            words = [word for word, _, _ in spans if word != "plus"]
+            end = max(end_of_sound, spans[-1][2])
+        else:
+            words = [DIGITS[rng.integers(10)] for _ in range(1 if kind == "single" else 2)]
+            said = [words[0], "plus", words[1]] if kind == "sum" and rng.random() < self.scene.plus else list(words)
+            spans, end = [], at
+            for i, word in enumerate(said):
+                clip = self._voiced(self.bank.clip(rng, speaker, word), voice)
+                begin = at if i == 0 else end + int(rng.uniform(0, 58 if len(said) < 3 else 40))
+                start, end = self._place(example, clip, begin, gain)
+                spans.append((word, start, end))
+            started = spans[0][1]
+        for word, start, stop in spans:
+            self._mark(example, word, stop)
+            example.events.append(("word", start / 100, stop / 100, word))
         self._yield(example, started, free)
         text = answer(words)
         if example.told:
             return end + int(rng.uniform(60, 200)), free
         wait = self.timing.single if kind == "single" else self.timing.sum
         decision = self._decided(end, wait)
-        spoken_until = self._say(example, text, decision)
+        spoken_until = self._say(example, self.answers[text], decision)
         if rng.random() < self.scene.barge_in:
             # Early enough to cut into the answer, late enough not to be the second digit of this question.
             earliest = (decision + self.timing.lead + 2) * MEL_FRAMES
@@ -194,13 +227,16 @@ class Conversations:
 
     def _voiced(self, clip: PowerClip, voice: tuple[float, float]) -> PowerClip:
         """The clip in an altered voice: vocal tract, tempo."""
-        power = stretch(clip.power, voice[1], voice[0])
-        return PowerClip(power, clip.text, round(clip.start * voice[1]), round(clip.end * voice[1]), clip.speaker)
+        power, slower = stretch(clip.power, voice[1], voice[0]), voice[1]
+        words = tuple((word, round(start * slower), round(end * slower)) for word, start, end in clip.words)
+        return PowerClip(
+            power, clip.text, round(clip.start * slower), round(clip.end * slower), clip.speaker, words=words
+        )
 
     def _other(self, rng: Generator, voice: tuple[float, float]) -> PowerClip:
-        """0.3 to 3 s of other speech."""
-        clip = self.bank.other[rng.integers(len(self.bank.other))]
-        size = min(len(clip.power), int(rng.uniform(30, 300)))
+        """0.3 to 5 s of other speech."""
+        clip = self.bank.other[rng.choice(len(self.bank.other), p=self.bank.other_weights)]
+        size = min(len(clip.power), int(rng.uniform(30, 500)))
         start = int(rng.integers(0, len(clip.power) - size + 1))
         return self._voiced(PowerClip(clip.power[start : start + size], "", 0, size, clip.speaker), voice)
 
@@ -225,22 +261,23 @@ class Conversations:
         if frame < self.frames:
             example.heard[frame] = self.vocabulary[word]
 
-    def _say(self, example: Conversation, text: str, frame: int) -> int:
-        """Write an answer decided at `frame`; returns the 10 ms frame at which its sound ends in the room."""
-        spoken = self.answers[text]
-        for word, second in spoken.words:
-            at = frame + int(second * 100 / MEL_FRAMES)
+    def _say(self, example: Conversation, spoken: Spoken, frame: int, decided: slice | None = None) -> int:
+        """Write what is said from `frame` on; returns the 10 ms frame at which its sound ends in the room.
+
+        `decided`: of its words, those that the model learns to choose although the text is given.
+        """
+        cells = [frame + int(second * 100 / MEL_FRAMES) for _, second in spoken.words]
+        for (word, _), at in zip(spoken.words, cells):
             if at < self.frames:
                 example.text[at] = self.vocabulary[word]
-            if word == "is":
-                result = at + 1
-        if example.told and len(spoken.words) > 1:
-            example.decided[result : at + 1] = True
+        if decided is not None and cells[decided]:
+            before = cells[: len(cells) - len(cells[decided])]
+            example.decided[before[-1] + 1 : cells[decided][-1] + 1] = True
         first = frame + self.timing.lead
         codes = spoken.codes[:, : max(0, self.frames - first)]
         example.voice[:, first : first + codes.shape[1]] = codes
         until = (first + 1) * MEL_FRAMES + int(spoken.seconds * 100)
-        example.events.append(("answer", (first + 1) * MEL_FRAMES / 100, until / 100, text))
+        example.events.append(("answer", (first + 1) * MEL_FRAMES / 100, until / 100, spoken.text))
         return until
 
     def _yield(self, example: Conversation, start: int, free: int) -> None:
@@ -252,28 +289,40 @@ class Conversations:
         example.voice[:, frame:] = self.silence[:, None]
         example.events.append(("yield", start / 100, (frame + 1) * MEL_FRAMES / 100, ""))
 
-    def _tell(self, rng: Generator, example: Conversation) -> None:
-        """Answers whose text is given: any sentence at any time, so that the voice follows the text alone."""
+    def _tell(self, rng: Generator, example: Conversation, alone: bool) -> None:
+        """Text that is given: any sentence at any time, so that the voice follows the text alone.
+
+        Where the user is silent the model also learns when the next word is due; elsewhere only what a given sum makes.
+        """
         frame = int(rng.integers(0, 12))
-        texts = list(self.answers)
         while frame < self.frames:
-            text = texts[rng.integers(len(texts))]
-            until = self._say(example, text, frame)
+            pool = self.drills if self.drills and rng.random() < 0.4 else self.sentences
+            spoken = pool[rng.integers(len(pool))]
+            words = [word for word, _ in spoken.words]
+            result = pool is self.sentences and "is" in words
+            decided = slice(1, None) if alone else slice(words.index("is") + 1, None) if result else None
+            until = self._say(example, spoken, frame, decided)
             frame = -(-until // MEL_FRAMES) + int(rng.integers(2, 20))
 
-    def _scene(self, rng: Generator, example: Conversation) -> None:
+    def _scene(self, rng: Generator, example: Conversation, empty: bool) -> None:
         """Microphone, room, noise and level over the whole conversation."""
-        scene = self.scene
-        user = example.user * smooth_curve(rng, self.backgrounds.bins, rng.uniform(0, scene.equaliser))
+        scene, backgrounds, size = self.scene, self.backgrounds, len(example.user)
+        user = example.user * smooth_curve(rng, backgrounds.bins, rng.uniform(0, scene.equaliser))
         if rng.random() < scene.room:
             user = reverberate(user, rng.uniform(0.1, 0.5), rng.uniform(0.05, 0.6))
         snr = rng.uniform(*scene.snr) if rng.random() > scene.quiet else rng.uniform(40, 70)
-        total = np.float32(10 ** (-snr / 10) / self.backgrounds.bins)
-        user = user + total * self.backgrounds.noise(rng, len(user))
-        if rng.random() < scene.music:
-            user = user + np.float32(10 ** (-rng.uniform(3, 25) / 10) / self.backgrounds.bins) * self.backgrounds.music(
-                rng, len(user)
-            )
+        user = user + _share(snr, backgrounds) * backgrounds.noise(rng, size)
+        # Alone, tones and knocks may be as loud as speech ever is.
+        often, least = (0.4, -6.0) if empty else (0.0, 3.0)
+        if rng.random() < max(scene.music, often):
+            user = user + _share(rng.uniform(least, 25), backgrounds) * backgrounds.music(rng, size)
+        if rng.random() < max(scene.knocks, often):
+            user = user + _share(rng.uniform(least, 25), backgrounds) * backgrounds.knocks(rng, size)
         level = rng.uniform(*scene.level)
         # Loud frames have a total power of one here; by Parseval a wave of RMS r has r^2 times all bins (0-8 kHz).
-        example.user = user * np.float32(10 ** (level / 10) * self.backgrounds.bins * 2)
+        example.user = user * np.float32(10 ** (level / 10) * backgrounds.bins * 2)
+
+
+def _share(decibels_below: float, backgrounds: Backgrounds) -> np.float32:
+    """The power a bin of a background that is so far below speech."""
+    return np.float32(10 ** (-decibels_below / 10) / backgrounds.bins)

@@ -6,7 +6,9 @@ because a lone word is what is most easily taken for a digit.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +17,61 @@ from vivavoce.audio import read, resample
 from vivavoce.data.conversations import ClipBank
 from vivavoce.data.spectral import PowerClip, power_spectrogram, speech_span
 from vivavoce.data.sums import DIGITS, NUMBERS
+from vivavoce.data.synthesis import installed, synthesize
 from vivavoce.errors import DataError
 from vivavoce.nn.logmel import StreamingLogMel
 
 # Voices that evaluation uses and training must never hear: flite:awb, flite:kal16 (and its kin flite:kal),
 # espeak accents en-029 and en-gb-x-gbcwmd.
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-us-nyc")
-TIMBRES = ("", "m1", "m3", "m5", "m7", "f1", "f2", "f3", "f4", "croak")
-FLITE = ("flite:slt", "flite:rms")
+# espeak-ng's timbres that sound like people, and a few that do not.
+TIMBRES = (
+    "", "m1", "m3", "m5", "m7", "f1", "f2", "f3", "f4", "croak", "Alex", "Alicia", "Andrea", "Annie", "Denis", "Diogo",
+    "Gene", "Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael", "Nguyen", "Reed", "Storm", "adam", "anika",
+    "announcer", "antonio", "aunty", "belinda", "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma",
+    "grandpa", "ian", "iven", "john", "kaukovalta", "klatt", "klatt2", "klatt4", "linda", "m2", "m4", "m6", "m8", "max",
+    "miguel", "norbert", "paul", "quincy", "rob", "shelby", "steph", "travis", "victor", "zac", "f5",
+)  # fmt: skip
+# The others read further voices off recordings; those whose program is missing are left out with a warning.
+VOICES = ("flite:slt", "flite:rms", "festival:ked", "pico:en-US", "pico:en-GB")
+FOREIGN = ("es", "de", "it", "fr-fr", "pt", "pl", "sv", "hi", "tr", "cmn")  # as other speech only
 # No homophones of digits (won, ate, for, too): what sounds the same cannot be told apart.
 OTHER_WORDS = """
 yes no hello stop start left right up down house water dog cat bird tree music play please thanks morning evening
 open close door window light turn off now later maybe never always kitchen table river mountain paper pencil coffee
-sugar wonder sentence heaven tune free sick fix sex nice line mine fine hive live weather traffic alarm volume louder
-quiet again cancel help computer assistant sheila marvin happy learn follow visual forward backward zebra hero nearly
-wide dive night site tooth through food core sun fun run pun
+sugar wonder sentence free fix line fine hive weather traffic alarm volume louder quiet again cancel help
+computer assistant sheila marvin happy learn follow visual forward backward zebra hero nearly mirror smart glass view
+snowboy jarvis lights jacket pasta marble orange yellow purple person finger shoulder engine animal basket circle
 """.split()
+SOUND_LIKE_NUMBERS = {*NUMBERS, "won", "ate", "for", "fore", "to", "too", "nein", "sicks", "heaven"}
 OTHER_PHRASES = (
     "what is the weather like", "turn off the light", "play some music please", "hey there how are you",
     "good morning everybody", "call my mother", "set an alarm", "the cat sat on the mat", "open the window",
     "I would like a cup of coffee", "where is the station", "stop it right now", "thank you very much",
     "she sells sea shells", "that is not what I meant", "could you repeat that", "never mind", "hey computer",
+    "your call is important to us please hold", "the number you have dialed is not in service",
+    "press the pound key to save this message", "smart mirror", "okay glass", "all our agents are busy",
 )  # fmt: skip
 
 
-def clip_of(samples: np.ndarray, rate: int, front: StreamingLogMel, bins: int, **names: str) -> PowerClip:
-    """A PowerClip of samples [n] float32 at `rate` Hz, with 100 ms of silence on both sides."""
+def clip_of(
+    samples: np.ndarray,
+    rate: int,
+    front: StreamingLogMel,
+    bins: int,
+    words: Sequence[tuple[str, float, float]] = (),
+    **names: str,
+) -> PowerClip:
+    """A PowerClip of samples [n] float32 at `rate` Hz, with 100 ms of silence on both sides; `words` in seconds."""
     if rate != front.sample_rate:
         samples = resample(samples[None], rate, front.sample_rate)[0]
     pad = np.zeros(front.sample_rate // 10, dtype=np.float32)
     power = power_spectrogram(np.concatenate([pad, samples, pad]), front, bins)
     start, end = speech_span(power)
-    return PowerClip(power.astype(np.float32), names.get("text", ""), start, end, names["speaker"], names["source"])
+    spans = tuple((word, round(begin * 100) + 10, round(stop * 100) + 10) for word, begin, stop in words)
+    return PowerClip(
+        power.astype(np.float32), names.get("text", ""), start, end, names["speaker"], names["source"], spans
+    )
 
 
 def recorded(
@@ -83,49 +108,99 @@ def phrases_of(texts: Sequence[str], rng: np.random.Generator, count: int) -> li
     return phrases
 
 
+def usable(voices: Sequence[str]) -> list[str]:
+    """Those of `voices` whose program is installed; a warning names the others."""
+    missing = [voice for voice in voices if not installed(voice)]
+    if missing:
+        warnings.warn(
+            f"training goes without the voices {', '.join(missing)}: their programs are not installed "
+            "(Debian: flite; festival with festvox-kdlpc16k; libttspico-utils of the component non-free)",
+            stacklevel=2,
+        )
+    return [voice for voice in voices if voice not in missing]
+
+
+class Reader:
+    """Says texts by many voices at random rates and pitches, as `PowerClip`s."""
+
+    def __init__(self, front: StreamingLogMel, bins: int, seed: int):
+        self.front, self.bins, self.rng = front, bins, np.random.default_rng(seed)
+
+    def __call__(self, text: str, voice: str) -> PowerClip:
+        pitched = voice != "flite:rms"  # it has one pitch
+        rate, pitch = self.rng.uniform(0.72, 1.3), self.rng.uniform(0.75, 1.3)
+        speech = synthesize(text, voice, rate=rate, pitch=pitch if pitched else 1.0)
+        words = [(word.text, word.start, word.end) for word in speech.words]
+        source = "synthetic-" + voice.split(":")[0]
+        return clip_of(
+            speech.samples[0], speech.sample_rate, self.front, self.bins, words, text=text, speaker=voice, source=source
+        )
+
+    def digits(self, voice: str, each: int) -> list[PowerClip]:
+        """Every digit and "plus", `each` times."""
+        return [self(word, voice) for word in (*DIGITS, "plus") for _ in range(each)]
+
+    def sums(self, voice: str, count: int) -> list[PowerClip]:
+        """Sums as one sentence, where the engine tells when each word ends."""
+        clips = []
+        for _ in range(count):
+            first, second = (DIGITS[self.rng.integers(10)] for _ in range(2))
+            text = f"{first} plus {second}" if self.rng.random() < 0.75 else f"{first} {second}"
+            clips.append(self(text, voice))
+        return [clip for clip in clips if " ".join(word for word, _, _ in clip.words) == clip.text]
+
+    def other(self, voice: str, texts: Sequence[str], words: int, phrases: int) -> list[PowerClip]:
+        """Lone words and phrases without numbers, half of them from `texts`."""
+        known = sorted({word for text in texts for word in text.split() if len(word) > 3})
+        lone = [*self.rng.choice(OTHER_WORDS, -(-words // 2)), *self.rng.choice(known or OTHER_WORDS, words // 2)]
+        several = [*self.rng.choice(OTHER_PHRASES, -(-phrases // 3))]
+        several += phrases_of(texts, self.rng, phrases - len(several)) if texts else []
+        chosen = [str(text) for text in (*lone, *several)]
+        return [self(text, voice) for text in chosen if not set(text.split()) & SOUND_LIKE_NUMBERS]
+
+
 def synthetic(
     front: StreamingLogMel, bins: int, texts: Sequence[str], seed: int = 0
-) -> tuple[list[PowerClip], list[PowerClip]]:
-    """(digits and "plus", other words and phrases) by espeak-ng and flite voices at random rates and pitches.
+) -> tuple[list[PowerClip], list[PowerClip], list[PowerClip]]:
+    """(digits and "plus", whole sums, other words and phrases) by all voices.
 
-    Phrases come from `texts` as well; what names a number is left out.
+    Phrases come from `texts` as well; what names a number, or sounds like one, is left out.
     """
-    from vivavoce.data.synthesis import synthesize
-
-    rng = np.random.default_rng(seed)
-    voices = [f"espeak:{a}" + (f"+{t}" if t else "") for a in ACCENTS for t in TIMBRES]
-    digits, other = [], []
-
-    def say(text: str, voice: str, pitch: bool = True) -> PowerClip:
-        speech = synthesize(text, voice, rate=rng.uniform(0.7, 1.3), pitch=rng.uniform(0.75, 1.3) if pitch else 1.0)
-        source = "synthetic-" + voice.split(":")[0]
-        return clip_of(speech.samples[0], speech.sample_rate, front, bins, text=text, speaker=voice, source=source)
-
-    for voice in voices:
-        digits += [say(word, voice) for word in (*DIGITS, "plus") for _ in range(2)]
-        words = [*rng.choice(OTHER_WORDS, 14, replace=False), *rng.choice(OTHER_PHRASES, 3, replace=False)]
-        other += [say(str(text), voice) for text in (*words, *phrases_of(texts, rng, 8))]
-    for voice in FLITE:
-        pitch = voice != "flite:rms"
-        digits += [say(word, voice, pitch) for word in (*DIGITS, "plus") for _ in range(6)]
-        other += [say(text, voice, pitch) for text in (*OTHER_WORDS, *OTHER_PHRASES, *phrases_of(texts, rng, 60))]
-    return digits, [clip for clip in other if not set(clip.text.split()) & set(NUMBERS)]
+    say = Reader(front, bins, seed)
+    digits, sums, other = [], [], []
+    timbres = TIMBRES[1:]
+    for accent in ACCENTS:
+        # All timbres are heard, each in some accents.
+        for timbre in ("", *say.rng.choice(timbres, 15, replace=False)):
+            voice = f"espeak:{accent}" + (f"+{timbre}" if timbre else "")
+            digits += say.digits(voice, 1)
+            sums += say.sums(voice, 8)
+            other += say.other(voice, texts, 16, 9)
+    for voice in usable(VOICES):
+        digits += say.digits(voice, 6)
+        sums += say.sums(voice, 0 if voice.startswith("pico") else 120)
+        other += say.other(voice, texts, 100, 100)
+    for language in FOREIGN:
+        for timbre in ("", *say.rng.choice(timbres, 3, replace=False)):
+            other += say.other(f"espeak:{language}" + (f"+{timbre}" if timbre else ""), texts, 8, 14)
+    return digits, sums, other
 
 
+@lru_cache(maxsize=2)
 def build_bank(
     pack: Path,
     front: StreamingLogMel,
     bins: int,
-    leave_out: Sequence[str] = (),
+    leave_out: tuple[str, ...] = (),
     seed: int = 0,
 ) -> ClipBank:
-    """All clips for training: about 6,000, 40 MB; half a minute of work on one core."""
+    """All clips for training: about 10,000; a minute or two of work on one core, kept for the next phase."""
     digits, other = recorded(pack, front, bins, leave_out)
     texts = [clip.text for clip in other if len(clip.text.split()) > 3]
-    more, others = synthetic(front, bins, texts, seed)
+    more, sums, others = synthetic(front, bins, texts, seed)
     digits, other = digits + more, other + others
     words: dict[str, list[PowerClip]] = {word: [] for word in (*DIGITS, "plus")}
     for clip in digits:
         if clip.end > clip.start:
             words[clip.text].append(clip)
-    return ClipBank(words, [clip for clip in other if len(clip.power) > 30])
+    return ClipBank(words, [clip for clip in other if len(clip.power) > 30], sums)

@@ -26,6 +26,7 @@ class PowerClip:
     end: int
     speaker: str = ""
     source: str = ""
+    words: tuple[tuple[str, int, int], ...] = ()  # each word with its frames, where they are known
 
 
 def power_spectrogram(samples: np.ndarray, front: StreamingLogMel, bins: int) -> np.ndarray:
@@ -89,7 +90,7 @@ def reverberate(power: np.ndarray, decay_seconds: float, wet: float, frame_rate:
 
 
 class Backgrounds:
-    """Stationary noise, tones and chords as power spectrograms of unit mean power, cut at random."""
+    """Stationary noise, tones, chords and knocks as power spectrograms of unit power, cut at random."""
 
     def __init__(self, front: StreamingLogMel, bins: int, seconds: float = 60.0, seed: int = 0):
         rng = np.random.default_rng(seed)
@@ -97,6 +98,7 @@ class Backgrounds:
         rate = front.sample_rate
         self.white = power_spectrogram(rng.normal(0, 1, int(seconds * rate)).astype(np.float32), front, bins)
         self.tones = [self._tones(rng, rate, front) for _ in range(48)]
+        self.bursts = [self._bursts(rng, rate, front) for _ in range(24)]
 
     def _tones(self, rng: Generator, rate: int, front: StreamingLogMel) -> np.ndarray:
         """Four seconds of notes: one to four partials each, 0.1-1 s long, some with vibrato: beeps, chords, tunes."""
@@ -116,6 +118,31 @@ class Backgrounds:
             at += size + int(rng.uniform(0, 0.3) * rate)
         power = power_spectrogram(wave, front, self.bins)
         return power / max(power.mean(), 1e-12)
+
+    def _bursts(self, rng: Generator, rate: int, front: StreamingLogMel) -> np.ndarray:
+        """Six seconds of knocks, clicks, claps and rustling: coloured noise that falls within 3 to 250 ms.
+
+        The loudest have a power of one, as loud frames of speech have.
+        """
+        wave = np.zeros(rate * 6, dtype=np.float32)
+        pause, longest, at = rng.uniform(0.05, 1.2), rng.uniform(0.005, 0.25), 0
+        while (at := at + int(rng.uniform(0.03, pause) * rate)) < len(wave):
+            fall = rng.uniform(0.003, longest)
+            size = min(len(wave) - at, int(5 * fall * rate))
+            burst = rng.normal(0, 1, size)
+            for _ in range(rng.integers(0, 3)):  # one or two resonances: wood, glass, a box
+                pole = -np.pi * rng.uniform(30, 600) + 2j * np.pi * rng.uniform(80, 3500)
+                burst = np.convolve(burst, np.exp(pole * np.arange(rate // 50) / rate).imag)[:size]
+            burst *= np.exp(-np.arange(size) / (fall * rate)) * 10 ** (rng.uniform(-20, 0) / 20)
+            wave[at : at + size] += (burst / max(np.abs(burst).max(initial=0), 1e-9)).astype(np.float32)
+        power = power_spectrogram(wave, front, self.bins)
+        return power * (self.bins / max(power.sum(1).max(), 1e-12))
+
+    def knocks(self, rng: Generator, frames: int) -> np.ndarray:
+        """Knocks [frames, bins], repeated to the length asked for; their loudest frame has a mean power of one."""
+        clip = self.bursts[rng.integers(len(self.bursts))]
+        start = rng.integers(len(clip))
+        return np.take(clip, np.arange(start, start + frames), axis=0, mode="wrap")
 
     def noise(self, rng: Generator, frames: int) -> np.ndarray:
         """Coloured noise [frames, bins]: a slope of -9 to +3 dB an octave, a smooth random curve, slow swells."""

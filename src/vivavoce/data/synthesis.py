@@ -1,7 +1,8 @@
-"""Offline speech synthesis: `synthesize(text, voice)` by espeak-ng or flite, whichever the voice names.
+"""Offline speech synthesis: `synthesize(text, voice)` by the engine that the voice names.
 
 `espeak:en-us+f3` is language + timbre variant of espeak-ng (extra `synth`): over a hundred languages, for variety;
-`flite:slt` a voice of Debian's `flite`: clear English. Same request, same samples.
+`flite:slt` a voice of Debian's `flite`: clear English; `festival:ked` and `pico:en-GB` further English speakers, where
+these programs are installed. Same request, same samples.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ import re
 from dataclasses import dataclass, field
 
 from vivavoce.audio import Audio
-from vivavoce.data import espeak, flite
+from vivavoce.data import espeak, festival, flite, pico
 from vivavoce.data.clips import Word
 from vivavoce.errors import RequestError
 
-ENGINES = {"espeak": espeak.synthesize, "flite": flite.synthesize}
+ENGINES = {
+    "espeak": espeak.synthesize,
+    "flite": flite.synthesize,
+    "festival": festival.synthesize,
+    "pico": pico.synthesize,
+}
 LICENSES = {
     "espeak": "synthetic speech, no recording behind it (program: espeak-ng, GPL-3.0-or-later)",
     "flite": "synthetic speech (program and voices: CMU Flite, BSD-style)",
+    "festival": "synthetic speech (program and voices: CSTR Festival, OGI and CMU, BSD-style)",
+    "pico": "synthetic speech (program and voices: SVOX Pico, Apache-2.0)",
 }
 
 
@@ -41,16 +49,19 @@ class Voice:
 
 
 def synthesize(text: str, voice: str = "flite:slt", rate: float = 1.0, pitch: float = 1.0) -> Speech:
-    """Say `text`: mono float32 [1, n] at the engine's own rate (22.05 kHz; flite 16 or 8 kHz), with words' times.
+    """Say `text`: mono float32 [1, n] at the engine's own rate (espeak-ng 22.05 kHz, others 16 or 8 kHz), words' times.
 
     `rate` and `pitch` are ratios to the voice's own (2 = twice as fast, an octave up). Raises `RequestError` for an
-    unknown voice or what it cannot do, `DataError` where flite is not installed, `MissingExtra` without espeak-ng.
+    unknown voice or what it cannot do, `DataError` where the engine's program is not installed, `MissingExtra` without
+    espeak-ng.
     """
     if not text.strip() or "\0" in text:
         raise RequestError("speech synthesis: the text is empty or holds a zero byte")
     engine, _, name = voice.partition(":")
     if engine not in ENGINES or not name:
-        raise RequestError(f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT or flite:NAME")
+        raise RequestError(
+            f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT, flite:NAME, festival:NAME or pico:LANGUAGE"
+        )
     samples, words = ENGINES[engine](text, name, rate, pitch)
     return Speech(samples, sample_rate(voice), text, voice, tuple(Word(*word) for word in words))
 
@@ -58,13 +69,25 @@ def synthesize(text: str, voice: str = "flite:slt", rate: float = 1.0, pitch: fl
 def sample_rate(voice: str) -> int:
     """Hz at which a voice speaks."""
     engine, _, name = voice.partition(":")
-    return flite.VOICES[name][0] if engine == "flite" else espeak.SAMPLE_RATE
+    if engine in ("flite", "festival"):
+        return (flite.VOICES if engine == "flite" else festival.VOICES)[name][0]
+    return pico.SAMPLE_RATE if engine == "pico" else espeak.SAMPLE_RATE
 
 
 def language(voice: str) -> str:
     """The language that a voice speaks: `en-gb` of `espeak:en-gb+f3`."""
     engine, _, name = voice.partition(":")
-    return flite.VOICES[name][2] if engine == "flite" else name.partition("+")[0].lower()
+    if engine in ("flite", "festival"):
+        return (flite.VOICES if engine == "flite" else festival.VOICES)[name][2]
+    return name.partition("+")[0].lower()
+
+
+def installed(voice: str) -> bool:
+    """Whether the program that a voice needs is installed here (espeak-ng comes with the extra `synth`)."""
+    engine, _, name = voice.partition(":")
+    if engine == "festival":
+        return festival.installed(name)
+    return engine == "espeak" or (flite if engine == "flite" else pico).program() is not None
 
 
 def slug(text: str) -> str:
@@ -75,11 +98,16 @@ def slug(text: str) -> str:
 def voices(language: str | None = None, variants: tuple[str, ...] | None = ()) -> list[Voice]:
     """The voices that can be used here, of one language (`en`: all its accents) or of all.
 
-    `variants` adds espeak-ng timbres to every language, None all of them. Flite's are listed where it is installed.
+    `variants` adds espeak-ng timbres to every language, None all of them. The others are listed where installed.
     """
     found = []
     if flite.program() is not None:
         found += [Voice(f"flite:{name}", tag, rate, moves) for name, (rate, moves, tag) in flite.VOICES.items()]
+    if pico.program() is not None:
+        found += [Voice(f"pico:{name}", name.lower(), pico.SAMPLE_RATE) for name in pico.VOICES]
+    for name, (rate, _, tag, _) in festival.VOICES.items():
+        if festival.installed(name):
+            found.append(Voice(f"festival:{name}", tag, rate))
     timbres = espeak.variants() if variants is None else variants
     for tag in sorted({name.lower() for name in espeak.languages().values()}):
         found += [

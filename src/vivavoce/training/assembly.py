@@ -63,7 +63,7 @@ def _recordings_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | No
 
 def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A full-duplex stage on simulated digit conversations; the clips come from the recorded-speech pack."""
-    from vivavoce.data.answers import silent_answers, spoken_answers
+    from vivavoce.data.answers import Voice
     from vivavoce.data.conversations import Conversations, Scene
     from vivavoce.data.digit_bank import build_bank
     from vivavoce.data.spectral import Backgrounds
@@ -72,24 +72,24 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | 
     if pack is None:
         raise DataError(f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
     options = dict(phase.data.options)
-    voice = options.pop("voice", "flite:slt")
+    name, drills = options.pop("voice", "flite:slt"), options.pop("drills", 220)
     leave_out = tuple(options.pop("leave_out", ()))
     frames = options.pop("frames", 96)
     scene = Scene(**options.pop("scene", {}))
     encoder: Any = model.system.encoder
     streams = tuple(phase.objective.options["streams"])
     codec = model.system.codec.eval()
-    if "voice" in streams:
-        answers, silence = spoken_answers(codec, voice)
-    else:
-        answers, silence = silent_answers(codec.codebooks, voice, recipe.sample_rate)
+    voice = Voice(name, recipe.sample_rate, codec.codebooks, codec if "voice" in streams else None)
+    answers, drills = voice.answers(), voice.drills(drills)
     words = model.system.vocabularies["text"]
     bins = 1 + int(encoder.front.fft_size * recipe.encoders["ear"].options.get("fmax", 4000) / recipe.sample_rate)
     bank = build_bank(pack, encoder.front, bins, leave_out)
     backgrounds = Backgrounds(encoder.front, bins)
     seed = conversation_seed(0, phase.name)
     conversations, held_out = (
-        Conversations(bank, answers, silence, words.ids, backgrounds, frames=frames, scene=scene, seed=number)
+        Conversations(
+            bank, answers, voice.silence, words.ids, backgrounds, frames=frames, scene=scene, seed=number, drills=drills
+        )
         for number in (seed, seed + 1)
     )
     return ConversationTask(
