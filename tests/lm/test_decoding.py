@@ -54,7 +54,7 @@ def make(case: str, **backbone) -> GridLM:
     model = GridLM(decoder, layout, {n: s for n, s in SIZES.items() if n in names}, heads, widths).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "table" not in name:
-            torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
+            parameter.data.copy_(1.5 * parameter.shape[-1] ** -0.5 * torch.randn(parameter.shape))
     return model
 
 

@@ -74,17 +74,17 @@ def test_equals_the_formula(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(lengths=st.lists(st.integers(0, 17), min_size=1, max_size=4), consume=st.booleans(), seed=st.integers(0, 999))
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4), consume=st.booleans(), seed=st.integers(0, 999))
 def test_any_chunks_of_any_rows_equal_the_whole(form, lengths, consume, seed):
     module, lengths, chance = make(form), torch.tensor(lengths), random.Random(seed)
     consume = consume and module.causal
-    x = torch.randn(len(lengths), 17, 16)
+    x = torch.randn(len(lengths), 40, 16)
     state, heard = module.initial_state(len(lengths)), torch.zeros_like(lengths)
     got = [[] for _ in lengths]
     with torch.no_grad():
         whole = [module(x[b : b + 1, :n])[0] for b, n in enumerate(lengths)]
         while bool((heard < lengths).any()):
-            size = chance.randint(0, 6)
+            size = chance.choice([0, 1, 2, 3, 6, 13])  # a ring has room for 9 at once
             take = torch.tensor([chance.randint(0, min(size, int(n))) for n in lengths - heard])
             chunk = torch.full((len(lengths), size, 16), torch.nan)
             for b, n in enumerate(take):

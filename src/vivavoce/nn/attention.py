@@ -1,8 +1,7 @@
 """Attention over frames [B, T, D] with a ring of keys and values in the state, and a cursor for every row.
 
-A row's cursor counts the frames that it has heard. The key of frame p stands in slot p % capacity of the ring, where
-capacity is the context (a query sees the last `context` frames, itself included), so that a stream of any length costs
-the same memory and time per frame. Without a context the store grows, and slot p is frame p.
+A row's cursor counts the frames that it has heard. A query sees the last `context` frames, itself included, so that a
+stream of any length costs the same memory and time per frame. Without a context the store grows, and slot p is frame p.
 """
 
 import math
@@ -13,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
+from vivavoce.nn.linear import linear
 from vivavoce.nn.norms import RMSNorm
+from vivavoce.nn.ring import SPARE, Places, fits, places
 from vivavoce.nn.rope import Rope, Rotation
 from vivavoce.nn.streaming import INFINITE, State, Streaming, common, gathered, lengths_of, valid, zero_padding
 
@@ -57,7 +58,7 @@ class Attention(Streaming):
         self.head_dim = head_dim or width // heads
         self.context, self.causal = context, causal
         self.rope = rope
-        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.qkv = linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out = nn.Linear(self.heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
         self.query_norm = RMSNorm(self.head_dim, qk_norm) if qk_norm is not None else None
         self.key_norm = RMSNorm(self.head_dim, qk_norm) if qk_norm is not None else None
@@ -151,52 +152,58 @@ class Attention(Streaming):
         zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
         if not self.causal:
             return State(waiting=torch.zeros(batch, 0, self._width, **home), position=zero, emitted=zero)
-        store = torch.zeros(batch, self.context or self._before(prefix), self.kv_heads, self.head_dim, **home)
+        slots = self.context + SPARE if self.context else self._before(prefix)
+        store = torch.zeros(batch, slots, self.kv_heads, self.head_dim, **home)
         state = State(keys=store, values=store.clone(), position=zero + self._before(prefix), emitted=zero)
         if prefix is not None:
             state["keys"], state["values"] = (store + part.to(**home) for part in prefix)
         return state
 
-    def step(self, x, state, lengths=None, rotation=None, consume=False):
+    def step(self, x, state, lengths=None, rotation=None, consume=False, where=None):
         """Advance by x [B, T, D]. rotation: as in `forward`; by default that of the cursor.
 
         consume: the tensors of `state` may be overwritten, which saves a copy of the ring; it must not be used again.
+        where: as `places` gives it, which layers of one cursor share.
         """
-        ragged = lengths is not None
-        lengths = lengths_of(x, lengths)
+        count = lengths_of(x, lengths)
         if not self.causal:
-            return self._gather(x, state, lengths)
-        if ragged and x.shape[1] > 1:
-            x = zero_padding(x, lengths)
+            return self._gather(x, state, count)
+        if lengths is not None and x.shape[1] > 1:
+            x = zero_padding(x, count)
         position = state["position"]
         if rotation is None and self.rope is not None:
             rotation = self.rope(position[:, None] + torch.arange(x.shape[1], device=x.device))
+        where = where or self.places(state, x.shape[1], lengths)
         q, k, v = self.project(x, rotation)
-        if self.context is None:
-            state = grown(state, int(position.max()) + x.shape[1] if position.numel() else 0)
-        after = State(position=position + lengths, emitted=lengths)
-        if x.shape[1] == 1:
-            y = self._one(q, k, v, state, after, lengths if ragged else None, consume)
+        after = State(position=position + count, emitted=count)
+        if where is None:
+            y = self._many(q, k, v, grown(state, self._capacity(state, x.shape[1])), after, count)
         else:
-            y = self._several(q, k, v, state, after, lengths, consume)
+            state = grown(state, where.bias.shape[2])
+            after["keys"] = where.write(state["keys"], k, consume)
+            after["values"] = where.write(state["values"], v, consume)
+            y = attend(q, after["keys"], after["values"], where.bias)
         return self.merge(y), after
 
-    def _one(self, q, k, v, state, after, lengths, consume) -> Tensor:
-        """One frame a row, the lockstep case: write it into the ring, then look at the ring."""
-        keys, values, position = state["keys"], state["values"], state["position"]
-        capacity = keys.shape[1]
-        slot = position % capacity
-        rows = torch.arange(keys.shape[0], device=keys.device)
-        stored = []
-        for ring, new in ((keys, k[:, 0].to(keys.dtype)), (values, v[:, 0].to(values.dtype))):
-            if lengths is not None:
-                new = torch.where(lengths.view(-1, 1, 1) > 0, new, ring[rows, slot])
-            stored.append(ring.index_put_((rows, slot), new) if consume else ring.index_put((rows, slot), new))
-        after["keys"], after["values"] = stored
-        seen = torch.arange(capacity, device=keys.device)[None] <= position[:, None]
-        return attend(q, stored[0], stored[1], seen[:, None])
+    def places(self, state: State, size: int, lengths: Tensor | None) -> Places | None:
+        """Where a step of `size` frames is written and what it sees there, for all layers of one cursor.
 
-    def _several(self, q, k, v, state, after, lengths, consume) -> Tensor:
+        None where so much is new that it is rather seen beside the ring: longer steps, and first ones.
+        """
+        position, capacity = state["position"], self._capacity(state, size)
+        if position.numel() == 0 or (size > 1 and common(position) == 0) or not fits(size, capacity, self.context):
+            return None
+        return places(position, size, capacity, self.context, lengths)
+
+    def _capacity(self, state: State, size: int) -> int:
+        """Slots of the store after a step of `size` frames. One that grows doubles, so that growing is rare."""
+        slots, position = state["keys"].shape[1], state["position"]
+        if self.context is not None or position.numel() == 0:
+            return slots
+        needed = int(position.max()) + size
+        return slots if needed <= slots else max(needed, 2 * slots, 16)
+
+    def _many(self, q, k, v, state, after, lengths) -> Tensor:
         """Any chunk: look at the ring and the chunk side by side, then write what stays reachable."""
         keys, values, position = state["keys"], state["values"], state["position"]
         capacity, size = keys.shape[1], q.shape[1]
@@ -280,7 +287,7 @@ class CrossAttention(nn.Module):
         self.heads, self.kv_heads = heads, kv_heads or heads
         self.head_dim = head_dim or width // heads
         self.query = nn.Linear(width, heads * self.head_dim, bias=bias)
-        self.kv = nn.Linear(memory or width, 2 * self.kv_heads * self.head_dim, bias=bias)
+        self.kv = linear(memory or width, 2 * self.kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
 
     def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,15 +311,17 @@ class CrossAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """softmax(q k / sqrt(head_dim)) v for q [B, T, H, d], k and v [B, S, H', d]; mask [B or 1, T or 1, S] bool."""
+    """softmax(q k / sqrt(head_dim)) v for q [B, T, H, d], k and v [B, S, H', d]; mask [B or 1, T or 1, S]: bool, or added."""
     if q.shape[1] == 0 or k.shape[1] == 0:
         return torch.zeros_like(q)
     k, v = k.to(q.dtype), v.to(q.dtype)
+    if mask is not None:
+        mask = mask[:, None] if mask.dtype == torch.bool else mask[:, None].to(q.dtype)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=mask[:, None] if mask is not None else None,
+        attn_mask=mask,
         is_causal=causal and q.shape[1] > 1,
         scale=1 / math.sqrt(q.shape[-1]),
         enable_gqa=k.shape[2] != q.shape[2],
@@ -328,11 +337,10 @@ def join_masks(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def grown(state: State, slots: int) -> State:
-    """A state whose store has at least `slots` slots (doubling, so that growing is rare); new ones are zero."""
-    size = state["keys"].shape[1]
-    if slots <= size:
+    """A state whose store has `slots` slots; new ones are zero."""
+    more = slots - state["keys"].shape[1]
+    if more <= 0:
         return state
-    more = max(slots, 2 * size, 16) - size
 
     def pad(store: Tensor) -> Any:
         return torch.cat([store, store.new_zeros(store.shape[0], more, *store.shape[2:])], dim=1)

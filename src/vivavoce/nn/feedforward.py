@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
+from vivavoce.nn.linear import linear
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner: int, act: str = "gelu", bias: bool = True):
         super().__init__()
         self.activation = activation(act)
-        self.inner = nn.Linear(width, inner, bias=bias)
+        self.inner = linear(width, inner, bias=bias)
         self.out = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class GatedFeedForward(nn.Module):
     def __init__(self, width: int, inner: int, act: str = "silu", bias: bool = False):
         super().__init__()
         self.activation = activation(act)
-        self.inner = nn.Linear(width, 2 * inner, bias=bias)
+        self.inner = linear(width, 2 * inner, bias=bias)
         self.out = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -145,13 +145,13 @@ class TransformerLayer(nn.Module):
         x = self._branch(x, attend, self.attention_norm, self.attention_scale, condition)
         return self._rest(x, memory, memory_lengths, condition)
 
-    def step(self, x, state, lengths, rotation, consume, memory, memory_lengths, condition):
+    def step(self, x, state, lengths, rotation, consume, where, memory, memory_lengths, condition):
         """A chunk; arguments as `Transformer.step` has them, `state` is the attention's."""
         after = state
 
         def attend(y: Tensor) -> Tensor:
             nonlocal after
-            y, after = self.attention.step(y, state, lengths, rotation, consume)
+            y, after = self.attention.step(y, state, lengths, rotation, consume, where)
             return y
 
         x = self._branch(x, attend, self.attention_norm, self.attention_scale, condition)
@@ -209,7 +209,10 @@ class Transformer(Streaming):
                 nn.init.zeros_(parameter)
             else:
                 std = 1 / parameter.shape[-1] ** 0.5
-                nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if ".out." in name else std)
+                std = std / (2 * self.config.layers) ** 0.5 if ".out." in name else std
+                # Drawn in the order of rows, in which the parameter itself may not lie in memory.
+                rows = nn.init.normal_(torch.empty_like(parameter, memory_format=torch.contiguous_format), std=std)
+                parameter.data.copy_(rows)
 
     @property
     def blocks(self) -> list[TransformerLayer]:
@@ -310,11 +313,12 @@ class Transformer(Streaming):
             positions = state["position"][:, None] + torch.arange(x.shape[1], device=x.device)
         x, rotation = self._place(x, positions)
         after = State(position=state["position"] + count, emitted=count)
+        where = self.blocks[0].attention.places(state["layer_0"], x.shape[1], lengths) if self.layers else None
         for i, layer in enumerate(self.blocks):
             name = f"layer_{i}"
             remembered = None if memory is None else (memory[f"keys_{i}"], memory[f"values_{i}"])
             x, after[name] = layer.step(
-                x, state[name], lengths, rotation, consume,
+                x, state[name], lengths, rotation, consume, where,
                 remembered, None if memory is None else memory["lengths"], condition,
             )
         return x, after
