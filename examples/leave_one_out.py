@@ -45,7 +45,8 @@ def main() -> None:
         results = evaluate(vivavoce.load(run), asked, chosen.data, limit=chosen.limit)
         (run / "results.jsonl").write_text("".join(json.dumps(result.row()) + "\n" for result in results))
         found = next(result for result in results if result.metric == "digits correct")
-        print(f"{speaker}: {found.value:.1f} % ({found.low:.1f} to {found.high:.1f}) of {found.count} digits", flush=True)
+        interval = f"{found.low:.1f} to {found.high:.1f}"
+        print(f"{speaker}: {found.value:.1f} % ({interval}) of {found.count} digits", flush=True)
 
 
 if __name__ == "__main__":
