@@ -117,6 +117,8 @@ def test_one_phase_needs_those_before_it(recipe, train, tmp_path):
         (["--set", "training.first.steps=[1"], "not a YAML value"),
         (["--set", "training.first.steps=-3"], "training[first].steps"),
         (["--set", "training.first.settings.stepz=3"], "unknown key 'stepz'"),
+        (["--set", "training.first.optimizer.learning_rate=5e-4"], "learning_rate is the text '5e-4', not a number"),
+        (["--set", "training.first.settings.ema=high"], "ema is the text 'high'"),
         (["--set", "training.first.trainable=[nothing]"], "matches no parameter"),
         (["--set", "training.first.objective.mel=loud"], "choose one of"),
         (["--dtype", "int8"], "dtype is 'int8'"),

@@ -99,10 +99,12 @@ class PhaseSettings:
 
 
 def _known(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    names = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in names:
-            raise RecipeError(f"{where}: unknown key '{key}'; known are {', '.join(names)}")
+    types = {f.name: f.type for f in fields(cls)}
+    for key, value in values.items():
+        if key not in types:
+            raise RecipeError(f"{where}: unknown key '{key}'; known are {', '.join(types)}")
+        if isinstance(value, str) and types[key] in (int, float, int | None, float | None):
+            raise RecipeError(f"{where}.{key} is the text '{value}', not a number; YAML wants 5.0e-4, not 5e-4")
     return dict(values)
 
 
