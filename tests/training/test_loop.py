@@ -164,7 +164,7 @@ def test_bfloat16_keeps_float32_weights(tmp_path):
 
 def test_a_run_is_held_against_a_second_process(tmp_path):
     run = RunDirectory.open(tmp_path)
-    with run.locked(), pytest.raises(RequestError, match="another process"):
+    with run.training("fit"), pytest.raises(RequestError, match="another process"):
         train(tmp_path)
 
 

@@ -89,10 +89,36 @@ def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path):
     )
     log = MetricsLog(run, "b", 2)
     log.write(3, {"loss": 0.5, "odd": float("inf")})
-    log.close()
     assert [(m["phase"], m["step"]) for m in read_metrics(run.metrics)] == [("a", 5), ("b", 1), ("b", 3)]
     assert read_metrics(run.metrics)[-1]["odd"] is None
-    assert list(run.tensorboard.rglob("events*"))
+
+
+def test_logs_of_two_phases_share_a_file(tmp_path):
+    """Each cuts only its own lines, and finds the file that the other has put in place."""
+    run = RunDirectory(tmp_path)
+    first = MetricsLog(run, "a", 0)
+    first.write(1, {"loss": 1})
+    second = MetricsLog(run, "b", 0)
+    first.write(2, {"loss": 2})
+    second.write(1, {"loss": 3})
+    with open(run.metrics, "a") as file:
+        file.write('{"phase": "b", "st')  # a kill in the middle of a line
+    first.write(3, {"loss": 4})
+    MetricsLog(run, "a", 2).write(3, {"loss": 5})
+    lines = [(m["phase"], m["step"], m["loss"]) for m in read_metrics(run.metrics)]
+    assert lines == [("a", 1, 1), ("a", 2, 2), ("b", 1, 3), ("a", 3, 5)]
+
+
+def test_tensorboard_reads_what_is_logged_and_forgets_what_a_resumed_phase_does_again(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = RunDirectory(tmp_path)
+    log = MetricsLog(run, "a", 0)
+    for step in range(1, 5):
+        log.write(step, {"loss": 1.0 / step, "odd": float("nan")})
+    MetricsLog(run, "a", 2).write(3, {"loss": 7.0})
+    shown = accumulator.EventAccumulator(str(run.tensorboard / "a"))
+    shown.Reload()
+    assert [(point.step, point.value) for point in shown.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 7.0)]
 
 
 def test_windows_give_means_of_what_each_step_gave():

@@ -1,8 +1,12 @@
 """Tasks small enough to train in a test: a regression with dropout, and a pair of adversaries."""
 
+import time
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from vivavoce.schema import Recipe, read_recipe
 from vivavoce.training.task import Task, step_seed
 
 
@@ -15,6 +19,8 @@ class Regression(Task):
         with torch.random.fork_rng():
             torch.manual_seed(7)
             layers = [nn.Linear(8, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.ReLU()]
+            weight = layers[0].weight.detach()  # laid out as our convolutions' weights are, which no file keeps
+            layers[0].weight = nn.Parameter(weight.T.contiguous().T)
             self.net = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(16, 4))
             self.truth = torch.randn(8, 4)
         self.size, self.poison, self.seen = size, poison, []
@@ -74,3 +80,55 @@ class Adversaries(Task):
     def load_state_dict(self, state):
         self.steps_seen = state["steps_seen"]
         assert state["marks"][0].item() == 1.5 and state["marks"][1] == {"a": None}
+
+
+class Parts(Task):
+    """Draws all parameters of modules towards `target` and a number that each step's batch and chance give.
+
+    hold: a step that waits for the file `until`; from there on each takes `pause` seconds. poison: a step whose loss is
+    NaN.
+    """
+
+    name = "parts"
+
+    def __init__(self, modules, target=0.0, pause=0.0, hold=0, until="", poison=None):
+        self.parts, self.target, self.pause, self.poison = modules, target, pause, poison
+        self.hold, self.until = hold, Path(until)
+
+    def modules(self):
+        return self.parts
+
+    def batch(self, step, rank, world):
+        value = torch.randn((), generator=torch.Generator().manual_seed(step_seed(13, step, rank)))
+        while step == self.hold and not self.until.exists():
+            time.sleep(0.05)
+        time.sleep(self.pause if step >= self.hold else 0)
+        return value * float("nan") if step == self.poison else value
+
+    def loss(self, batch, step):
+        aim = self.target + batch + torch.randn(())
+        return {"loss": sum((p - aim).square().mean() for m in self.parts.values() for p in m.parameters())}
+
+
+def parts_task(recipe, phase, model):
+    """The task of a phase of `parts_recipe`; what works on the dialogue aims at the mean of the codec's weights."""
+    system = model.system
+    if phase.trains == "codec":
+        return Parts({"codec": system.codec}, **phase.data.options)
+    target = sum(float(p.detach().double().mean()) for p in system.codec.parameters())
+    return Parts({"encoder": system.encoder, "stage": system.stage}, target, **phase.data.options)
+
+
+def parts_recipe(**options) -> Recipe:
+    """mini's smoke size with phases `voice` and `listen`, which do not need each other, and `converse`, which needs
+    both. options: phase -> those of its data."""
+    shared = {"objective": {"kind": "parts"}, "steps": 6}
+    settings = {"log_every": 2, "ema": 0.5, "checkpoint_every": 2}
+    both = {**shared, "settings": settings, "optimizer": {"learning_rate": 1e-2}}
+    phases = [
+        {**both, "name": "voice", "trains": "codec", "after": []},
+        {**both, "name": "listen", "trains": "dialogue", "after": []},
+        {**both, "name": "converse", "trains": "dialogue", "start_from": "listen"},
+    ]
+    training = [{**phase, "data": {"kind": "parts", **options.get(phase["name"], {})}} for phase in phases]
+    return read_recipe("mini", "smoke", {"training": training})

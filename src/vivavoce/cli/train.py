@@ -10,7 +10,7 @@ def register(app: typer.Typer) -> None:
     def train(
         recipe: str = typer.Argument(help="A shipped recipe's name, a YAML file, or a run directory to go on with."),
         run: str = typer.Option(None, "--run", metavar="DIR", help="Run directory; made, or taken up where it is."),
-        phase: str = typer.Option(None, "--phase", help="Only this phase; those before it must be finished."),
+        phase: str = typer.Option(None, "--phase", help="Only this phase; those it needs must be finished."),
         settings: list[str] = typer.Option(
             [], "--set", metavar="A.B=C", help="Change the recipe, as training.listen.minutes=5; repeatable."
         ),
@@ -18,10 +18,14 @@ def register(app: typer.Typer) -> None:
         device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
         dtype: str = typer.Option(None, "--dtype", help="float32 or bfloat16 (forward pass; weights stay float32)."),
         workers: int = typer.Option(None, "--workers", min=0, help="Processes that prepare batches."),
+        jobs: int = typer.Option(
+            1, "--jobs", min=1, metavar="N", help="Phases to train at a time; each has its share of the cores."
+        ),
     ) -> None:
         """Train what RECIPE describes, all phases in their order, into a run directory that is a model afterwards.
 
-        A run that was stopped or killed goes on by the same command. Under torchrun the processes share each batch.
+        A run that was stopped or killed goes on by the same command. With --jobs, phases that do not need each other
+        (the recipe's `after`) train beside each other. Under torchrun the processes share each batch.
         """
         from pathlib import Path
 
@@ -41,6 +45,7 @@ def register(app: typer.Typer) -> None:
             device=placed(device)["device"],
             dtype=dtype,
             workers=workers,
+            jobs=jobs,
         )
         typer.echo(f"{done.path}: report {done.report}")
 

@@ -152,6 +152,8 @@ class Interaction(Strict):
 class Phase(Strict):
     """One phase of training. `trains` names a tokenizer, or a stage; `data` and `objective` are parts by kind.
 
+    after: the phases whose results it builds on, `start_from` always among them; left out, all before it. Phases that
+    do not need each other can train beside each other.
     trainable: patterns over parameter names (all if empty); one that matches nothing is an error.
     """
 
@@ -159,6 +161,7 @@ class Phase(Strict):
     trains: str
     objective: Part
     data: Part
+    after: tuple[str, ...] | None = None
     start_from: str | None = None
     trainable: tuple[str, ...] = ()
     tasks: dict[str, float] = Field(default_factory=dict)
@@ -209,13 +212,23 @@ class Recipe(Strict):
                 self._declared(f"stages.{stage.name}.inputs/heads", name, self.streams)
         names = [stage.name for stage in self.stages]
         trained = {*names, *self.tokenizers, *self.encoders}
-        done: set[str] = set()
+        done: dict[str, Phase] = {}
         for phase in self.training:
             self._declared(f"training.{phase.name}.trains", phase.trains, trained)
             self._declared(f"training.{phase.name}.start_from", phase.start_from, done)
+            for name in phase.after or ():
+                self._declared(f"training.{phase.name}.after", name, done)
             if phase.name in done:
                 raise ValueError(f"training: two phases are named '{phase.name}'")
-            done.add(phase.name)
+            done[phase.name] = phase
+        for phase in self.training:
+            needed = self.needs(phase.name)
+            for other in self.training[: self.training.index(phase)]:
+                if other.trains == phase.trains and other.name not in needed:
+                    raise ValueError(
+                        f"training.{phase.name}.after: '{other.name}' trains '{phase.trains}' too: name it, or its "
+                        "result would be lost"
+                    )
         if self.interaction is not None:
             offline = self.interaction.kind == "offline"  # takes no turns: its roles count only where they are said
             for field in ("hears", "speaks", "writes", "transcribes"):
@@ -242,3 +255,14 @@ class Recipe(Strict):
             if phase.name == name:
                 return phase
         raise KeyError(name)
+
+    def needs(self, name: str) -> list[str]:
+        """The phases that the phase of that name builds on, and those that they build on, in the recipe's order."""
+        last = self.training.index(self.phase(name))
+        found = {name}
+        for index in range(last, -1, -1):  # names point backwards, so one pass finds them all
+            phase = self.training[index]
+            if phase.name in found:
+                earlier = [each.name for each in self.training[:index]] if phase.after is None else phase.after
+                found.update(earlier, [phase.start_from] if phase.start_from else [])
+        return [phase.name for phase in self.training[:last] if phase.name in found]

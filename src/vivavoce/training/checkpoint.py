@@ -45,7 +45,8 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
     final = folder / f"step-{checkpoint.step:08d}"
     writing = folder / f".writing-{final.name}"
     try:
-        shutil.rmtree(writing, ignore_errors=True)
+        for left in folder.glob(".writing-*"):  # by a kill
+            shutil.rmtree(left, ignore_errors=True)
         (writing / "ema").mkdir(parents=True)
         for name, tensors in checkpoint.modules.items():
             _write(writing / f"{name}.safetensors", tensors)
@@ -69,11 +70,11 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
             file.flush()
             os.fsync(file.fileno())
         _replace(writing, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # which of them says that the disk is full depends on the file
         shutil.rmtree(writing, ignore_errors=True)
-        good = latest_path(folder)
+        good, why = latest_path(folder), getattr(error, "strerror", None) or error
         raise TrainingError(
-            f"cannot write the checkpoint {final}: {error.strerror or error}; last good checkpoint: {good or 'none'}. "
+            f"cannot write the checkpoint {final}: {why}; last good checkpoint: {good or 'none'}. "
             "Make room and start the same command again: it goes on from there"
         ) from error
     for old in _paths(folder)[:-keep]:

@@ -29,20 +29,29 @@ from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task, seed_everything, step_seed
 
 
-def train_phase(task: Task, run: RunDirectory, settings: PhaseSettings) -> None:
+def train_phase(task: Task, run: RunDirectory, settings: PhaseSettings, patience: float = 0.0) -> None:
     """Train one phase to the end of its budget, from its newest checkpoint if there is one.
 
     Afterwards the modules hold the last weights, `run` the last checkpoints (with averaged weights, if asked for),
     metrics, samples and the report. A finished phase is only loaded. Raises TrainingError where it cannot go on;
-    SIGINT and SIGTERM end it after the present step with a checkpoint, as Interrupted.
+    SIGINT and SIGTERM end it after the present step with a checkpoint, as Interrupted. Another process that trains the
+    phase has `patience` seconds to save and end.
     """
     ranks = Ranks.current(settings.device)
-    with run.locked() if ranks.first else nullcontext():
+    with run.training(settings.name, patience) if ranks.first else nullcontext():
         phase = Phase(task, run, settings, ranks)
         phase.restore()
         if not phase.finished:
-            with stop_signals() as signals:
-                phase.train(signals)
+            try:
+                with stop_signals() as signals:
+                    phase.train(signals)
+            except OSError as error:
+                raise TrainingError(
+                    f"phase '{settings.name}', step {phase.step}: "
+                    f"cannot write {error.filename or run.path}: {error.strerror or error}; "
+                    f"last good checkpoint: {checkpoint.latest_path(phase.folder) or 'none'}. "
+                    "Make room and start the same command again: it goes on from there"
+                ) from error
     ranks.wait()
 
 
@@ -139,7 +148,11 @@ class Phase:
         own = optimizer.state_dict()  # torch numbers parameters group by group
         order = [p for group in optimizer.param_groups for p in group["params"]]
         names = {id(p): key for key, p in self.parameters[name].items()}
-        own["state"] = {i: dict(state[names[id(p)]]) for i, p in enumerate(order) if names[id(p)] in state}
+        own["state"] = {
+            i: {key: _laid_out_as(p, value) for key, value in state[names[id(p)]].items()}
+            for i, p in enumerate(order)
+            if names[id(p)] in state
+        }
         optimizer.load_state_dict(own)
 
     # -- the loop --
@@ -185,8 +198,6 @@ class Phase:
                     )
         finally:
             bar.close()
-            if log is not None:
-                log.close()
         if not self.finished:  # the budget had been spent before the first step
             self.save(finished=True)
         if ranks.first:
@@ -328,6 +339,12 @@ class Phase:
             if not any(folder.iterdir()):
                 folder.rmdir()
         self.ranks.wait()
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` with the strides of `parameter`, where it has its shape: a fused optimizer goes through the memory of
+    both side by side, and a file keeps no strides."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 _OWN = ("loss", "grad_norm", "learning_rate")  # logged per optimizer where there are several

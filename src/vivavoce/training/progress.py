@@ -9,14 +9,19 @@ SHOWN = 4  # values beside the bar
 
 
 class Progress:
-    """Shows one phase. `update` may be called after every step: it decides itself when to draw."""
+    """Shows one phase. `update` may be called after every step: it decides itself when to draw.
+
+    bars: whether a terminal gets a bar; where several processes share it, each writes lines with its phase's name.
+    """
+
+    bars = True
 
     def __init__(self, name: str, steps: int | None, shown: bool = True):
         self.name, self.steps, self.shown = name, steps, shown
         self.bar = None
         self.began = self.drawn = time.monotonic()
         self.first: tuple[int, float] | None = None
-        if shown and sys.stderr.isatty():
+        if shown and self.bars and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

@@ -1,6 +1,7 @@
-"""Training a recipe: its phases one after another, each from what the earlier ones have made, in one run directory."""
+"""Training a recipe in one run directory: its phases, each from the results of those that it needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ from vivavoce.nn.weights import load_module
 from vivavoce.schema import Recipe
 from vivavoce.schema.recipe import Phase
 from vivavoce.training import checkpoint
+from vivavoce.training.distributed import Ranks
+from vivavoce.training.jobs import train_beside
 from vivavoce.training.loop import train_phase
 from vivavoce.training.run_directory import RunDirectory
 from vivavoce.training.settings import PhaseSettings
-from vivavoce.training.task import Task
+from vivavoce.training.task import Task, seed_everything, step_seed
 
+PATIENCE = 30.0  # seconds that a process has to save and end whose parent was killed
 # (recipe, phase, assembled model) -> a task whose modules are parts of `model.system`, called by their names there
 TaskMaker = Callable[[Recipe, Phase, Any], Task]
 
@@ -27,33 +31,50 @@ def train_recipe(
     dtype: str | None = None,
     workers: int | None = None,
     make_task: TaskMaker | None = None,
+    jobs: int = 1,
 ) -> RunDirectory:
     """Train all phases of `recipe` into `directory`, or only `phase`; finished ones are passed over.
 
     Each phase works on a freshly assembled system that holds the results (averaged, where the phase averages) of the
-    phases before it. In the end the run directory is a model directory too. Raises RequestError for an unknown phase,
-    or one whose predecessors are not finished.
+    phases that it needs, and of no others. Up to `jobs` phases that do not need each other train beside each other,
+    each in its own process (`make_task` must then pickle). Once all are finished the run directory is a model
+    directory too. Raises RequestError for an unknown phase, or one that needs what is not finished.
     """
     if not recipe.training:
         raise RequestError(f"the recipe '{recipe.system}' has no training phases: nothing to do")
     names = [each.name for each in recipe.training]
     if phase is not None and phase not in names:
         raise RequestError(f"no phase '{phase}' in '{recipe.system}'; there are {', '.join(names)}")
+    if jobs > 1 and Ranks.current(device).world > 1:
+        raise RequestError(f"--jobs {jobs} under torchrun: its processes already share each phase; leave --jobs out")
+    settings = {each.name: phase_settings(each, device, dtype, workers) for each in recipe.training}
     run = RunDirectory.open(directory, recipe.model_dump(mode="json", exclude_defaults=True))
-    model = None
-    for each in recipe.training:
-        if phase is not None and each.name != phase:
-            if names.index(each.name) < names.index(phase) and not checkpoint.is_finished(run.checkpoints(each.name)):
-                raise RequestError(f"phase '{phase}' builds on '{each.name}', which is not finished in {run.path}")
-            continue
-        settings = phase_settings(each, device, dtype, workers)
-        if _is_done(run, settings):
-            continue
-        model = trained_model(recipe, run, names[: names.index(each.name)])
-        train_phase((make_task or task_of)(recipe, each, model), run, settings)
-    if checkpoint.is_finished(run.checkpoints(names[-1])):
-        export(recipe, run)
+    for name in recipe.needs(phase) if phase is not None else []:
+        if not checkpoint.is_finished(run.checkpoints(name)):
+            raise RequestError(f"phase '{phase}' builds on '{name}', which is not finished in {run.path}")
+    todo = [name for name in names if phase in (None, name) and not _is_done(run, settings[name])]
+    work = partial(_train_one, recipe, run, settings, make_task or task_of)
+    if jobs > 1:
+        train_beside(partial(work, patience=PATIENCE), {name: recipe.needs(name) for name in todo}, jobs)
+    else:
+        for name in todo:
+            work(name)
+    if Ranks.current(device).first and all(checkpoint.is_finished(run.checkpoints(name)) for name in names):
+        _finish(recipe, run)
     return run
+
+
+def _train_one(
+    recipe: Recipe,
+    run: RunDirectory,
+    settings: Mapping[str, PhaseSettings],
+    make_task: TaskMaker,
+    name: str,
+    patience: float = 0.0,
+) -> None:
+    model = trained_model(recipe, run, recipe.needs(name))
+    seed_everything(step_seed(settings[name].seed, name, "task"))  # not what an earlier phase has left of chance
+    train_phase(make_task(recipe, recipe.phase(name), model), run, settings[name], patience)
 
 
 def phase_settings(
@@ -89,13 +110,15 @@ def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
     return model
 
 
-def export(recipe: Recipe, run: RunDirectory) -> None:
+def _finish(recipe: Recipe, run: RunDirectory) -> None:
     """Make the run directory a model directory: what its phases have made, in one file beside the recipe."""
     from vivavoce.systems import save
-    from vivavoce.training.distributed import Ranks
+    from vivavoce.training.report import write_report
 
-    if Ranks.current().first:
+    with run.locked("model", patience=None):
         save(trained_model(recipe, run, [phase.name for phase in recipe.training]), run.path)
+    if not run.report.exists() or run.report.stat().st_mtime < run.metrics.stat().st_mtime:  # as after a full disk
+        write_report(run)
 
 
 def _is_done(run: RunDirectory, settings: PhaseSettings) -> bool:

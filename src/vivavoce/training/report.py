@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vivavoce.training.curves import Curve, chart
 from vivavoce.training.metrics import read_metrics
 from vivavoce.training.progress import clock
@@ -27,8 +29,18 @@ figure{margin:0}figcaption{font-size:.9em;color:#555}audio{width:100%}.spectrogr
 
 def write_report(run: RunDirectory) -> Path:
     """Write `report.html` from what the run directory holds. It needs no other file and no network."""
+    with run.locked("report", patience=None):  # or an older view, drawn longer, would replace a newer one
+        write_text(run.report, _page(run))
+    return run.report
+
+
+def _page(run: RunDirectory) -> str:
     lines = read_metrics(run.metrics)
-    phases = list(dict.fromkeys(line["phase"] for line in lines))
+    recipe = run.path / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    named = [phase["name"] for phase in (yaml.safe_load(text) or {}).get("training", [])]
+    logged = list(dict.fromkeys(line["phase"] for line in lines))
+    phases = [name for name in named if name in logged] + [name for name in logged if name not in named]
     parts = [f"<h1>{html.escape(run.path.name)}</h1>", _summary(run, lines, phases)]
     for phase in phases:
         mine = [line for line in lines if line["phase"] == phase]
@@ -38,12 +50,10 @@ def write_report(run: RunDirectory) -> Path:
         if health:
             parts += ["<h3>Codebook health</h3>", _figures(health)]
         parts.append(_samples(run, phase))
-    recipe = run.path / "recipe.yaml"
-    if recipe.exists():
-        parts.append(f"<h2>Recipe</h2><pre>{html.escape(recipe.read_text(encoding='utf-8'))}</pre>")
+    if text:
+        parts.append(f"<h2>Recipe</h2><pre>{html.escape(text)}</pre>")
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(run.path.name)}</title><style>{STYLE}</style>"
-    write_text(run.report, page + "\n".join(parts))
-    return run.report
+    return page + "\n".join(parts)
 
 
 def series(lines: list[dict[str, Any]]) -> Mapping[str, Curve]:

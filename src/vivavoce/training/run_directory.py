@@ -7,8 +7,12 @@
     tensorboard/    the same for TensorBoard
     samples/        PHASE/step-N/*.wav, *.png
     report.html     curves, players, spectrograms, codebook health
+
+Several processes may train phases of one run at a time: each holds its phase, and for a moment what they share, by a
+lock under .locks/.
 """
 
+import errno
 import json
 import os
 import platform
@@ -16,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +51,10 @@ class RunDirectory:
         run.path.mkdir(parents=True, exist_ok=True)
         if os.environ.get("RANK", "0") != "0":  # under torchrun the first process keeps the books
             return run
-        if recipe is not None:
-            run._keep_recipe(dict(recipe))
-        run._note_code()
+        with run.locked("notes", patience=None):
+            if recipe is not None:
+                run._keep_recipe(dict(recipe))
+            run._note_code()
         return run
 
     @property
@@ -90,19 +95,34 @@ class RunDirectory:
             files.update({p.stem: p for p in sorted((path / "ema").glob("*.safetensors"))})
         return files
 
+    def training(self, phase: str, patience: float = 0.0) -> AbstractContextManager[None]:
+        """Hold a phase against a second training of it; RequestError where it is held `patience` seconds later."""
+        return self.locked(f"phase-{phase}", patience)
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run against a second training; the system frees the lock when the process dies."""
+    def locked(self, what: str, patience: float | None = 0.0) -> Iterator[None]:
+        """Hold a part of the run against other processes, or wait for it up to `patience` seconds (None: as long as it
+        takes). The system frees the lock when the process dies."""
         try:
             import fcntl
         except ImportError:  # no advisory locks on this platform: the user must take care
             yield
             return
-        with open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RequestError(f"{self.path} is being trained by another process: wait or name another") from error
+        folder = self.path / ".locks"
+        folder.mkdir(exist_ok=True)
+        with open(folder / what, "w") as file:
+            end = time.monotonic() + (patience or 0.0)
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if patience is None else fcntl.LOCK_NB))
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= end:
+                        raise RequestError(
+                            f"{what.replace('-', ' ', 1)} of {self.path} is being trained by another process: wait "
+                            "for it, or name another --run"
+                        ) from error
+                    time.sleep(0.1)
             yield
 
     def _keep_recipe(self, recipe: dict[str, Any]) -> None:
@@ -142,13 +162,27 @@ class RunDirectory:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none: under a temporary name, then renamed."""
+    """Write a whole file or none: under a temporary name, then renamed. An OSError names `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append all of `data` or nothing. An OSError names `path`."""
+    with open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) != len(data):  # what fits is written, and only a second write would say why no more
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _commit() -> str | None:

@@ -1,0 +1,130 @@
+"""Phases beside each other: the same weights as one after another, whoever is stopped or killed meanwhile."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toys import parts_recipe, parts_task
+
+import vivavoce
+from vivavoce.errors import RequestError
+from vivavoce.training import RunDirectory
+from vivavoce.training import checkpoint as checkpoints
+from vivavoce.training.errors import Interrupted, TrainingError
+from vivavoce.training.metrics import read_metrics
+from vivavoce.training.recipes import train_recipe
+
+LONG = os.environ.get("VIVAVOCE_LONG") == "1"
+NAMES = ["voice", "listen", "converse"]
+PARENT = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from toys import parts_recipe, parts_task
+from vivavoce.training.recipes import train_recipe
+slow = {{"pause": 0.5}}
+train_recipe(parts_recipe(voice=slow, listen=slow), sys.argv[1], make_task=parts_task, jobs=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run as one process makes it, phase by phase."""
+    torch.set_num_threads(1)
+    torch.rand(7)  # its weights are nobody's leftovers
+    return train_recipe(parts_recipe(), tmp_path_factory.mktemp("whole"), make_task=parts_task)
+
+
+def same(run, whole):
+    for name in NAMES:
+        a, b = (checkpoints.latest(each.checkpoints(name)) for each in (run, whole))
+        assert a.step == b.step == 6 and a.finished
+        for states in ("modules", "averages"):
+            for module, tensors in getattr(b, states).items():
+                for key, value in tensors.items():
+                    assert torch.equal(getattr(a, states)[module][key], value), (name, module, key)
+    mine, theirs = (
+        {name: [(m["step"], m["loss"]) for m in read_metrics(each.metrics) if m["phase"] == name] for name in NAMES}
+        for each in (run, whole)
+    )
+    assert mine == theirs
+    models = [vivavoce.load(each.path).system.state_dict() for each in (run, whole)]
+    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
+
+
+def begun(run, *names):
+    """Until each of the phases has a checkpoint."""
+    end = time.monotonic() + 120
+    while not all(checkpoints.latest_path(run.checkpoints(name)) for name in names):
+        assert time.monotonic() < end, "nothing was saved"
+        time.sleep(0.02)
+
+
+def test_kill_of_the_parent_ends_all_and_the_next_call_makes_the_same_weights(whole, tmp_path):
+    run = RunDirectory(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)])
+    begun(run, "voice", "listen")
+    process.kill()
+    process.wait()
+    train_recipe(parts_recipe(), tmp_path, make_task=parts_task, jobs=2)  # waits for those that still save
+    same(run, whole)
+    assert run.report.read_text().count("<h2>") == 4
+
+
+def stop(run):
+    begun(run, "voice", "listen")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_listen(run):
+    begun(run, "voice", "listen")
+    next(child for child in multiprocessing.active_children() if child.name == "listen").kill()
+
+
+ENDS = {
+    "fails": (None, TrainingError, r"phase 'listen', step 3.* is nan.*\(voice stopped and saved; the same"),
+    "killed": (kill_listen, TrainingError, r"'listen': its process was killed by signal 9.*\(voice stopped and saved"),
+    "stopped": (stop, Interrupted, "(voice, listen|listen, voice) stopped and saved; the same command goes on"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS if LONG else ["fails", "stopped"])
+def test_what_ends_one_ends_all_and_all_save(whole, tmp_path, how):
+    run = RunDirectory(tmp_path)
+    action, error, message = ENDS[how]
+    if action is not None:
+        threading.Thread(target=action, args=[run], daemon=True).start()
+    # each goes on only when the other has saved something, however long that takes
+    voice = {"pause": 4.0, "hold": 3, "until": str(run.checkpoints("listen"))}
+    listen = {"pause": 4.0, "hold": 3, "until": str(run.checkpoints("voice"))}
+    if how == "fails":
+        listen |= {"poison": 3, "pause": 0.0}
+    with pytest.raises(error, match=message):
+        train_recipe(parts_recipe(voice=voice, listen=listen), tmp_path, make_task=parts_task, jobs=2)
+    assert not multiprocessing.active_children() and set(run.phases()) == {"voice", "listen"}
+    assert all(0 < checkpoints.latest(run.checkpoints(name)).step < 6 for name in run.phases())
+    train_recipe(parts_recipe(), tmp_path, make_task=parts_task)
+    same(run, whole)
+
+
+def test_a_phase_depends_on_those_it_needs_and_on_no_other(whole, tmp_path):
+    recipe = parts_recipe()
+    for name in ("listen", "voice", "converse"):  # in the other order
+        train_recipe(recipe, tmp_path, make_task=parts_task, phase=name)
+    same(RunDirectory(tmp_path), whole)
+    with pytest.raises(RequestError, match="builds on 'voice', which is not finished"):
+        train_recipe(recipe, tmp_path / "new", make_task=parts_task, phase="converse")
+
+
+def test_jobs_and_torchrun_exclude_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("vivavoce.training.recipes.Ranks.current", lambda device="cpu": type("R", (), {"world": 2}))
+    with pytest.raises(RequestError, match="torchrun"):
+        train_recipe(parts_recipe(), tmp_path, make_task=parts_task, jobs=2)
