@@ -116,7 +116,7 @@ def test_what_is_no_such_model(tmp_path):
         return str(caught.value)
 
     assert "model_type 'bert'" in with_config(model_type="bert")
-    assert "48 kHz" in with_config(norm_type="time_group_norm")
+    assert "do not go together" in with_config(norm_type="time_group_norm")
     assert "encoder.parts.0.weight is (4, 1, 7)" in with_config(num_filters=8)
     assert "nothing takes" in with_config(num_lstm_layers=1)
     assert "is missing" in with_config(upsampling_ratios=[8, 5, 4])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vivavoce.codecs import seanet
+from vivavoce.codecs.chunked import ChunkedCodec
 from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.frames import WholeFrames
 from vivavoce.codecs.seanet import SEANetConfig
@@ -25,6 +26,7 @@ class CodecConfig(SEANetConfig):
     downsample: stride of a last convolution, undone by a first transposed one of `upsample_groups` groups.
     whole_frames: zeros fill the last frame of the waveform; otherwise each convolution fills its own last stride.
     use_codebooks: how many codebooks encoding gives unless told otherwise (default: all).
+    norm `time` goes with chunks of `chunk` samples, one every `stride`, each brought to one loudness by `normalize`.
     """
 
     sample_rate: int = 16000
@@ -37,6 +39,14 @@ class CodecConfig(SEANetConfig):
     upsample_groups: int = 1
     whole_frames: bool = False
     use_codebooks: int | None = None
+    chunk: int = 48000
+    stride: int = 47520
+    normalize: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm == "time" and (self.transformer is not None or self.downsample > 1 or self.whole_frames):
+            raise RecipeError("codec: norm 'time' goes without transformer, downsample and whole_frames")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "CodecConfig":
@@ -68,6 +78,8 @@ def build_codec(options: Mapping[str, Any] | CodecConfig) -> Codec:
     """An untrained codec; weights are drawn from torch's global generator. Raises `RecipeError`."""
     config = options if isinstance(options, CodecConfig) else CodecConfig.of(options)
     quantizer = quantizer_of(config.dim, config.codebooks, config.codebook_size, config.quantizer)
+    if config.norm == "time":
+        return _used(_chunked(config, quantizer), config)
     heard: list[Streaming] = list(seanet.encoder(config))
     spoken: list[Streaming] = []
     if config.transformer is not None:
@@ -84,6 +96,22 @@ def build_codec(options: Mapping[str, Any] | CodecConfig) -> Codec:
         heard = [heard[-1], *heard[:-1]]
     encoder, decoder = Chain(*heard), Chain(*spoken, *seanet.decoder(config))
     codec = Codec(encoder, quantizer, decoder, config.sample_rate, config.channels, config=config)
+    return _used(codec, config)
+
+
+def _chunked(config: CodecConfig, quantizer: Quantizer) -> Codec:
+    """Of stacks that normalise over time."""
+    encoder, decoder = seanet.encoder(config), seanet.decoder(config)
+    return ChunkedCodec(
+        *(encoder, quantizer, decoder, config.sample_rate, config.channels),
+        chunk=config.chunk,
+        stride=config.stride,
+        normalize=config.normalize,
+        config=config,
+    )
+
+
+def _used(codec: Codec, config: CodecConfig) -> Codec:
     if config.use_codebooks is not None:
         codec.codebooks = config.use_codebooks
     return codec

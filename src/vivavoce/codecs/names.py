@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.frames import WholeFrames
+from vivavoce.codecs.whole import TimeNorm, WholeResidual
 from vivavoce.errors import CheckpointError
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.lstm import LSTM
@@ -109,10 +110,16 @@ def _layer(own: dict[str, Tensor], source: Published, part: Streaming, ours: str
         stem = f"{theirs}.{inner}" if style == "transformers" else f"{theirs}.{inner}.{inner}"
         for kind in ("weight", "bias"):
             own[f"{ours}.{kind}"] = source.take(f"{stem}.{kind}")
+    elif isinstance(part, TimeNorm):
+        _layer(own, source, part.inner, f"{ours}.inner", theirs, style)
+        convolution = "conv" if isinstance(part.inner, Conv) else "convtr"
+        stem = f"{theirs}.norm" if style == "transformers" else f"{theirs}.{convolution}.norm"
+        for kind in ("weight", "bias"):
+            own[f"{ours}.norm.{kind}"] = source.take(f"{stem}.{kind}")
     elif isinstance(part, LSTM):
         for name, _ in part.lstm.named_parameters():
             own[f"{ours}.lstm.{name}"] = source.take(f"{theirs}.lstm.{name}")
-    elif isinstance(part, Residual):
+    elif isinstance(part, Residual | WholeResidual):
         assert isinstance(part.inner, Chain)
         for place, layer in enumerate(part.inner):
             _layer(own, source, layer, f"{ours}.inner.parts.{place}", f"{theirs}.block.{place}", style)

@@ -17,6 +17,26 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "quantizer": {"dropout": 1.0, "dropout_levels": [2, 4, 8, 16, 32], "start_iterations": 50},
         "use_codebooks": 2,
     },
+    # arXiv:2210.13438; facebookresearch/encodec, encodec_model_48khz: stereo, in chunks of 1 s that overlap by 10 ms.
+    "encodec-48khz": {
+        "sample_rate": 48000,
+        "channels": 2,
+        "filters": 32,
+        "ratios": [8, 5, 4, 2],
+        "dim": 128,
+        "true_skip": False,
+        "lstm": 2,
+        "causal": False,
+        "pad_mode": "reflect",
+        "norm": "time",
+        "chunk": 48000,
+        "stride": 47520,
+        "normalize": True,
+        "codebooks": 16,
+        "codebook_size": 1024,
+        "quantizer": {"dropout": 1.0, "dropout_levels": [2, 4, 8, 16], "start_iterations": 50},
+        "use_codebooks": 2,
+    },
     # arXiv:2410.00037; kyutai-labs/moshi, moshi/models/loaders.py.
     "mimi": {
         "sample_rate": 24000,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vivavoce.codecs.whole import TimeNorm, WholeChain, WholeResidual
 from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
 from vivavoce.nn.lstm import LSTM
@@ -25,7 +26,8 @@ class SEANetConfig:
     ratios: strides of the decoder, in its order (the encoder has them reversed). filters: width at the waveform,
     doubled by every stride. compress: width over width of the bottleneck in residual units. true_skip: residual units
     add their input itself, not a 1x1 convolution of it. trim_right: share of a transposed convolution's overlap cut at
-    the right, for causal stacks. lstm: layers between the convolutions and the latents.
+    the right, for causal stacks. lstm: layers between the convolutions and the latents. norm: `none` (a weight
+    normalisation is fused) or `time`, over all frames of the signal behind every convolution, which cannot be streamed.
     """
 
     channels: int = 1
@@ -45,6 +47,7 @@ class SEANetConfig:
     trim_right: float = 1.0
     activation: str = "elu"
     final_activation: str | None = None
+    norm: str = "none"
 
     def __post_init__(self):
         object.__setattr__(self, "ratios", tuple(self.ratios))
@@ -56,6 +59,9 @@ class SEANetConfig:
             if name not in ACTIVATIONS:
                 raise RecipeError(f"activation '{name}' is unknown; there are {', '.join(ACTIVATIONS)}")
 
+        if self.norm not in ("none", "time"):
+            raise RecipeError(f"norm '{self.norm}' is unknown; there are none, time")
+
     @property
     def hop(self) -> int:
         """Samples per frame."""
@@ -66,31 +72,39 @@ def _activation(config: SEANetConfig, width: int) -> Pointwise:
     return Pointwise(ACTIVATIONS[config.activation](), width)
 
 
-def _conv(config: SEANetConfig, inputs: int, width: int, kernel: int, stride: int = 1, dilation: int = 1) -> Conv:
+def _conv(
+    config: SEANetConfig, inputs: int, width: int, kernel: int, stride: int = 1, dilation: int = 1
+) -> Conv | TimeNorm:
     overlap = (kernel - 1) * dilation + 1 - stride
     right = 0 if config.causal else overlap // 2
-    return Conv(
+    conv = Conv(
         inputs, width, kernel, stride, dilation, left=overlap - right, right=right, pad_mode=config.pad_mode
     )
+    return TimeNorm(conv) if config.norm == "time" else conv
 
 
-def _transposed(config: SEANetConfig, inputs: int, width: int, stride: int) -> ConvTranspose:
+def _transposed(config: SEANetConfig, inputs: int, width: int, stride: int) -> ConvTranspose | TimeNorm:
     overlap = stride
     right = math.ceil(overlap * config.trim_right) if config.causal else overlap // 2
+    if config.norm == "time":
+        whole = ConvTranspose(inputs, width, 2 * stride, stride, left=0, right=0)
+        return TimeNorm(whole, overlap - right, right)
     return ConvTranspose(inputs, width, 2 * stride, stride, left=overlap - right, right=right)
 
 
 def _residuals(config: SEANetConfig, width: int) -> list[Streaming]:
     units: list[Streaming] = []
+    whole = config.norm == "time"
     hidden = width // config.compress
     for layer in range(config.residual_layers):
-        inner = Chain(
+        inner = (WholeChain if whole else Chain)(
             _activation(config, width),
             _conv(config, width, hidden, config.residual_kernel, dilation=config.dilation_base**layer),
             _activation(config, hidden),
             _conv(config, hidden, width, 1),
         )
-        units.append(Residual(inner, None if config.true_skip else _conv(config, width, width, 1)))
+        shortcut = None if config.true_skip else _conv(config, width, width, 1)
+        units.append(WholeResidual(inner, shortcut) if whole else Residual(inner, shortcut))
     return units
 
 
@@ -105,7 +119,7 @@ def encoder(config: SEANetConfig) -> Chain:
     if config.lstm:
         parts.append(LSTM(width, config.lstm))
     parts += [_activation(config, width), _conv(config, width, config.dim, config.last_kernel)]
-    return Chain(*parts)
+    return (WholeChain if config.norm == "time" else Chain)(*parts)
 
 
 def decoder(config: SEANetConfig) -> Chain:
@@ -121,4 +135,4 @@ def decoder(config: SEANetConfig) -> Chain:
     parts += [_activation(config, width), _conv(config, width, config.channels, config.last_kernel)]
     if config.final_activation is not None:
         parts.append(Pointwise(ACTIVATIONS[config.final_activation](), config.channels))
-    return Chain(*parts)
+    return (WholeChain if config.norm == "time" else Chain)(*parts)

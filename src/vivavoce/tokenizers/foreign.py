@@ -81,11 +81,7 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encodec(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConfig:
-    if config["norm_type"] != "weight_norm" or config.get("normalize") or config.get("chunk_length_s"):
-        raise CheckpointError(
-            "this EnCodec normalises over time or loudness in chunks (the 48 kHz model does): only models with weight "
-            "normalisation over whole signals are supported, such as encodec_24khz and encodec_32khz"
-        )
+    chunked = _chunks(config)
     count = _count(tensors, r"quantizer\.layers\.(\d+)\.")
     frame_rate = math.ceil(config["sampling_rate"] / math.prod(config["upsampling_ratios"]))
     # The reference encodes at its first bandwidth unless told otherwise.
@@ -97,7 +93,24 @@ def _encodec(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecC
         codebooks=count,
         quantizer={"codebook_width": config["codebook_dim"], "project": False},
         use_codebooks=min(usual, count),
+        **chunked,
     )
+
+
+def _chunks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the 48 kHz model cuts and normalises the signal; nothing for those that take it whole."""
+    normalize, seconds = bool(config.get("normalize")), config.get("chunk_length_s")
+    if config["norm_type"] == "weight_norm" and not normalize and not seconds:
+        return {}
+    if config["norm_type"] != "time_group_norm" or not seconds or config.get("overlap") is None:
+        raise CheckpointError(
+            "this EnCodec is neither of weight normalisation over whole signals (as encodec_24khz, encodec_32khz) nor "
+            "of norms over time in chunks (as encodec_48khz): norm_type, chunk_length_s, overlap and normalize do not "
+            "go together"
+        )
+    chunk = int(seconds * config["sampling_rate"])
+    stride = max(1, int((1.0 - config["overlap"]) * chunk))
+    return {"norm": "time", "chunk": chunk, "stride": stride, "normalize": normalize}
 
 
 def _mimi(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConfig:
