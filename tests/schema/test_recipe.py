@@ -23,7 +23,6 @@ def test_shipped_recipes_are_valid_at_both_sizes(name, size):
         ({"training.converse.start_from": "late"}, "training.converse.start_from: 'late' is not declared"),
         ({"training.converse.after": ["late"]}, "training.converse.after: 'late' is not declared"),
         ({"training.listen.after": ["converse"]}, "training.listen.after: 'converse' is not declared"),
-        ({"training.voice-decoder.start_from": None, "training.voice-decoder.after": []}, "its result would be lost"),
         ({"streams.voice.encoder": "ear"}, "streams.voice: a stream has exactly one of"),
         ({"stages.dialogue.tasks.duplex.fills": ["user"]}, "'user' has no head"),
         ({"stages.dialogue.tasks.duplex.given": ["us er"]}, "names no cells"),
@@ -46,16 +45,32 @@ def test_smoke_size_replaces_only_what_it_names():
 
 
 def test_a_phase_needs_what_those_need_that_it_needs():
-    names = ["voice", "voice-decoder", "listen", "converse", "settle", "speak"]
-    every = {f"training.{name}.after": None for name in names}
-    by_default = read_recipe("mini", overrides=every)
-    assert [by_default.needs(name) for name in names] == [names[:index] for index in range(6)]
-    said = {"listen": [], "converse": ["listen", "voice"], "settle": ["converse"]}
-    chosen = read_recipe("mini", overrides={**every, **{f"training.{k}.after": v for k, v in said.items()}})
-    assert chosen.needs("listen") == [] and chosen.needs("converse") == ["voice", "listen"]
-    assert chosen.needs("settle") == ["voice", "listen", "converse"] and chosen.needs("speak") == names[:5]
-    started = read_recipe("mini", overrides={**every, "training.voice-decoder.after": []})
-    assert started.needs("voice-decoder") == ["voice"]  # what it starts from
+    part = {"objective": {"kind": "x"}, "data": {"kind": "x"}, "steps": 1}
+
+    def needs(**said):
+        names = ("voice", "decoder", "listen", "converse", "settle")
+        trains = {"voice": "codec", "decoder": "codec"}
+        phases = [{**part, "name": n, "trains": trains.get(n, "dialogue"), **said.get(n, {})} for n in names]
+        recipe = read_recipe("mini", overrides={"training": phases})
+        return {name: recipe.needs(name) for name in names}
+
+    before = ["voice", "decoder", "listen", "converse"]
+    assert needs() == {name: before[:index] for index, name in enumerate([*before, "settle"])}
+    chosen = needs(
+        decoder={"after": [], "start_from": "voice"},  # what it starts from, it needs
+        listen={"after": []},
+        converse={"after": ["listen", "voice"]},
+        settle={"after": ["converse"]},
+    )
+    assert chosen == {
+        "voice": [],
+        "decoder": ["voice"],
+        "listen": [],
+        "converse": ["voice", "listen"],
+        "settle": ["voice", "listen", "converse"],
+    }
+    with pytest.raises(RecipeError, match="'voice' trains 'codec' too: name it, or its result would be lost"):
+        needs(decoder={"after": []})
 
 
 def test_unknown_recipe_suggests_the_nearest(tmp_path):

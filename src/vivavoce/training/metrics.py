@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vivavoce.errors import MissingExtra, need
 from vivavoce.training.run_directory import RunDirectory, append, write_text
 
 
@@ -69,9 +70,11 @@ class Events:
     def open(cls, folder: Path, step: int) -> "Events | None":
         """A new file that replaces what earlier ones of `folder` say after `step`; None without the package."""
         try:
-            from tensorboard.compat.proto.event_pb2 import SessionLog
-        except ImportError:  # the extra `train` brings it; metrics.jsonl holds the same
+            need("tensorboard", "train", "a TensorBoard event file")
+        except MissingExtra:  # metrics.jsonl holds the same
             return None
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
         folder.mkdir(parents=True, exist_ok=True)
         events = cls(folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}")
         events._append(file_version="brain.Event:2")
