@@ -77,7 +77,8 @@ class Voice:
         codes = np.zeros((self.codebooks, 0), dtype=np.int64)
         if self.codec is not None:
             hop, lead, tail = self.codec.hop, 8, 4  # frames of silence around it
-            wave = np.zeros((lead - -(-len(samples) // hop) + tail) * hop, dtype=np.float32)
+            frames = -(-len(samples) // hop)
+            wave = np.zeros((lead + frames + tail) * hop, dtype=np.float32)
             wave[lead * hop : lead * hop + len(samples)] = samples
             codes = self._codes(wave)[:, lead:]
         return Spoken(text, codes, words, len(samples) / self.sample_rate)

@@ -37,11 +37,30 @@ VOICES = ("flite:slt", "flite:rms", "festival:ked", "pico:en-US", "pico:en-GB")
 FOREIGN = ("es", "de", "it", "fr-fr", "pt", "pl", "sv", "hi", "tr", "cmn")  # as other speech only
 # No homophones of digits (won, ate, for, too): what sounds the same cannot be told apart.
 OTHER_WORDS = """
-yes no hello stop start left right up down house water dog cat bird tree music play please thanks morning evening
-open close door window light turn off now later maybe never always kitchen table river mountain paper pencil coffee
-sugar wonder sentence free fix line fine hive weather traffic alarm volume louder quiet again cancel help
-computer assistant sheila marvin happy learn follow visual forward backward zebra hero nearly mirror smart glass view
-snowboy jarvis lights jacket pasta marble orange yellow purple person finger shoulder engine animal basket circle
+yes no hello stop start left right up down house water dog cat bird tree music play please thanks morning evening open
+close door window light turn off now later maybe never always kitchen table river mountain paper pencil coffee sugar
+wonder sentence free fix line fine hive weather traffic alarm volume louder quiet again cancel help computer assistant
+sheila marvin happy learn follow visual forward backward zebra hero nearly jacket pasta marble orange yellow purple
+person finger shoulder engine animal basket circle able about account across adjustment advertisement agreement almost
+amount amusement answer apparatus approval argument attack attempt attention attraction authority balance behavior
+belief between bitter blood bottle branch bread breath brother bucket building business butter camera canvas careful
+carriage cause chain chalk change cheap chemical chief church clean clear clock cloud common company comparison
+competition complete condition connection conscious control copper cotton cough country cover cruel current curtain
+damage danger daughter decision delicate dependent design desire destruction detail development different digestion
+direction discovery discussion disease distance division doubt drawer dress driving education elastic electric example
+exchange existence experience expert false family father feather feeling female fertile fiction flower foolish forest
+frequent friend future garden general government grain grass group guide hammer harbor harmony history hollow hospital
+humor important impulse increase industry insect instrument interest invention island jelly journey judge kettle
+knowledge language laugh leather letter level library liquid machine manager market married material measure medical
+memory metal middle military minute mixed money monkey mother motion muscle nation natural necessary needle nerve
+normal observation office opinion opposite orchestra organization ornament parallel parcel payment picture pleasure
+pocket poison polish political position possible potato powder present private probable process produce profit
+property protest public punishment purpose quality question railway reaction reading reason receipt record regret
+regular relation religion representative respect responsible reward rhythm river rubber sail salt school science
+scissors secretary selection separate serious shelf silver simple sister society special spoon spring square station
+steam stomach story straight strange structure substance sudden suggestion summer surprise system teaching tendency
+theory thread thunder ticket together tomorrow trouble trousers umbrella value vessel village violent voice waiting
+warm waste weight whistle window winter woman wood wound writing yesterday young
 """.split()
 SOUND_LIKE_NUMBERS = {*NUMBERS, "won", "ate", "for", "fore", "to", "too", "nein", "sicks", "heaven"}
 OTHER_PHRASES = (
@@ -49,8 +68,6 @@ OTHER_PHRASES = (
     "good morning everybody", "call my mother", "set an alarm", "the cat sat on the mat", "open the window",
     "I would like a cup of coffee", "where is the station", "stop it right now", "thank you very much",
     "she sells sea shells", "that is not what I meant", "could you repeat that", "never mind", "hey computer",
-    "your call is important to us please hold", "the number you have dialed is not in service",
-    "press the pound key to save this message", "smart mirror", "okay glass", "all our agents are busy",
 )  # fmt: skip
 
 
@@ -175,11 +192,11 @@ def synthetic(
             voice = f"espeak:{accent}" + (f"+{timbre}" if timbre else "")
             digits += say.digits(voice, 1)
             sums += say.sums(voice, 8)
-            other += say.other(voice, texts, 16, 9)
+            other += say.other(voice, texts, 30, 10)
     for voice in usable(VOICES):
         digits += say.digits(voice, 6)
         sums += say.sums(voice, 0 if voice.startswith("pico") else 120)
-        other += say.other(voice, texts, 100, 100)
+        other += say.other(voice, texts, 160, 100)
     for language in FOREIGN:
         for timbre in ("", *say.rng.choice(timbres, 3, replace=False)):
             other += say.other(f"espeak:{language}" + (f"+{timbre}" if timbre else ""), texts, 8, 14)

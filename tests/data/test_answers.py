@@ -1,0 +1,47 @@
+"""The voice of the spoken-digit task: sentences as codes on the codec's frames, words in their times."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from vivavoce.codecs.spectral import build_spectral_codec
+from vivavoce.data.answers import Voice, drill_texts
+from vivavoce.data.sums import WORDS, all_answers
+
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="Debian's flite is not installed")
+
+
+@pytest.fixture(scope="module")
+def codec():
+    sizes = {"stem": 8, "widths": [8, 8, 16], "dim": 16, "fft_size": 320, "codebooks": 3, "codebook_size": 16}
+    return build_spectral_codec({"mels": 20, **sizes}).eval()
+
+
+@needs_flite
+def test_a_sentence_is_as_many_frames_as_its_sound_and_a_rest(codec):
+    voice = Voice("flite:slt", 16000, 3, codec)
+    for text, tempo in (("seven", 1.0), ("three plus four is seven", 1.0), ("is two seven", 0.9)):
+        spoken = voice.spoken(text, tempo)
+        frames = -(-round(spoken.seconds * 16000) // codec.hop)
+        assert spoken.codes.shape == (3, frames + 4) and spoken.codes.max() < 16
+        assert " ".join(word for word, _ in spoken.words) == text
+        times = [second for _, second in spoken.words]
+        assert times[0] == 0 and times == sorted(times) and times[-1] < spoken.seconds
+    assert voice.silence.shape == (3,)
+
+
+@needs_flite
+def test_a_voice_without_a_codec_has_the_same_times_and_no_codes(codec):
+    spoken, silent = (Voice("flite:slt", 16000, 3, c).spoken("two plus two is four") for c in (codec, None))
+    assert silent.words == spoken.words and silent.seconds == spoken.seconds
+    assert silent.codes.shape == (3, 0) and not np.any(Voice("flite:slt", 16000, 3).silence)
+
+
+def test_drills_are_answers_and_words_in_any_order_at_many_tempos():
+    drills = drill_texts(60)
+    assert drills == drill_texts(60)
+    known = [text for text, _ in drills if text in all_answers()]
+    assert 30 <= len(known) < 60
+    assert all(set(text.split()) <= set(WORDS) and 0.88 <= tempo <= 1.14 for text, tempo in drills)
+    assert len({tempo for _, tempo in drills}) == 60
