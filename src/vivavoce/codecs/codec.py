@@ -15,7 +15,7 @@ from vivavoce.quantizers import Quantized, Quantizer
 Step = Callable[[Tensor, State, Tensor | None], tuple[Tensor, State]]
 
 LOW_RATE = 150.0  # Hz: parts below it do little work for their weights, and should be called seldom
-BLOCK = 24  # tiles of the parts at high rates for one call of those at low rates
+BLOCK = 48  # tiles of the parts at high rates for one call of those at low rates
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Codec(nn.Module):
         decoder: Chain,
         sample_rate: int,
         channels: int = 1,
-        tile: float = 2.0,
+        tile: float = 1.0,
         config: Any = None,
     ):
         super().__init__()
@@ -234,10 +234,10 @@ class Codec(nn.Module):
         return _in_pieces(block, x, state, lengths, tile * BLOCK)
 
     def _turn(self, chain: Chain) -> int:
-        """The first part of the encoder that works at a low rate, or the first of the decoder that leaves it."""
+        """The first part of the encoder that gives frames at a low rate, or of the decoder that takes none such."""
         hop = Fraction(1) if chain is self.encoder else Fraction(self.hop)
         for number, part in enumerate(chain):
-            low = self.sample_rate / hop <= LOW_RATE
+            low = self.sample_rate / max(hop, hop * part.hop) <= LOW_RATE
             if low == (chain is self.encoder):
                 return number
             hop *= part.hop

@@ -12,11 +12,12 @@ from torch import nn
 from vivavoce.codecs.whole import TimeNorm, WholeChain, WholeResidual
 from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
+from vivavoce.nn.elu import ELU
 from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
 
-ACTIVATIONS = {"tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU}
+ACTIVATIONS = {"tanh": nn.Tanh, "elu": ELU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU}
 
 
 @dataclass(frozen=True)

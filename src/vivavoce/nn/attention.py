@@ -311,7 +311,10 @@ class CrossAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """softmax(q k / sqrt(head_dim)) v for q [B, T, H, d], k and v [B, S, H', d]; mask [B or 1, T or 1, S]: bool, or added."""
+    """softmax(q k / sqrt(head_dim)) v for q [B, T, H, d], k and v [B, S, H', d].
+
+    mask [B or 1, T or 1, S]: bool, or added to the scores.
+    """
     if q.shape[1] == 0 or k.shape[1] == 0:
         return torch.zeros_like(q)
     k, v = k.to(q.dtype), v.to(q.dtype)

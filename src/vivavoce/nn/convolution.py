@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
+from vivavoce.nn.elu import ELU
 from vivavoce.nn.streaming import State, Streaming, lengths_of, take_frames
 
 PadMode = Literal["zeros", "replicate", "reflect"]
 
-# From this many output frames on, oneDNN's channels-last convolution beats copying windows for one matrix product;
-# with fewer it loses to the rearrangement of its weights.
-MANY_FRAMES = 256
+# oneDNN's channels-last convolution beats copying windows for one matrix product from this many output frames on, and
+# up to this many weights: it rearranges them in every call.
+MANY_FRAMES, MANY_WEIGHTS = 256, 1 << 20
 
 
 class Conv(Streaming):
@@ -66,7 +67,7 @@ class Conv(Streaming):
         # Inputs that must be there before the left padding can be made.
         self.wait = {"zeros": 0, "replicate": 1, "reflect": self.left + 1}[pad_mode] if self.left else 0
         most_right = right + (stride - 1 if complete else 0)
-        self.capacity = max(self.span - 1, self.left, self.wait, most_right + 1 if pad_mode != "zeros" else 0)
+        self.capacity = max(self.span - 1, self.left, self.wait, most_right + (pad_mode != "zeros" and most_right > 0))
 
     @property
     def width(self):
@@ -114,9 +115,9 @@ class Conv(Streaming):
     @property
     def applies(self) -> type[nn.Module] | None:
         """The activation that a step can apply to its input while it copies it (without gradients)."""
-        return nn.ELU if self.capacity else None
+        return ELU if self.capacity else None
 
-    def step(self, x, state, lengths=None, activation: nn.ELU | None = None):
+    def step(self, x, state, lengths=None, activation: ELU | None = None):
         """As any step; `activation`: of the input, before all else."""
         new = [x.shape[1]] if lengths is None else lengths.tolist()
         old = state["heard"].tolist()
@@ -124,13 +125,13 @@ class Conv(Streaming):
             return self._step_together(self._joined(state["buffer"], x[:, : new[0]], activation), state, old[0], new[0])
         return self._step_apart(x if activation is None else activation(x), state, lengths_of(x, lengths))
 
-    def _joined(self, buffer: Tensor, x: Tensor, activation: nn.ELU | None) -> Tensor:
+    def _joined(self, buffer: Tensor, x: Tensor, activation: ELU | None) -> Tensor:
         """The last frames heard and the new ones side by side."""
         if activation is None:
             return torch.cat([buffer, x], dim=1) if self.capacity else x
         joined = x.new_empty(x.shape[0], self.capacity + x.shape[1], self.inputs)
         joined[:, : self.capacity] = buffer
-        torch.ops.aten.elu.out(x, activation.alpha, out=joined[:, self.capacity :])
+        activation(x, joined[:, self.capacity :])
         return joined
 
     def _step_together(self, joined: Tensor, state: State, old: int, new: int) -> tuple[Tensor, State]:
@@ -225,7 +226,7 @@ class Conv(Streaming):
         if self._width * self.kernel <= 16 and self.stride == 1 and batch * count >= MANY_FRAMES:
             return self._tap_by_tap(x, count)
         single = self.inputs == 1 and not torch.is_grad_enabled()
-        if batch * count >= MANY_FRAMES and not single:
+        if batch * count >= MANY_FRAMES and self.weight.numel() <= MANY_WEIGHTS and not single:
             image = x.contiguous().transpose(1, 2)[:, :, None]
             weight = self.weight[:, :, None]
             y = F.conv2d(image, weight, self.bias, (1, self.stride), 0, (1, self.dilation))
@@ -276,8 +277,8 @@ class ConvTranspose(Streaming):
         self.right = kernel - stride - left if right is None else right
         if left < 0 or not 0 <= self.right <= kernel - stride:
             raise RequestError(f"cuts of {left} and {self.right} frames: from 0 to kernel - stride = {kernel - stride}")
-        # In memory [kernel, width / groups, inputs]: the taps that fall into one stride are one matrix.
-        self.weight = nn.Parameter(torch.empty(kernel, width // groups, inputs).permute(2, 1, 0))
+        # In memory [inputs, kernel, width / groups]: the taps that fall into one stride are columns of one matrix.
+        self.weight = nn.Parameter(torch.empty(inputs, kernel, width // groups).transpose(1, 2))
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
         bound = 1 / math.sqrt(width // groups * kernel)
         nn.init.uniform_(self.weight, -bound, bound)
@@ -375,10 +376,13 @@ class ConvTranspose(Streaming):
             full = F.conv_transpose1d(x.transpose(1, 2), self.weight, self.bias, self.stride, groups=self.groups)
             start = self.past * self.stride
             return full[:, :, start : start + size * self.stride].transpose(1, 2)
-        taps = self.weight.permute(2, 1, 0)
-        y = F.linear(x[:, self.past :], taps[: self.stride].reshape(-1, self.inputs))
-        for ago in range(1, self.past + 1):
-            matrix = taps[ago * self.stride : (ago + 1) * self.stride].reshape(-1, self.inputs)
-            y[..., : matrix.shape[0]] += F.linear(x[:, self.past - ago : self.past - ago + size], matrix)
-        y = y.view(x.shape[0], size * self.stride, self._width)
-        return y if self.bias is None else y.add_(self.bias)
+        matrix, one = self.weight.transpose(1, 2).flatten(1), self.stride * self._width
+        y = x.new_zeros(one) if self.bias is None else self.bias.repeat(self.stride)
+        for ago in range(self.past + 1):
+            taps = matrix[:, ago * one : (ago + 1) * one]
+            frames = x[:, self.past - ago : self.past - ago + size].flatten(0, 1)
+            if taps.shape[1] == one:
+                y = torch.addmm(y, frames, taps) if ago == 0 else y.addmm_(frames, taps)
+            else:
+                y[:, : taps.shape[1]] += frames @ taps
+        return y.view(x.shape[0], size * self.stride, self._width)

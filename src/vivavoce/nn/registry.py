@@ -10,6 +10,7 @@ from torch import nn
 
 from vivavoce.nn.attention import Attention
 from vivavoce.nn.convolution import Conv, ConvTranspose
+from vivavoce.nn.elu import ELU
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.logmel import StreamingLogMel
 from vivavoce.nn.lstm import LSTM
@@ -49,14 +50,14 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "transposed, cut at the left": lambda: ConvTranspose(4, 6, 8, 4, left=4, right=0),
     "transposed, depthwise": lambda: ConvTranspose(6, 6, 4, 2, groups=6, bias=False),
     # Around them.
-    "residual, causal": lambda: Residual(Chain(Pointwise(nn.ELU(), 6), Conv(6, 3, 3, dilation=2), Conv(3, 6, 1))),
+    "residual, causal": lambda: Residual(Chain(Pointwise(ELU(), 6), Conv(6, 3, 3, dilation=2), Conv(3, 6, 1))),
     "residual, reflected": lambda: Residual(
         Chain(Conv(6, 3, 3, dilation=3, pad_mode="reflect"), Conv(3, 6, 3, pad_mode="reflect")), Conv(6, 6, 1)
     ),
     "residual, centred": lambda: Residual(Conv(6, 6, 7, left=3, right=3)),
     "sum of kernels": lambda: Sum([Conv(6, 6, k, left=k // 2, right=k // 2) for k in (3, 7, 11)], scale=1 / 3),
     "down and up": lambda: Chain(
-        Conv(2, 4, 8, stride=4), Pointwise(nn.ELU(), 4), Conv(4, 6, 6, stride=3), ConvTranspose(6, 4, 6, 3),
+        Conv(2, 4, 8, stride=4), Pointwise(ELU(), 4), Conv(4, 6, 6, stride=3), ConvTranspose(6, 4, 6, 3),
         ConvTranspose(4, 2, 8, 4),
     ),
     "up, then centred": lambda: Chain(ConvTranspose(4, 4, 8, 4, left=2, right=2), Conv(4, 2, 7, left=3, right=3)),
