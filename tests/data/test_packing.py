@@ -57,6 +57,17 @@ def test_windows_hold_the_tokens():
         fit([1], 0)
 
 
+def test_levels_of_different_rates_are_packed_by_frames():
+    documents = [[np.arange(3), np.arange(10, 16)], [np.arange(20, 22), np.arange(30, 34)]]
+    packed = assemble([Piece(1, 1, 1, 0), Piece(0, 0, 2, 1)], documents, 4, pad=-1, ratios=(1, 2))
+    assert [level.tolist() for level in packed.tokens] == [[21, 0, 1, -1], [32, 33, 10, 11, 12, 13, -1, -1]]
+    assert packed.documents.tolist() == [0, 1, 1, -1] and packed.positions.tolist() == [0, 0, 1, 0]
+    assert [level.tolist() for level in assemble([], [], 1, ratios=(1, 2)).tokens] == [[0], [0, 0]]
+    for wrong, counts in ((Piece(0, 2, 2, 0), (1, 2)), (Piece(0, 0, 3, 0), (1, 3)), (Piece(0, 0, 3, 0), (1, 2, 4))):
+        with pytest.raises(DataError, match=r"document of \[3, 6\]"):
+            assemble([wrong], documents, 4, ratios=counts)
+
+
 def test_a_packed_window_computes_what_its_documents_alone_do():
     from vivavoce.nn.transformer import Transformer, TransformerConfig
 

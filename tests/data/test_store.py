@@ -126,6 +126,8 @@ def test_a_store_of_another_model_is_refused_with_both_fingerprints(store):
         ({"voice": [[[1, 2], [1, 2048]]]}, "level 1: codes from 1 to 2048"),
         ({"voice": [[[-1], [0]]]}, "codes from -1"),
         ({"voice": [[[1, 2]]]}, "1 levels found, 2 expected"),
+        ({"voice": [[[1, 2], [1]]]}, r"levels of \[2, 1\] codes"),
+        ({"fine": [[[1], [1, 2], [1, 2, 3]]]}, r"levels of \[1, 2, 3\] codes are no frames of \(1, 2, 4\)"),
         ({"hidden": [np.zeros((4, 2))]}, r"\[4, 2\] found"),
         ({"hidden": [np.full((4, 3), np.nan)]}, "finite"),
         ({"more": []}, "streams"),
@@ -279,6 +281,77 @@ def test_long_recordings_go_through_in_pieces(tmp_path, monkeypatch):
     # One that hears whole signals only gets them whole.
     tokenize([clip], {"voice": Loudness()}, tmp_path / "whole", quiet=True)
     assert TokenStore(tmp_path / "whole").lengths().tolist() == [500]
+
+
+class Hierarchy(torch.nn.Module):
+    """Levels at 12.5, 25 and 50 Hz (as SNAC's, -1 behind the slower ones): rounded loudness; whole signals or steps."""
+
+    sample_rate, channels, frame_rate, codebook_sizes, ratios = 8000, 1, 12.5, (64, 64, 64), (1, 2, 4)
+    fingerprint = "hierarchy"
+
+    def frames(self, samples):
+        return -(-samples // 640)
+
+    def encode(self, wave, lengths=None):
+        lengths = torch.tensor([wave.shape[-1]] * len(wave)) if lengths is None else lengths
+        codes = torch.full((len(wave), 3, 4 * int(self.frames(lengths).max())), -1)
+        for row, length in enumerate(lengths.tolist()):
+            whole = torch.zeros(640 * self.frames(length))
+            whole[:length] = wave[row, 0, :length]
+            for level, ratio in enumerate(self.ratios):
+                loud = whole.view(-1, 640 // ratio).square().mean(-1).clamp(min=1e-6).log10()
+                codes[row, level, : len(loud)] = (40 + 20 * loud / 3).round().long()
+        return codes
+
+    def encoder_state(self, batch):
+        from vivavoce.nn.streaming import State
+
+        return State(kept=torch.zeros(batch, 1, 0), emitted=torch.zeros(batch, dtype=torch.int64))
+
+    def encode_step(self, wave, state):
+        from vivavoce.nn.streaming import State
+
+        heard = torch.cat([state["kept"], wave], -1)
+        frames = heard.shape[-1] // 640
+        after = State(kept=heard[..., 640 * frames :], emitted=torch.tensor([frames]))
+        return self.encode(heard[..., : 640 * frames]), after
+
+    def encode_flush(self, state):
+        from vivavoce.nn.streaming import State
+
+        codes = self.encode(state["kept"])
+        return codes, State(kept=state["kept"][..., :0], emitted=torch.tensor([codes.shape[-1] // 4]))
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_levels_of_different_rates(tmp_path, monkeypatch, long):
+    if long:
+        monkeypatch.setattr("vivavoce.data.tokenize._LONG", 0.1)
+        monkeypatch.setattr("vivavoce.data.tokenize._PIECE", 0.35)
+    rng, clips = np.random.default_rng(0), []
+    for number, (samples, channels) in enumerate([(7000, 1), (640, 2), (1, 1), (16_001, 1)]):
+        swell = np.sin(np.arange(samples) / 900) ** 2
+        sound = (0.3 * swell * rng.standard_normal((channels, samples))).astype("f4")
+        vivavoce.write(tmp_path / f"{number}.wav", vivavoce.Audio(sound, 8000))
+        about = Clip(f"c{number}", f"{number}.wav", samples / 8000, "CC0-1.0", "noise", channels=channels)
+        clips.append(replace(about, root=str(tmp_path)))
+    model = Hierarchy()
+    assert spec_of(model, "h").rates == (12.5, 25.0, 50.0) and spec_of(model, "h").ratios == (1, 2, 4)
+    result = tokenize(clips, {"voice": model}, tmp_path / "store", quiet=True)
+    assert result.rows == 4 and not result.skipped
+    store, seen = TokenStore(tmp_path / "store", {"voice": model}), set()
+    assert store.lengths().tolist() == [11, 1, 1, 26]
+    for clip, row in zip(clips, store, strict=True):
+        sound = torch.from_numpy(clip.load().samples)
+        assert len(row.streams["voice"]) == clip.channels
+        for channel, levels in enumerate(row.streams["voice"]):
+            alone = model.encode(sound[None, channel : channel + 1])[0].numpy()
+            frames = model.frames(sound.shape[1])
+            assert [len(level) for level in levels] == [frames, 2 * frames, 4 * frames]
+            for mine, theirs in zip(levels, alone, strict=True):
+                assert np.array_equal(mine, theirs[: len(mine)]) and (theirs[len(mine) :] == -1).all()
+                seen |= set(mine.tolist())
+    assert len(seen) > 5 and min(seen) >= 0
 
 
 def test_unreadable_clips_are_skipped_and_counted(pack, tmp_path):

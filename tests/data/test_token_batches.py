@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+import vivavoce
 from vivavoce.data.store import TokenStore, TokenWriter
 from vivavoce.data.token_batches import TokenBatches, collate
 from vivavoce.data.tokens import StreamSpec, TokenRow
 from vivavoce.errors import DataError
+from vivavoce.training.token_task import TokenTask, with_ends
 
 SPECS = {
     "voice": StreamSpec("codec", "a", (50.0, 50.0), 8000, size=100),
@@ -70,6 +72,54 @@ def test_channels_are_chosen_and_must_exist():
     assert collate([one, stereo], [0, 1]).streams["voice"].shape[0] == 2
     with pytest.raises(DataError, match="channel 1 of 1"):
         collate([one, stereo], [1, 1])
-    ragged = TokenRow("r", 1.0, "l", "s", {"fine": [[np.zeros(2, int), np.zeros(4, int)]]})
-    with pytest.raises(DataError, match="differ in rate"):
-        collate([ragged])
+
+
+def ragged(number, frames):
+    levels = [np.arange(1, 1 + frames * ratio) for ratio in (1, 2)]
+    return TokenRow(f"r{number}", 1.0, "l", "s", {"fine": [levels]})
+
+
+def test_levels_of_different_rates_are_padded_each_behind_its_own_end():
+    batch = collate([ragged(0, 2), ragged(1, 1)])
+    assert batch.streams["fine"].tolist() == [[[1, 2, -1, -1], [1, 2, 3, 4]], [[1, -1, -1, -1], [1, 2, -1, -1]]]
+    assert batch.lengths["fine"].tolist() == [[2, 4], [1, 2]]
+
+
+def test_a_language_model_is_trained_on_levels_of_different_rates(tmp_path):
+    spec = StreamSpec("hierarchy", "h", (12.0, 24.0), 8000, size=16)
+    writer = TokenWriter(tmp_path / "store", {"fine": spec})
+    writer.add([ragged(number, frames) for number, frames in enumerate((3, 1, 5, 2))])
+    writer.finish()
+    assert TokenStore(tmp_path / "store").lengths().tolist() == [3, 1, 5, 2]
+    tokens = {"kind": "integers", "size": 16, "codebooks": 2, "ratios": [1, 2], "rate": 12.0, "end": True}
+    stage = {
+        "name": "lm",
+        "tasks": {"speak": {"fills": ["fine"]}},
+        "layout": {"kind": "flat"},
+        "backbone": {"kind": "decoder", "layers": 1, "width": 16, "heads": 2, "context": 32},
+        "heads": {"fine": "linear"},
+        "decode": {"length": "end"},
+    }
+    recipe = {
+        **{"system": "h", "sample_rate": 8000, "tokenizers": {"t": tokens}, "streams": {"fine": {"tokenizer": "t"}}},
+        **{"stages": [stage], "interaction": {"kind": "offline"}},
+    }
+    model = vivavoce.build(recipe)
+    batch = collate(list(TokenStore(tmp_path / "store")))
+    cells = with_ends(model.system, batch.streams, batch.lengths, "the store")
+    assert cells.lengths["fine"].tolist() == [[4, 8], [2, 4], [6, 12], [3, 6]]
+    assert cells.values["fine"][1, :, :5].tolist() == [[1, 16, -1, -1, -1], [1, 2, 16, 16, -1]]
+    predictions = model.system(cells, "speak")["fine"]
+    assert int(predictions.loss.sum()) == int(cells.lengths["fine"].sum())
+    task = TokenTask("t", model.system, lambda number: cells)
+    first = float(task.loss(task.batch(0, 0, 1), 0)["loss"].detach())
+    optimizer = torch.optim.Adam(model.system.parameters(), 0.02)
+    for _ in range(20):
+        loss = task.loss(task.batch(0, 0, 1), 0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5 * first
+    other = batch.lengths | {"fine": batch.lengths["fine"][:, [1, 0]]}
+    with pytest.raises(DataError, match="no frames of the recipe's"):
+        with_ends(model.system, batch.streams, other, "the store")

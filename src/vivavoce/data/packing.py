@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Packed:
-    """A window: tokens int64 [levels, window], the piece that each column belongs to (0, 1, …; -1 is padding) and
-    its position within the piece, int64 [window] each."""
+    """A window: tokens int64 [levels, window] (or a list of levels [window x ratio]), the piece that a column belongs
+    to (0, 1, …; -1 is padding) and its position within the piece, int64 [window] each."""
 
-    tokens: Tensor
+    tokens: Tensor | list[Tensor]
     documents: Tensor
     positions: Tensor
 
@@ -80,25 +81,43 @@ def fit(lengths: Sequence[int] | np.ndarray, window: int, seed: int | None = Non
 
 
 def assemble(
-    pieces: Sequence[Piece], documents: Sequence[np.ndarray] | Sequence[Tensor], window: int, pad: int = 0
+    pieces: Sequence[Piece],
+    documents: Sequence[Any],
+    window: int,
+    pad: int = 0,
+    ratios: Sequence[int] | None = None,
 ) -> Packed:
     """The window of `pieces`; `documents` are int [levels, length] (or [length]), indexed by `Piece.document`.
 
+    ratios: where levels differ in rate, codes of each in a frame: documents are then lists of levels int [frames x
+    ratio], and pieces, windows and positions are counted in frames.
     Raises `DataError` where a piece lies outside its document or window, or pieces overlap.
     """
     _check(window)
-    arrays = [torch.as_tensor(np.atleast_2d(np.asarray(documents[piece.document]))) for piece in pieces]
-    tokens = torch.full((arrays[0].shape[0] if arrays else 1, window), pad, dtype=torch.int64)
+    unequal = ratios is not None and len(set(ratios)) > 1
+    found = [_levels(documents[piece.document]) for piece in pieces]
+    counts = list(ratios or (1,) * (len(found[0]) if found else 1))
+    tokens = [torch.full((window * count,), pad, dtype=torch.int64) for count in counts]
     owner = torch.full((window,), -1, dtype=torch.int64)
     positions = torch.zeros(window, dtype=torch.int64)
-    for number, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
-        end = piece.place + piece.length
-        if end > window or piece.start + piece.length > array.shape[1] or (owner[piece.place : end] >= 0).any():
-            raise DataError(f"{piece} does not fit a document of {array.shape[1]} and a window of {window} tokens")
-        tokens[:, piece.place : end] = array[:, piece.start : piece.start + piece.length]
+    for number, (piece, levels) in enumerate(zip(pieces, found, strict=True)):
+        end, last = piece.place + piece.length, piece.start + piece.length
+        short = len(levels) != len(counts) or any(last * n > len(level) for level, n in zip(levels, counts))
+        if end > window or short or (owner[piece.place : end] >= 0).any():
+            sizes = [len(level) for level in levels]
+            raise DataError(f"{piece} does not fit a document of {sizes} codes and a window of {window} tokens")
+        for level, count, into in zip(levels, counts, tokens):
+            into[piece.place * count : end * count] = level[piece.start * count : last * count]
         owner[piece.place : end] = number
         positions[piece.place : end] = torch.arange(piece.length)
-    return Packed(tokens, owner, positions)
+    return Packed(tokens if unequal else torch.stack(tokens), owner, positions)
+
+
+def _levels(document: Any) -> list[Tensor]:
+    """Each level of a document by itself."""
+    if isinstance(document, list) and len(document) and not np.isscalar(document[0]):
+        return [torch.as_tensor(np.asarray(level)) for level in document]
+    return list(torch.as_tensor(np.atleast_2d(np.asarray(document))))
 
 
 def document_mask(documents: Tensor) -> Tensor:

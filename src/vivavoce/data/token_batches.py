@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +18,9 @@ from vivavoce.errors import DataError
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """`streams`: name -> codes int64 [B, levels, T] or frames float32 [B, T, width], zero behind each row's end;
-    `lengths`: name -> int64 [B]; `rows`: the utterances without their tokens (text, speaker, alignment, licence, …)."""
+    """`streams`: name -> codes int64 [B, levels, T] or frames float32 [B, T, width], zero behind each row's end, but
+    -1 behind each level's where levels differ in rate; `lengths`: name -> int64 [B], or [B, levels] where levels differ
+    in rate; `rows`: the utterances they are from (text, speaker, alignment, licence, …)."""
 
     streams: dict[str, Tensor]
     lengths: dict[str, Tensor]
@@ -27,20 +30,22 @@ class TokenBatch:
 def collate(rows: Sequence[TokenRow], channels: Sequence[int] | None = None) -> TokenBatch:
     """Rows as one batch, of each the channel given (the first by default).
 
-    Raises `DataError` for a row without that channel, or where levels differ in rate (they have no common frame).
+    Raises `DataError` for a row without that channel.
     """
     chosen = channels if channels is not None else [0] * len(rows)
     streams: dict[str, Tensor] = {}
     lengths: dict[str, Tensor] = {}
     for name in rows[0].streams if rows else ():
-        held = []
+        held: list[Any] = []
         for row, channel in zip(rows, chosen, strict=True):
             if not 0 <= channel < len(row.streams[name]):
                 count = len(row.streams[name])
                 raise DataError(f"utterance '{row.id}', stream '{name}': channel {channel} of {count} is not there")
-            if isinstance(row.streams[name][channel], list):
-                raise DataError(f"stream '{name}': its levels differ in rate: take them from the rows one by one")
-            held.append(torch.from_numpy(row.streams[name][channel]))
+            held.append(row.streams[name][channel])
+        if isinstance(held[0], list):
+            streams[name], lengths[name] = _unequal(held)
+            continue
+        held = [torch.from_numpy(item) for item in held]
         continuous = held[0].is_floating_point()
         time = 0 if continuous else 1
         lengths[name] = torch.tensor([item.shape[time] for item in held])
@@ -50,6 +55,16 @@ def collate(rows: Sequence[TokenRow], channels: Sequence[int] | None = None) -> 
         for index, item in enumerate(held):
             streams[name][index].narrow(time, 0, item.shape[time]).copy_(item)
     return TokenBatch(streams, lengths, list(rows))
+
+
+def _unequal(rows: Sequence[list[np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """Rows of levels of different rate: codes [B, levels, longest], -1 where there is none, and lengths [B, levels]."""
+    lengths = torch.tensor([[len(level) for level in row] for row in rows])
+    codes = torch.full((*lengths.shape, int(lengths.max())), -1, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        for number, level in enumerate(row):
+            codes[index, number, : len(level)] = torch.from_numpy(level)
+    return codes, lengths
 
 
 class TokenBatches:

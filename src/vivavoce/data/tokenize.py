@@ -30,13 +30,23 @@ class Tokenized:
 
 
 def spec_of(tokenizer: Any, name: str) -> StreamSpec:
-    """What a store has to know of a tokenizer (its codes' rate and sizes, or its frames' width)."""
+    """What a store has to know of a tokenizer: its codes' rates and sizes, or its frames' width.
+
+    A tokenizer whose levels differ in rate says by `ratios` how many codes of each there are in a frame; it gives codes
+    [B, levels, frames x largest ratio] in which -1 pads the slower levels.
+    """
     common = {"tokenizer": name, "fingerprint": fingerprint(tokenizer), "sample_rate": tokenizer.sample_rate}
     if hasattr(tokenizer, "codebook_sizes"):
         sizes = tokenizer.codebook_sizes
-        rates = getattr(tokenizer, "frame_rates", None) or (float(tokenizer.frame_rate),) * len(sizes)
-        return StreamSpec(rates=tuple(map(float, rates)), size=int(max(sizes)), **common)
+        rates = tuple(float(tokenizer.frame_rate) * ratio for ratio in _ratios(tokenizer))
+        return StreamSpec(rates=rates, size=int(max(sizes)), **common)
     return StreamSpec(rates=(float(tokenizer.frame_rate),), width=int(tokenizer.width), **common)
+
+
+def _ratios(tokenizer: Any) -> tuple[int, ...]:
+    """Codes of each level in a frame."""
+    levels = len(tokenizer.codebook_sizes)
+    return tuple(getattr(tokenizer, "ratios", None) or (1,) * levels)[:levels]
 
 
 def tokenize(
@@ -112,7 +122,7 @@ def _encode(batch: list[Clip], tokenizers: Mapping[str, Any], skipped: list[tupl
             skipped.append((clip.id, str(error)))
     if not sound:
         return []
-    streams: list[dict[str, list]] = [{} for _ in sound]
+    streams: list[dict[str, list[Any]]] = [{} for _ in sound]
     for name, tokenizer in tokenizers.items():
         # Rows are channels: one of mono tokenizers for each of a clip's, else the clip as a whole.
         owners, rows = [], []
@@ -150,8 +160,16 @@ def _check_length(clip: Clip, samples: np.ndarray, tokenizer: Any) -> None:
     _rows(samples, tokenizer.channels)
 
 
-def _encode_rows(rows: list[np.ndarray], tokenizer: Any) -> list[np.ndarray]:
-    """Waveforms [C, n] -> codes [K, T] (or frames [T, D]) of each, through one padded batch."""
+def _levels(codes: np.ndarray, frames: int, tokenizer: Any) -> np.ndarray | list[np.ndarray]:
+    """The first `frames` of codes [K, T]: [K, frames], or a list of levels where these differ in rate."""
+    ratios = _ratios(tokenizer)
+    if len(set(ratios)) == 1:
+        return codes[:, : frames * ratios[0]]
+    return [level[: frames * ratio] for level, ratio in zip(codes, ratios, strict=True)]
+
+
+def _encode_rows(rows: list[np.ndarray], tokenizer: Any) -> list[Any]:
+    """Waveforms [C, n] -> codes [K, T], a list of levels, or frames [T, D] of each, through one padded batch."""
     import torch
 
     lengths = torch.tensor([row.shape[1] for row in rows])
@@ -163,21 +181,21 @@ def _encode_rows(rows: list[np.ndarray], tokenizer: Any) -> list[np.ndarray]:
     frames = [int(tokenizer.frames(int(length))) for length in lengths]
     if found.is_floating_point():
         return [found[i, :count].float().cpu().numpy() for i, count in enumerate(frames)]
-    return [found[i, :, :count].cpu().numpy() for i, count in enumerate(frames)]
+    return [_levels(found[i].cpu().numpy(), count, tokenizer) for i, count in enumerate(frames)]
 
 
-def _encode_long(clip: Clip, tokenizer: Any) -> list[np.ndarray]:
-    """A long recording through the tokenizer's steps, ten seconds at a time; codes [K, T] of each row."""
+def _encode_long(clip: Clip, tokenizer: Any) -> list[Any]:
+    """A long recording through the tokenizer's steps, ten seconds at a time; codes of each row as `_levels`."""
     import torch
 
     from vivavoce.audio import stream
 
     states: list[Any] = []
-    pieces: list[list[np.ndarray]] = []
+    pieces: list[list[Any]] = []
 
     def keep(index: int, codes: Any, state: Any) -> None:
         states[index] = state
-        pieces[index].append(codes[0, :, : int(state.emitted[0])].cpu().numpy())
+        pieces[index].append(_levels(codes[0].cpu().numpy(), int(state.emitted[0]), tokenizer))
 
     with torch.inference_mode():
         for block in stream(clip.path, _PIECE, tokenizer.sample_rate):
@@ -188,4 +206,6 @@ def _encode_long(clip: Clip, tokenizer: Any) -> list[np.ndarray]:
                 keep(index, *tokenizer.encode_step(torch.from_numpy(np.ascontiguousarray(row))[None], states[index]))
         for index, state in enumerate(states):
             keep(index, *tokenizer.encode_flush(state))
+    if isinstance(pieces[0][0], list):
+        return [[np.concatenate(level) for level in zip(*some)] for some in pieces]
     return [np.concatenate(some, axis=1) for some in pieces]

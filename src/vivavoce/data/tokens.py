@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +41,14 @@ class StreamSpec:
     @property
     def levels(self) -> int:
         return len(self.rates)
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Codes of each level in a frame: the rates in whole numbers, as small as they can be (SNAC: 1, 2, 4)."""
+        rates = [Fraction(rate).limit_denominator(10_000) for rate in self.rates]
+        whole = math.lcm(*(rate.denominator for rate in rates))
+        counts = [int(rate * whole) for rate in rates]
+        return tuple(count // math.gcd(*counts) for count in counts)
 
     @property
     def dtype(self) -> np.dtype:
@@ -151,7 +161,8 @@ def to_arrow(rows: Sequence[TokenRow], specs: Mapping[str, StreamSpec]) -> pa.Ta
         columns["alignment"].append([[asdict(word) for word in words] for words in row.alignment])
         columns["extra"].append(json.dumps(dict(row.extra), ensure_ascii=False))
         first = {name: streams[name][-1][0] for name in specs}
-        columns["frames"].append({n: len(c if specs[n].width else c[0]) for n, c in first.items()})
+        frames = {n: len(c) if specs[n].width else len(c[0]) // specs[n].ratios[0] for n, c in first.items()}
+        columns["frames"].append(frames)
     for name, spec in specs.items():
         columns[f"stream.{name}"] = _nested(streams[name], spec)
     return pa.table(columns, schema=schema)
@@ -187,6 +198,9 @@ def _checked(identity: str, name: str, spec: StreamSpec, channel: Any) -> Any:
     levels = [np.asarray(level) for level in channel]
     if len(levels) != spec.levels or any(level.ndim != 1 for level in levels):
         raise DataError(f"{where}: {len(levels)} levels found, {spec.levels} expected")
+    frames = len(levels[0]) // spec.ratios[0]
+    if [len(level) for level in levels] != [frames * ratio for ratio in spec.ratios]:
+        raise DataError(f"{where}: levels of {[len(level) for level in levels]} codes are no frames of {spec.ratios}")
     for number, level in enumerate(levels):
         if level.size and not (level.min() >= 0 and level.max() < spec.size):
             found = f"codes from {level.min()} to {level.max()}"
@@ -219,7 +233,7 @@ def _channels(column: pa.ChunkedArray, index: int, spec: StreamSpec) -> list[Any
             continue
         lengths = np.asarray(levels.value_lengths())
         codes = np.asarray(flat).astype(np.int64)
-        if len(lengths) and (lengths == lengths[0]).all():
+        if len(set(spec.ratios)) == 1:
             found.append(codes.reshape(len(lengths), -1))
         else:
             found.append(np.split(codes, np.cumsum(lengths)[:-1]))

@@ -103,7 +103,8 @@ class TokenTask(Task):
 
 
 def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mapping[str, Tensor], where: str) -> Cells:
-    """Codes [B, levels, T] of a store as cells of the system's streams, each with its end token where it has one.
+    """Codes [B, levels, T] of a store as cells of the system's streams, each with its end token where it has one:
+    a last frame whose cells are all that token. `lengths`: [B], or [B, levels] where levels differ in rate.
 
     Raises `DataError` for a stream that is missing or whose codes do not fit.
     """
@@ -116,12 +117,21 @@ def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mappi
         levels = stream.spec.levels
         if codes.is_floating_point() or codes.shape[1] < levels:
             raise DataError(f"{where}: stream '{name}' is {list(codes.shape)}: {levels} levels of codes are needed")
-        codes = F.pad(codes[:, :levels], (0, 1))
-        inside = torch.arange(codes.shape[2]) < frames[:, None]
-        if int(torch.where(inside[:, None], codes, 0).max()) >= stream.size:
+        ratios = torch.tensor(stream.spec.ratios)
+        codes = F.pad(codes[:, :levels], (0, int(ratios.max())))
+        cells = frames[:, :levels] if frames.dim() == 2 else frames[:, None].expand(-1, levels)
+        if not bool((cells == cells[:, :1] // ratios[0] * ratios).all()):
+            raise DataError(
+                f"{where}: stream '{name}' has levels of {cells[0].tolist()} codes, no frames of the recipe's "
+                f"ratios {ratios.tolist()}"
+            )
+        at = torch.arange(codes.shape[2])
+        if int(torch.where(at < cells[..., None], codes, 0).max()) >= stream.size:
             raise DataError(f"{where}: stream '{name}' holds ids beyond {stream.size - 1}, the recipe's largest")
         if stream.spec.end is not None:
-            codes[torch.arange(codes.shape[0]), :, frames] = stream.spec.end
-            frames = frames + 1
+            after = cells + ratios
+            codes = torch.where((at >= cells[..., None]) & (at < after[..., None]), stream.spec.end, codes)
+            cells = after
+        frames = cells if frames.dim() == 2 else cells[:, 0]
         values[name], sizes[name] = codes, frames
     return Cells(values, sizes, seeds=torch.arange(next(iter(sizes.values())).shape[0]))
