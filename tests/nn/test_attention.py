@@ -12,7 +12,7 @@ from vivavoce.errors import RequestError
 from vivavoce.nn.attention import Attention, CrossAttention
 from vivavoce.nn.rope import Rope
 
-EXAMPLES = 200 if os.environ.get("VIVAVOCE_LONG") == "1" else 12
+EXAMPLES = 60 if os.environ.get("VIVAVOCE_LONG") == "1" else 12
 
 
 def plain(module: Attention, x: torch.Tensor) -> torch.Tensor:

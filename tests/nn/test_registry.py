@@ -12,7 +12,7 @@ from vivavoce.nn.registry import MODULES, input_width
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 quick = settings(
-    max_examples=200 if LONG else 4,
+    max_examples=60 if LONG else 4,
     derandomize=True,
     deadline=None,
     database=None,
