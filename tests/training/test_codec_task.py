@@ -108,6 +108,17 @@ def test_at_first_only_the_judges_learn(tmp_path):
     assert "loss/discriminators" in names[0] and "features" not in names[0] and "features" in names[2]
 
 
+def test_judges_hear_a_piece_of_each_crop():
+    one = task(discriminators=SMALL, judge_seconds=0.1)
+    lengths, starts = [], set()
+    one.judges.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[-1]))
+    ramp = torch.arange(2000.0).expand(4, 1, 2000)
+    for step in range(8):
+        one.judges.members[0].register_forward_pre_hook(lambda _, given: starts.add(int(given[0][0, 0, 0])))
+        one._judge(ramp, step)
+    assert set(lengths) == {800} and len(starts) == 8 and min(starts) >= 0 and max(starts) <= 1200
+
+
 def test_shares_make_up_the_batch():
     whole = task().batch(3, 0, 1)
     assert whole.shape == (4, 1, 2000)

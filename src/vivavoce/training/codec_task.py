@@ -36,6 +36,8 @@ class CodecTask(Task):
       (see Balancer); the quantizer's own loss is always added.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
     turns: share of the steps in which the discriminators are updated (2/3 in EnCodec).
+    judge_seconds: length of the piece of each crop that the discriminators hear, another one each step (default: all of
+      it): on a CPU they cost more than the codec, which learns better from longer crops.
     judge_first: steps at the beginning in which they alone learn, every time: fresh ones point anywhere, and a codec
       that already reconstructs well would be led astray by them.
     keep_codes: encoder and codebooks stay as they are and only the decoder learns, so that models of the codes that
@@ -61,6 +63,7 @@ class CodecTask(Task):
         adversarial: str = "hinge",
         turns: float = 2 / 3,
         judge_first: int = 0,
+        judge_seconds: float | None = None,
         decay: float = 0.999,
         keep_codes: bool = False,
         calibrate: bool = False,
@@ -84,6 +87,7 @@ class CodecTask(Task):
                 self.judges = build_discriminators(discriminators)
         self.adversarial, self.keep_codes = adversarial, keep_codes
         self.turns, self.judge_first = turns, judge_first
+        self.judged = self.samples_per_crop if judge_seconds is None else round(judge_seconds * codec.sample_rate)
         shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features")}
         self.balancer = Balancer(shares, decay=decay) if self.judges is not None else None
         if calibrate:
@@ -131,7 +135,7 @@ class CodecTask(Task):
         if self.judges is not None and step < self.judge_first:
             with torch.no_grad():
                 estimate, _ = self.resynthesize(batch)
-            verdicts = self._judge(batch), self._judge(estimate)
+            verdicts = self._judge(batch, step), self._judge(estimate, step)
             yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial)}
             return
         self.mel.to(batch.device)
@@ -153,8 +157,8 @@ class CodecTask(Task):
             return
         turn = step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6
         with torch.set_grad_enabled(turn):
-            real = self._judge(batch)
-        fake = self._judge(heard)
+            real = self._judge(batch, step)
+        fake = self._judge(heard, step)
         losses |= {"adversarial": generator_loss(fake, self.adversarial), "features": feature_matching(real, fake)}
         total, shares = self.balancer({k: v for k, v in losses.items() if self.weights[k]}, heard, onto=estimate)
         logs |= {name: losses[name].detach() for name in ("adversarial", "features")}
@@ -163,9 +167,12 @@ class CodecTask(Task):
         if turn:
             yield "discriminators", {"loss": discriminator_loss(real, fake, self.adversarial)}
 
-    def _judge(self, wave: Tensor) -> Judgement:
-        """The discriminators' opinion, always in float32."""
+    def _judge(self, wave: Tensor, step: int) -> Judgement:
+        """The discriminators' opinion of the piece that they hear in this step, always in float32."""
         assert self.judges is not None
+        spare = max(0, wave.shape[-1] - self.judged)
+        start = step_seed(self.seed, step, "piece") % (spare + 1)
+        wave = wave[..., start : start + self.judged]
         with torch.autocast(wave.device.type, enabled=False):
             return self.judges(wave.float())
 
