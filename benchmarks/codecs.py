@@ -93,10 +93,10 @@ def streamed_mimi(rows: int = 1) -> Runs:
     state = {"encoder": codec.encoder_state(rows), "decoder": codec.decoder_state(rows)}
 
     def encode() -> None:
-        _, state["encoder"] = codec.encode_step(frame, state["encoder"])
+        _, state["encoder"] = codec.encode_step(frame, state["encoder"], consume=True)
 
     def decode() -> None:
-        _, state["decoder"] = codec.decode_step(codes, state["decoder"])
+        _, state["decoder"] = codec.decode_step(codes, state["decoder"], consume=True)
 
     _, state["encoder"] = codec.encode_step(frame.repeat(1, 1, 130), state["encoder"])
     _, state["decoder"] = codec.decode_step(codes.repeat(1, 1, 130), state["decoder"])

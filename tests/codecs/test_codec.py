@@ -85,6 +85,23 @@ def test_whole_streamed_and_batched_codes(name):
     check_modes(codec, speech_like(1.5, codec.sample_rate), [codec.hop, 7, 3 * codec.hop, 10000])
 
 
+def test_a_consumed_state_gives_the_same_and_is_overwritten():
+    torch.manual_seed(0)
+    codec = build_codec(options_of("mimi")).eval()
+    wave, codes = speech_like(1.2, 24000)[..., : 14 * 1920], torch.randint(64, (1, 8, 14))
+    walks = [(codec.encode_step, codec.encoder_state, wave.split(1920, -1)),
+             (codec.decode_step, codec.decoder_state, codes.split(1, -1))]
+    for step, start, chunks in walks:
+        kept, consumed = start(1), start(1)
+        for chunk in chunks:
+            wanted, kept = step(chunk, kept)
+            before = consumed
+            got, consumed = step(chunk, consumed, consume=True)
+            assert torch.equal(got, wanted)
+        layer = next(name for name, part in before.items() if "layer_0" in part)
+        assert torch.equal(before[layer]["layer_0"]["keys"], consumed[layer]["layer_0"]["keys"])
+
+
 def test_tiles_change_nothing():
     torch.manual_seed(0)
     codec = build_codec(options_of("mimi")).double().eval()

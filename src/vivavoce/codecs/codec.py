@@ -137,10 +137,16 @@ class Codec(nn.Module):
         return self.encoder.initial_state(batch, *self._home(self.encoder))
 
     @torch.no_grad()
-    def encode_step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-        """A chunk [B, C, S], any S -> codes [B, K, T] and the next state; `state.emitted` [B] counts valid frames."""
+    def encode_step(
+        self, wave: Tensor, state: State, lengths: Tensor | None = None, consume: bool = False
+    ) -> tuple[Tensor, State]:
+        """A chunk [B, C, S], any S -> codes [B, K, T] and the next state; `state.emitted` [B] counts valid frames.
+
+        consume: the tensors of the old state may be overwritten, which saves a tenth of a frame's time where there is
+        attention; it must not be used again.
+        """
         x = self._channels_last(wave)
-        latents, state = self._steps(self.encoder, x, state, lengths)
+        latents, state = self._steps(self.encoder, x, state, lengths, consume)
         return self.quantizer.encode(latents, None, self._codebooks), state
 
     @torch.no_grad()
@@ -168,9 +174,14 @@ class Codec(nn.Module):
         return self.decoder.initial_state(batch, *self._home(self.decoder))
 
     @torch.no_grad()
-    def decode_step(self, codes: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-        """Codes [B, K, T], `lengths` [B] in frames -> samples [B, C, S] and the next state with `emitted` [B]."""
-        audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths)
+    def decode_step(
+        self, codes: Tensor, state: State, lengths: Tensor | None = None, consume: bool = False
+    ) -> tuple[Tensor, State]:
+        """Codes [B, K, T], `lengths` [B] in frames -> samples [B, C, S] and the next state with `emitted` [B].
+
+        consume: as in `encode_step`.
+        """
+        audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths, consume)
         return audio.transpose(1, 2), state
 
     @torch.no_grad()
@@ -208,20 +219,22 @@ class Codec(nn.Module):
         rest, state = chain.flush(state)
         return join_rows([(y, emitted), (rest, state.emitted)])[0]
 
-    def _steps(self, chain: Chain, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _steps(
+        self, chain: Chain, x: Tensor, state: State, lengths: Tensor | None, consume: bool = False
+    ) -> tuple[Tensor, State]:
         """One step of a stack over x. A long one is faster in tiles, unless gradients are recorded: the parts at high
         rates walk in tiles that stay in the cache, those at low rates, with large weights, in blocks of tiles."""
         frames = max(1, round(self.tile * self.frame_rate))
         tile = frames if chain is self.decoder else frames * self.hop
         if torch.is_grad_enabled() or x.shape[1] <= tile:
-            return chain.step(x, state, lengths)
+            return chain.step(x, state, lengths, consume)
         turn, parts = self._turn(chain), len(chain.parts)
 
         def first(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-            return chain.step_parts(piece, state, inside, 0, turn)
+            return chain.step_parts(piece, state, inside, 0, turn, consume)
 
         def second(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-            return chain.step_parts(piece, state, inside, turn, parts)
+            return chain.step_parts(piece, state, inside, turn, parts, consume)
 
         def block(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
             if chain is self.encoder:

@@ -32,6 +32,8 @@ class Attention(Streaming):
     A module that is not causal answers when the signal ends (`lookahead` is infinite).
     """
 
+    consumes = True
+
     def __init__(
         self,
         width: int,

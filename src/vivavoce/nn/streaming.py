@@ -197,6 +197,8 @@ class Streaming(nn.Module):
       receptive_field: past inputs that an output can depend on, beyond its own grid cell (may be INFINITE).
       warmup: inputs before the first output is emitted.
       hop: input frames per output frame (below 1 for upsampling).
+      consumes: whether a step takes `consume=True`: the tensors of the old state may be overwritten, which saves copies
+        of large ones; that state must not be used again.
     """
 
     chunk: int = 1
@@ -204,6 +206,7 @@ class Streaming(nn.Module):
     receptive_field: float = 0
     warmup: int = 1
     hop: Fraction = Fraction(1)
+    consumes: bool = False
 
     def initial_state(self, batch: int, device: Any = None, dtype: Any = None) -> State:
         """State of `batch` rows that have heard nothing. device and dtype default to those of the parameters."""
@@ -286,6 +289,7 @@ class Pointwise(Streaming):
 class Chain(Streaming):
     """Streaming modules one after another; each hears what the former has emitted."""
 
+    consumes = True
     parts: Sequence[Streaming]
 
     def __init__(self, *parts: Streaming):
@@ -300,11 +304,11 @@ class Chain(Streaming):
         state["emitted"] = torch.zeros(batch, dtype=torch.int64, device=self.home(device, dtype)["device"])
         return state
 
-    def step(self, x, state, lengths=None):
-        return self.step_parts(x, state, lengths, 0, len(self.parts))
+    def step(self, x, state, lengths=None, consume=False):
+        return self.step_parts(x, state, lengths, 0, len(self.parts), consume)
 
     def step_parts(
-        self, x: Tensor, state: State, lengths: Tensor | None, start: int, stop: int
+        self, x: Tensor, state: State, lengths: Tensor | None, start: int, stop: int, consume: bool = False
     ) -> tuple[Tensor, State]:
         """A step of parts[start:stop] alone; the other parts keep their state."""
         after = State(state)
@@ -316,7 +320,9 @@ class Chain(Streaming):
             if fused and not torch.is_grad_enabled():
                 after[str(i)], ahead = State(emitted=lengths_of(x, lengths)), part.function  # type: ignore[union-attr]
                 continue
-            if ahead is None:
+            if consume and part.consumes:
+                x, after[str(i)] = part.step(x, state[str(i)], lengths, consume=True)  # type: ignore[call-arg]
+            elif ahead is None:
                 x, after[str(i)] = part.step(x, state[str(i)], lengths)
             else:
                 x, after[str(i)] = part.step(x, state[str(i)], lengths, ahead)  # type: ignore[call-arg]

@@ -187,6 +187,8 @@ class Transformer(Streaming):
     causal gathers the signal and answers at its end.
     """
 
+    consumes = True
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config

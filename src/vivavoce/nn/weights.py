@@ -1,7 +1,11 @@
-"""Weights into modules, strictly: what does not fit is named."""
+"""Weights into modules, strictly: what does not fit is named. And onto a disk, whole or not at all."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vivavoce.errors import CheckpointError
@@ -21,3 +25,20 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems[:3])}{more}")
     module.load_state_dict(dict(tensors))
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """`with written_whole(path) as part: save_file(tensors, part)`: a file under `path` is never a part of one.
+
+    Raises `CheckpointError` where the disk refuses, and leaves nothing behind then.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a disk that is full
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be written: {why}; make room, or name another folder") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -52,6 +52,7 @@ class Codebook(nn.Module):
         self.register_buffer("initialized", torch.zeros(1))
         self.register_buffer("updates", torch.zeros(1, dtype=torch.int64))
         self._derived: tuple | None = None
+        self._searched: tuple[Tensor, Tensor] | None = None
 
     @property
     def embedding(self) -> Tensor:
@@ -84,7 +85,10 @@ class Codebook(nn.Module):
     def search(self, points: Tensor) -> Tensor:
         """Nearest entry of points [N, width] float32 -> [N] int64."""
         entries, half_norms = self.derived()
-        return nearest(points, entries, half_norms)
+        if self._searched is None or self._searched[0] is not entries:
+            # With the width first in memory: a few points then read all entries at twice the speed.
+            self._searched = (entries, entries.t().contiguous().t())
+        return nearest(points, self._searched[1], half_norms)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Entries of codes [...] -> [..., width]."""
