@@ -7,6 +7,7 @@ its name.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ FORMATS = {
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
+
+_LEAST_SPACE = 1 << 16  # bytes free: with less a failure to write is the disk's
 
 
 class ClippingWarning(UserWarning):
@@ -129,7 +132,10 @@ def writer(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> Iter
         os.replace(temporary, target)
         temporary = None
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {error}") from error
+        # libsndfile says of a full disk what its format happened to do next
+        full = shutil.disk_usage(target.absolute().parent).free < _LEAST_SPACE
+        why = "no space left on the disk" if full else error
+        raise AudioError(f"{target}: cannot be written at {sample_rate} Hz, {channels} channel(s): {why}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

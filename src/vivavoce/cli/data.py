@@ -35,7 +35,7 @@ def synth(
     espeak-ng or flite speak; out come flac files and a manifest with the words' times.
     """
     from vivavoce.data import dialogues, spoken
-    from vivavoce.errors import RequestError
+    from vivavoce.errors import DataError, RequestError
 
     if kind not in KINDS:
         raise RequestError(f"--kind {kind}: there are {', '.join(KINDS)}")
@@ -65,7 +65,7 @@ def synth(
         typer.echo(f"skipped {identity}: {problem}", err=True)
     typer.echo(f"{made.manifest}: {made.clips} clips, {made.fresh} made now, {len(made.failed)} skipped")
     if made.failed and not made.clips:
-        raise typer.Exit(1)
+        raise DataError(f"{out}: none of {len(made.failed)} clips could be made")
 
 
 @GROUP.command("voices")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from vivavoce.codecs.build import CodecConfig, build_codec
 from vivavoce.codecs.codec import Codec
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
-from vivavoce.nn.weights import load_module
+from vivavoce.nn.weights import load_module, written_whole
 
 CONFIG, WEIGHTS = "codec.yaml", "model.safetensors"
 
@@ -38,13 +37,10 @@ def save_codec(codec: Codec, directory: str | Path) -> None:
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     options = {**codec.config.options(), "use_codebooks": codec.codebooks}
-    part = folder / f"{CONFIG}.part"
-    part.write_text(yaml.safe_dump(options, sort_keys=False, width=120), encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in codec.state_dict().items()}
-    weights = folder / f"{WEIGHTS}.part"
-    save_file(tensors, str(weights), metadata={"format": "pt", "fingerprint": fingerprint(codec)})
-    os.replace(part, folder / CONFIG)
-    os.replace(weights, folder / WEIGHTS)
+    with written_whole(folder / CONFIG) as text, written_whole(folder / WEIGHTS) as weights:
+        text.write_text(yaml.safe_dump(options, sort_keys=False, width=120), encoding="utf-8")
+        save_file(tensors, weights, metadata={"format": "pt", "fingerprint": fingerprint(codec)})
 
 
 def load_codec(directory: str | Path) -> Codec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -67,15 +68,16 @@ class Journal:
             if len(whole) < len(content):
                 os.truncate(self.path, len(whole))
         try:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("ab", buffering=0)  # nothing is left to write when it is closed
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one finished piece of work."""
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         try:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
+            if self._file.write(line) < len(line):  # as much as fits is written, without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.rows.append(dict(row))

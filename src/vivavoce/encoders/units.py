@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vivavoce.encoders.base import Encoder
 from vivavoce.errors import CheckpointError, DataError, RequestError
 from vivavoce.nn.streaming import lengths_of, take_frames, valid
+from vivavoce.nn.weights import written_whole
 from vivavoce.quantizers import minibatch_kmeans, nearest
 from vivavoce.quantizers.nearest import ties
 
@@ -139,11 +140,14 @@ class UnitTokenizer(nn.Module):
         weights = dict(self.encoder.state_dict())
         config = self.config
         if weights:
-            save_file({key: value.contiguous() for key, value in weights.items()}, directory / WEIGHTS)
+            with written_whole(directory / WEIGHTS) as part:
+                save_file({key: value.contiguous() for key, value in weights.items()}, part)
             config = _rebuilding(self.encoder, config)
-        save_file({"centers": self.centers}, directory / CENTERS)
+        with written_whole(directory / CENTERS) as part:
+            save_file({"centers": self.centers}, part)
         text = json.dumps({"kind": "units", "encoder": config, "layer": self.layer}, indent=2)
-        (directory / CONFIG).write_text(text + "\n")
+        with written_whole(directory / CONFIG) as part:
+            part.write_text(text + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> "UnitTokenizer":

@@ -1,7 +1,6 @@
 """Text LMs in transformers' directories: `config.json` with safetensors in one file or in shards, read and written."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.lm.families import Config, Shape, family
 from vivavoce.lm.text_lm import TextLM
+from vivavoce.nn.weights import written_whole
 
 WEIGHTS = "model.safetensors"
 
@@ -71,12 +71,10 @@ def save_text_lm(model: TextLM, directory: str | Path) -> None:
     own, tensors = model.state_dict(), {}
     for rule in family(config).rules(family(config).shape(config)):
         tensors.update(rule.save(own[rule.ours].cpu()))
-    part = folder / f"{WEIGHTS}.part"
-    save_file(tensors, str(part), metadata={"format": "pt"})
-    os.replace(part, folder / WEIGHTS)
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    os.replace(part, folder / "config.json")
+    with written_whole(folder / WEIGHTS) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+    with written_whole(folder / "config.json") as part:
+        part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

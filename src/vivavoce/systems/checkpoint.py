@@ -1,6 +1,5 @@
 """Model directories: `recipe.yaml` + `model.safetensors`. What `save` writes, `load` takes; a mismatch is refused."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vivavoce.errors import CheckpointError, RequestError
-from vivavoce.nn.weights import load_module
+from vivavoce.nn.weights import load_module, written_whole
 from vivavoce.schema import read_recipe
 from vivavoce.systems.assembly import assemble, fingerprint
 from vivavoce.systems.model import Model
@@ -23,18 +22,15 @@ def save(model: Model, directory: str | Path, dtype: torch.dtype = torch.float32
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = model.recipe.model_dump(mode="json", exclude_defaults=True)
-    temporary = folder / "recipe.yaml.part"
-    temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, width=120), encoding="utf-8")
-    os.replace(temporary, folder / "recipe.yaml")
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.system.state_dict().items()
     }
     extra = {"format": "pt", "fingerprint": fingerprint(model.recipe), "system": model.recipe.system}
     extra |= getattr(model.system, "fingerprints", {})
-    temporary = folder / f"{WEIGHTS}.part"
-    save_file(tensors, str(temporary), metadata=extra)
-    os.replace(temporary, folder / WEIGHTS)
+    with written_whole(folder / "recipe.yaml") as text, written_whole(folder / WEIGHTS) as weights:
+        text.write_text(yaml.safe_dump(recipe, sort_keys=False, width=120), encoding="utf-8")
+        save_file(tensors, weights, metadata=extra)
 
 
 def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:

@@ -115,10 +115,10 @@ def _finish(recipe: Recipe, run: RunDirectory) -> None:
     from vivavoce.systems import save
     from vivavoce.training.report import write_report
 
+    if not run.report.exists() or run.report.stat().st_mtime < run.metrics.stat().st_mtime:
+        write_report(run)  # the disk was full when the last phase ended
     with run.locked("model", patience=None):
         save(trained_model(recipe, run, [phase.name for phase in recipe.training]), run.path)
-    if not run.report.exists() or run.report.stat().st_mtime < run.metrics.stat().st_mtime:  # as after a full disk
-        write_report(run)
 
 
 def _is_done(run: RunDirectory, settings: PhaseSettings) -> bool:

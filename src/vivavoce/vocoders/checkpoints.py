@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError, RecipeError
+from vivavoce.nn.weights import written_whole
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.vocoders.unit_hifigan import UnitHiFiGAN, UnitHiFiGANConfig
 
@@ -36,9 +37,11 @@ def save_unit_vocoder(vocoder: UnitHiFiGAN, directory: str | Path) -> None:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in vocoder.state_dict().items()}, directory / WEIGHTS)
+    with written_whole(directory / WEIGHTS) as part:
+        save_file({key: value.contiguous() for key, value in vocoder.state_dict().items()}, part)
     text = json.dumps({"kind": "unit_hifigan", **dataclasses.asdict(vocoder.config)}, indent=2)
-    (directory / CONFIG).write_text(text + "\n")
+    with written_whole(directory / CONFIG) as part:
+        part.write_text(text + "\n")
 
 
 def load_unit_vocoder(directory: str | Path, allow_pickle: bool = False) -> UnitHiFiGAN:
