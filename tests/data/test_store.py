@@ -331,7 +331,7 @@ def test_levels_of_different_rates(tmp_path, monkeypatch, long):
     rng, clips = np.random.default_rng(0), []
     for number, (samples, channels) in enumerate([(7000, 1), (640, 2), (1, 1), (16_001, 1)]):
         swell = np.sin(np.arange(samples) / 900) ** 2
-        sound = (0.3 * swell * rng.standard_normal((channels, samples))).astype("f4")
+        sound = (0.2 * swell * rng.standard_normal((channels, samples))).astype("f4")
         vivavoce.write(tmp_path / f"{number}.wav", vivavoce.Audio(sound, 8000))
         about = Clip(f"c{number}", f"{number}.wav", samples / 8000, "CC0-1.0", "noise", channels=channels)
         clips.append(replace(about, root=str(tmp_path)))
