@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from vivavoce.cli.devices import DEVICE, DTYPE, JSON
+
 
 def register(app: typer.Typer) -> None:
     """Add the command `ask`."""
@@ -18,9 +20,9 @@ def register(app: typer.Typer) -> None:
         page: Path = typer.Option(None, "--page", metavar="PAGE.html", help="Also draw the conversation as a page."),
         task: str = typer.Option("answer", "--task", help="answer; or what else the model can do, as transcribe."),
         seed: int = typer.Option(0, "--seed", help="The same seed gives the same answer."),
-        device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
-        dtype: str = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own."),
-        as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
+        device: str = DEVICE,
+        dtype: str = DTYPE,
+        as_json: bool = JSON,
     ) -> None:
         """Ask a spoken question and get a spoken answer; prints both transcripts and the latency."""
         from vivavoce.errors import RequestError

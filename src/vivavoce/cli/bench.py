@@ -4,6 +4,8 @@ import json
 
 import typer
 
+from vivavoce.cli.devices import DTYPE, JSON
+
 
 def register(app: typer.Typer) -> None:
     """Add the command `bench`."""
@@ -15,8 +17,8 @@ def register(app: typer.Typer) -> None:
         steps: int = typer.Option(200, "--steps", help="Timed steps, after 20 untimed ones."),
         threads: int = typer.Option(1, "--threads", help="Threads that torch may use."),
         device: str = typer.Option("cpu", "--device", help="auto, cpu, cuda or mps."),
-        dtype: str = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own."),
-        as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
+        dtype: str = DTYPE,
+        as_json: bool = JSON,
     ) -> None:
         """Time a full-duplex model: load, step (median, 99th percentile, by part), real-time factor, peak memory."""
         import resource

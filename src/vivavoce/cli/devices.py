@@ -1,10 +1,15 @@
-"""`--device` and `--dtype` of the commands, checked before anything is loaded."""
+"""Options that several commands have; `--device` and `--dtype` are checked before anything is loaded."""
 
 from typing import Any
+
+import typer
 
 from vivavoce.errors import RequestError
 
 DTYPES = ("float32", "bfloat16", "float16")
+DEVICE = typer.Option("auto", "--device", help="auto, cpu, cuda or mps.")
+DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own.")
+JSON = typer.Option(False, "--json", help="Print a JSON object.")
 
 
 def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:

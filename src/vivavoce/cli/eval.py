@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from vivavoce.cli.devices import DEVICE
+
 
 def register(app: typer.Typer) -> None:
     """Add the command `eval`."""
@@ -31,7 +33,7 @@ def register(app: typer.Typer) -> None:
         ),
         limit: int = typer.Option(None, "--limit", min=1, help="At most so many items of each group."),
         as_json: bool = typer.Option(False, "--json", help="Print JSON lines, not a table."),
-        device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
+        device: str = DEVICE,
     ) -> None:
         """Measure MODEL and print a table: value, 95 % interval, items, and the target where there is one."""
         import vivavoce

@@ -6,11 +6,10 @@ from typing import Any
 
 import typer
 
+from vivavoce.cli.devices import DEVICE, DTYPE, JSON
+
 MODEL = typer.Argument(..., metavar="MODEL", help="mini, a model or tokenizer directory, or a hub id.")
-DEVICE = typer.Option("auto", "--device", help="auto, cpu, cuda or mps.")
-DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own.")
 CODEBOOKS = typer.Option(None, "--codebooks", help="How many codebooks; default: what the reference uses.")
-JSON = typer.Option(False, "--json", help="Print a JSON object.")
 
 
 def register(app: typer.Typer) -> None:

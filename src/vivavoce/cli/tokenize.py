@@ -2,6 +2,8 @@
 
 import typer
 
+from vivavoce.cli.devices import DEVICE
+
 
 def register(app: typer.Typer) -> None:
     """Add the command `tokenize`."""
@@ -17,7 +19,7 @@ def register(app: typer.Typer) -> None:
         rows_per_shard: int = typer.Option(1000, min=1, help="Utterances in a file of the store."),
         license: str = typer.Option(None, help="Licence for rows that say none; a plain folder needs it."),
         source: str = typer.Option(None, help="Source for rows that say none; a plain folder needs it."),
-        device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
+        device: str = DEVICE,
         dtype: str = typer.Option("float32", help="float32, bfloat16 or float16."),
     ) -> None:
         """Turn a corpus into a store of tokens.

@@ -2,6 +2,8 @@
 
 import typer
 
+from vivavoce.cli.devices import DEVICE
+
 
 def register(app: typer.Typer) -> None:
     """Add the command `train`."""
@@ -15,7 +17,7 @@ def register(app: typer.Typer) -> None:
             [], "--set", metavar="A.B=C", help="Change the recipe, as training.listen.minutes=5; repeatable."
         ),
         size: str = typer.Option("full", "--size", help="full, or smoke: the same code in seconds."),
-        device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
+        device: str = DEVICE,
         dtype: str = typer.Option(None, "--dtype", help="float32 or bfloat16 (forward pass; weights stay float32)."),
         workers: int = typer.Option(None, "--workers", min=0, help="Processes that prepare batches."),
         jobs: int = typer.Option(
