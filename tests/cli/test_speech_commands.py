@@ -11,6 +11,7 @@ import vivavoce
 from evaluation.fake_model import FakeModel
 from vivavoce.audio import Audio, read, write
 from vivavoce.cli import main
+from vivavoce.codecs import PUBLISHED, build_codec
 
 
 class Talker(FakeModel):
@@ -112,6 +113,22 @@ def test_encode_and_decode_are_resynth(question, tmp_path, capsys):
     assert run(capsys, "decode", "c", tmp_path / "a.vvc", "-o", tmp_path / "b.wav")[0] == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     assert 4800 < (tmp_path / "a.vvc").stat().st_size < 5200  # 2401 frames of two bytes, and a header
+
+
+def test_a_codec_that_normalises_keeps_the_loudness(question, tmp_path, capsys, monkeypatch):
+    small = {"filters": 2, "dim": 8, "codebooks": 2, "codebook_size": 16, "chunk": 960, "stride": 864, "quantizer": {}}
+    codec = build_codec({**PUBLISHED["encodec-48khz"], **small, "sample_rate": 16000, "use_codebooks": 2}).eval()
+    monkeypatch.setattr(vivavoce, "load_tokenizer", lambda name, codebooks=None, **place: codec, raising=False)
+    quiet = tmp_path / "quiet.wav"
+    write(quiet, Audio(read(question).samples * 0.1, 16000))
+    for name in (question, quiet):
+        assert run(capsys, "resynth", "c", name, "-o", tmp_path / f"a-{name.name}")[0] == 0
+        assert run(capsys, "encode", "c", name, "-o", tmp_path / "a.vvc")[0] == 0
+        assert run(capsys, "decode", "c", tmp_path / "a.vvc", "-o", tmp_path / "b.wav")[0] == 0
+        assert (tmp_path / f"a-{name.name}").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    loud, soft = (read(tmp_path / f"a-{name}.wav").samples for name in ("question", "quiet"))
+    assert loud.shape == (2, 9601)
+    assert np.sqrt((soft**2).mean() / (loud**2).mean()) == pytest.approx(0.1, rel=0.05)
 
 
 def test_decode_refuses_damage_and_other_tokenizers(question, tmp_path, capsys, monkeypatch):

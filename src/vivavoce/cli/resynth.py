@@ -29,8 +29,8 @@ def register(app: typer.Typer) -> None:
         import vivavoce
 
         wave, tokenizer = _load(model, recording, codebooks, device, dtype)
-        codes = tokenizer.encode(wave)
-        vivavoce.write(output, vivavoce.Audio(_decode(tokenizer, codes, wave.shape[-1]), tokenizer.sample_rate))
+        codes, extra = _encode(tokenizer, wave)
+        vivavoce.write(output, vivavoce.Audio(_decode(tokenizer, codes, wave.shape[-1], extra), tokenizer.sample_rate))
         _tell({"model": model, **_rates(tokenizer, codes, wave.shape[-1]), "output": str(output)}, as_json)
 
     @app.command("encode")
@@ -48,7 +48,8 @@ def register(app: typer.Typer) -> None:
         from vivavoce.tokenizers.compact_file import CodesHeader, pack_codes
 
         wave, tokenizer = _load(model, recording, codebooks, device, dtype)
-        codes = tokenizer.encode(wave)[0].cpu().numpy()
+        found, extra = _encode(tokenizer, wave)
+        codes = found[0].cpu().numpy()
         header = CodesHeader(
             tokenizer=model,
             fingerprint=_fingerprint(tokenizer),
@@ -56,6 +57,7 @@ def register(app: typer.Typer) -> None:
             samples=wave.shape[-1],
             frames=codes.shape[1],
             sizes=list(tokenizer.codebook_sizes),
+            scales=extra["scales"][0].tolist() if extra else None,
         )
         packed = pack_codes(codes, header)
         with atomic(output, "wb") as file:
@@ -87,7 +89,8 @@ def register(app: typer.Typer) -> None:
             raise DataError(
                 f"{codes_file}: made by another tokenizer ('{header.tokenizer}') than '{model}': name that one"
             )
-        samples = _decode(tokenizer, torch.from_numpy(codes)[None].to(place["device"]), header.samples)
+        extra = {"scales": torch.tensor([header.scales]).to(place["device"])} if header.scales else {}
+        samples = _decode(tokenizer, torch.from_numpy(codes)[None].to(place["device"]), header.samples, extra)
         vivavoce.write(output, vivavoce.Audio(samples, tokenizer.sample_rate))
         _tell(
             {"model": model, "seconds": round(header.samples / header.sample_rate, 3), "output": str(output)}, as_json
@@ -112,12 +115,21 @@ def _load(model: str, recording: str, codebooks: int | None, device: str, dtype:
     return torch.from_numpy(samples)[None].to(place["device"], place["dtype"]), tokenizer
 
 
-def _decode(tokenizer: Any, codes: Any, samples: int) -> Any:
+def _encode(tokenizer: Any, wave: Any) -> tuple[Any, dict[str, Any]]:
+    """Codes [1, codebooks, frames] and what decoding needs beside them: `scales`, from a codec that normalises."""
+    if not hasattr(tokenizer, "encode_scaled"):
+        return tokenizer.encode(wave), {}
+    codes, scales = tokenizer.encode_scaled(wave)
+    return codes, {"scales": scales}
+
+
+def _decode(tokenizer: Any, codes: Any, samples: int, extra: dict[str, Any]) -> Any:
     """The waveform of codes [1, codebooks, frames] as float32 numpy [channels, samples]."""
     import torch
 
     with torch.inference_mode():
-        return tokenizer.decode(codes, lengths=torch.tensor([samples]))[0, :, :samples].float().cpu().numpy()
+        wave = tokenizer.decode(codes, lengths=torch.tensor([samples]), **extra)
+    return wave[0, :, :samples].float().cpu().numpy()
 
 
 def _fingerprint(tokenizer: Any) -> str:

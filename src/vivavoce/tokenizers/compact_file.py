@@ -18,7 +18,8 @@ MAGIC = b"VVC1"
 
 @dataclass(frozen=True)
 class CodesHeader:
-    """What a decoder must know: the tokenizer and its fingerprint, the waveform's rate and length, codebook sizes."""
+    """What a decoder must know: the tokenizer and its fingerprint, the waveform's rate and length, codebook sizes, and
+    what a codec that normalises has divided each chunk by (`scales`)."""
 
     tokenizer: str
     fingerprint: str | None
@@ -26,6 +27,7 @@ class CodesHeader:
     samples: int
     frames: int
     sizes: list[int]
+    scales: list[float] | None = None
     crc32: int = 0
 
 
