@@ -4,6 +4,7 @@ import pytest
 
 from vivavoce.errors import RecipeError
 from vivavoce.schema import read_recipe, recipe_names
+from vivavoce.schema.reading import override
 
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
@@ -91,3 +92,16 @@ def test_yaml_cannot_run_code(tmp_path):
     with pytest.raises(RecipeError):
         read_recipe(evil)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_mapping_is_merged_into_a_mapping_of_a_list_too():
+    stage = {"name": "lm", "backbone": {"layers": 2, "width": 8}}
+    data = {"stages": [stage], "sizes": {"a": 1, "b": 2}, "list": [1, 2]}
+    for path in ("stages.lm", "stages.0"):
+        override(data, path, {"backbone": {"layers": 3}}, "here")
+        override(data, f"{path}.backbone", {"width": 9}, "here")
+        assert data["stages"] == [{"name": "lm", "backbone": {"layers": 3, "width": 9}}]
+    override(data, "sizes", {"b": 3}, "here")
+    override(data, "list.1", 5, "here")
+    override(data, "sizes.a", {"c": 1}, "here")
+    assert data["sizes"] == {"a": {"c": 1}, "b": 3} and data["list"] == [1, 5]

@@ -66,7 +66,7 @@ def resolve(
 
 
 def override(data: Any, path: str, value: Any, where: str) -> None:
-    """Set `a.b.c`; a list's entry is named by its number or its `name`; a mapping value is merged into a mapping."""
+    """Set `a.b.c`; a list's entry is named by its number or its `name`; a mapping is merged into a mapping."""
     steps = path.split(".")
     for depth, step in enumerate(steps):
         last = depth == len(steps) - 1
@@ -82,10 +82,8 @@ def override(data: Any, path: str, value: Any, where: str) -> None:
         else:
             raise RecipeError(f"{where}: '{path}': '{'.'.join(steps[:depth])}' is {data!r:.40}, not a section")
         if last:
-            if isinstance(data, dict) and isinstance(data.get(key), dict) and isinstance(value, dict):
-                data[key] = {**data[key], **value}
-            else:
-                data[key] = value
+            there = data[key] if isinstance(data, list) else data.get(key)
+            data[key] = {**there, **value} if isinstance(there, dict) and isinstance(value, dict) else value
         else:
             data = data[key]
 
