@@ -1,5 +1,6 @@
 """A neural codec: waveform -> encoder -> quantizer -> decoder -> waveform, whole, in chunks, or in lockstep rows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import Chain, State, Streaming, join_rows, zero_padding
+from vivavoce.nn.streaming import Chain, Pointwise, State, Streaming, join_rows, zero_padding
 from vivavoce.quantizers import Quantized, Quantizer
 
 Step = Callable[[Tensor, State, Tensor | None], tuple[Tensor, State]]
 
-LOW_RATE = 150.0  # Hz: parts below it do little work for their weights, and should be called seldom
-BLOCK = 48  # tiles of the parts at high rates for one call of those at low rates
+# Up to this rate in Hz, a part is called once for so many tiles: the lower the rate, the less there is to do for what a
+# call costs, and the larger are the weights that it reads.
+TILES = ((150.0, 48), (1500.0, 6), (math.inf, 1))
 
 
 @dataclass
@@ -223,38 +225,49 @@ class Codec(nn.Module):
         self, chain: Chain, x: Tensor, state: State, lengths: Tensor | None, consume: bool = False
     ) -> tuple[Tensor, State]:
         """One step of a stack over x. A long one is faster in tiles, unless gradients are recorded: the parts at high
-        rates walk in tiles that stay in the cache, those at low rates, with large weights, in blocks of tiles."""
+        rates walk in tiles that stay in the cache, those at low rates, with large weights, in many tiles at once."""
         frames = max(1, round(self.tile * self.frame_rate))
         tile = frames if chain is self.decoder else frames * self.hop
         if torch.is_grad_enabled() or x.shape[1] <= tile:
             return chain.step(x, state, lengths, consume)
-        turn, parts = self._turn(chain), len(chain.parts)
+        sections = self._sections(chain)
 
-        def first(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-            return chain.step_parts(piece, state, inside, 0, turn, consume)
+        def through(level: int) -> Step:
+            """A step of the sections up to `level`, those of shorter pieces inside those of longer ones."""
+            parts, _ = sections[level]
 
-        def second(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-            return chain.step_parts(piece, state, inside, turn, parts, consume)
+            def here(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
+                return chain.step_parts(piece, state, inside, parts.start, parts.stop, consume)
 
-        def block(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-            if chain is self.encoder:
-                y, state = _in_pieces(first, piece, state, inside, tile)
-                return second(y, state, state.emitted)
-            y, state = first(piece, state, inside)
-            rate = -(-y.shape[1] * tile // piece.shape[1])
-            return _in_pieces(second, y, state, state.emitted, rate)
+            def nested(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
+                inner, tiles = sections[level - 1]
+                if chain is self.encoder:
+                    y, state = _in_pieces(through(level - 1), piece, state, inside, tile * tiles)
+                    return here(y, state, state.emitted)
+                y, state = here(piece, state, inside)
+                rate = 1 / math.prod((part.hop for part in chain.parts[: inner.start]), start=Fraction(1))
+                return _in_pieces(through(level - 1), y, state, state.emitted, math.ceil(tile * tiles * rate))
 
-        return _in_pieces(block, x, state, lengths, tile * BLOCK)
+            return nested if level else here
 
-    def _turn(self, chain: Chain) -> int:
-        """The first part of the encoder that gives frames at a low rate, or of the decoder that takes none such."""
+        return _in_pieces(through(len(sections) - 1), x, state, lengths, tile * sections[-1][1])
+
+    def _sections(self, chain: Chain) -> list[tuple[range, int]]:
+        """Neighbouring parts that are called for the same number of tiles, and that number; the fewest tiles first.
+
+        A part's rate is the lower one of what it hears and what it gives. An activation goes with the part behind it.
+        """
         hop = Fraction(1) if chain is self.encoder else Fraction(self.hop)
+        sections: dict[int, range] = {}
+        first = 0
         for number, part in enumerate(chain):
-            low = self.sample_rate / max(hop, hop * part.hop) <= LOW_RATE
-            if low == (chain is self.encoder):
-                return number
+            rate = self.sample_rate / max(hop, hop * part.hop)
             hop *= part.hop
-        return len(chain.parts)
+            if not isinstance(part, Pointwise) or number + 1 == len(chain.parts):
+                tiles = next(tiles for top, tiles in TILES if rate <= top)
+                sections[tiles] = range(sections[tiles].start if tiles in sections else first, number + 1)
+                first = number + 1
+        return [(sections[tiles], tiles) for tiles in sorted(sections)]
 
 
 def _in_pieces(
