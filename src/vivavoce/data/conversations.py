@@ -217,7 +217,7 @@ class Conversations:
         if example.told:
             return end + int(rng.uniform(60, 200)), free
         wait = self.timing.single if kind == "single" else self.timing.sum
-        decision = self._decided(end, wait)
+        decision = self._frame_deciding(end, wait)
         spoken_until = self._say(example, self.answers[text], decision)
         if rng.random() < self.scene.barge_in:
             # Early enough to cut into the answer, late enough not to be the second digit of this question.
@@ -252,12 +252,12 @@ class Conversations:
             example.user[begin : begin + len(power)] += power[:room]
         return begin + clip.start, begin + clip.end
 
-    def _decided(self, end: int, wait: float) -> int:
+    def _frame_deciding(self, end: int, wait: float) -> int:
         """First frame i that is decided `wait` seconds after 10 ms frame `end`: (i + 1) x 8 >= end + wait."""
         return -(-(end + round(wait * 100)) // MEL_FRAMES) - 1
 
     def _mark(self, example: Conversation, word: str, end: int) -> None:
-        frame = self._decided(end, self.timing.heard)
+        frame = self._frame_deciding(end, self.timing.heard)
         if frame < self.frames:
             example.heard[frame] = self.vocabulary[word]
 
@@ -284,7 +284,7 @@ class Conversations:
         """The user starts at `start`: if the model still speaks (until `free`) it falls silent."""
         if example.told or start >= free:
             return
-        frame = self._decided(start, self.timing.stop)
+        frame = self._frame_deciding(start, self.timing.stop)
         example.text[frame:] = 0
         example.voice[:, frame:] = self.silence[:, None]
         example.events.append(("yield", start / 100, (frame + 1) * MEL_FRAMES / 100, ""))
