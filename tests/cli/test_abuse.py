@@ -5,11 +5,7 @@ The model is `mini` at its smoke size, untrained: what it says does not matter h
 
 import json
 import os
-import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,41 +13,10 @@ import pytest
 import soundfile
 import torch
 import yaml
-from safetensors.torch import load_file
 
-import vivavoce
-from vivavoce.cli import main
-from vivavoce.training import checkpoint
+from abuse import LISTENERS, raw, refused, run, tone, wav
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A model directory: mini, smoke size, fresh weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "smoke"
-    small = vivavoce.build("mini", size="smoke")
-    with torch.no_grad():
-        for weight in small.system.stage.parameters():
-            weight.zero_()  # all logits equal: it chooses pads and falls silent, where fresh weights babble on
-    small.save(folder)
-    return folder
-
-
-def tone(samples: int, channels: int = 1) -> np.ndarray:
-    wave = 0.3 * np.sin(2 * np.pi * 300 * np.arange(samples) / 16000)
-    return np.repeat(wave[:, None], channels, axis=1).astype(np.float32)
-
-
-def wav(folder: Path, name: str, samples: np.ndarray, rate: int = 16000, subtype: str = "PCM_16") -> Path:
-    soundfile.write(folder / name, samples, rate, subtype=subtype)
-    return folder / name
-
-
-def raw(folder: Path, name: str, content: bytes) -> Path:
-    (folder / name).write_bytes(content)
-    return folder / name
 
 
 def nan(folder: Path) -> Path:
@@ -94,36 +59,6 @@ AUDIO = {
     "other rate": (lambda folder: wav(folder, "rate.wav", tone(5000), 11025), True),
     "mislabelled": (mislabelled, True),
 }
-
-# name -> (arguments, the output). Every command that takes audio takes all of AUDIO.
-LISTENERS = {
-    "ask": lambda model, audio, out: ["ask", model, audio, "-o", out / "answer.wav"],
-    "resynth": lambda model, audio, out: ["resynth", model, audio, "-o", out / "back.wav"],
-    "encode": lambda model, audio, out: ["encode", model, audio, "-o", out / "codes.vvc"],
-    "data import": lambda model, audio, out: [
-        *("data", "import", audio.parent, "-o", out / "manifest.jsonl"),
-        *("--verify", "--license", "CC0", "--source", "here"),
-    ],
-    "tokenize": lambda model, audio, out: [
-        *("tokenize", model, audio.parent, "-o", out / "store", "--license", "CC0", "--source", "here")
-    ],
-}
-
-
-def run(capsys, arguments) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return left.value.code, capsys.readouterr().err
-
-
-def refused(code: int, err: str, culprit: str, expected: int) -> None:
-    """One line at the end says what and where, without a stack trace; lines before it tell of progress and skips."""
-    lines = err.strip().splitlines()
-    assert code == expected, err
-    assert lines[-1].startswith("error: ") and "a fault of vivavoce" not in err and "Traceback" not in err, err
-    progress = ("tokenize: ", "make: ", "resynthesis: ", "patterns: ")
-    assert all(line.startswith(("skipped ", "error: ", *progress)) for line in lines), err
-    assert culprit in err, err
 
 
 @pytest.mark.parametrize("kind", AUDIO)
@@ -270,146 +205,6 @@ def test_codes(model, tmp_path, capsys):
         code, err = run(capsys, ["decode", model, tmp_path / name, "-o", tmp_path / "back.wav"])
         refused(code, err, name, 1)
     assert not (tmp_path / "back.wav").exists()
-
-
-@contextmanager
-def small_disk(most: int) -> Iterator[None]:
-    """No file may grow beyond `most` bytes, which is what a full disk looks like to a writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-FULL = re.compile("no space left|file too large|the disk is full", re.IGNORECASE)
-
-# name -> (arguments, bytes that the disk takes, what may be there then: begun, to be gone on with)
-# `bench`, `systems`, `data voices` and `data stats` write no file.
-WRITERS = {
-    "ask": (LISTENERS["ask"], 2048, set()),
-    "resynth": (LISTENERS["resynth"], 2048, set()),
-    "encode": (LISTENERS["encode"], 64, set()),
-    "decode": (
-        lambda model, audio, out: ["decode", model, audio.parent.parent / "good.vvc", "-o", out / "back.wav"],
-        2048,
-        set(),
-    ),
-    "tokenize": (LISTENERS["tokenize"], 2048, {"store/store.json"}),
-    "data import": (LISTENERS["data import"], 2048, set()),
-    "data lhotse": (
-        lambda model, audio, out: ["data", "lhotse", audio.parent.parent / "good.jsonl", "-o", out / "cuts.jsonl.gz"],
-        64,
-        set(),
-    ),
-    "data synth": (
-        lambda model, audio, out: ["data", "synth", out / "made", "--processes", 1],
-        2048,
-        {"made/.journal.jsonl"},
-    ),
-    "eval": (
-        lambda model, audio, out: [
-            *("eval", model, "--task", "resynthesis", "--data", audio.parent, "--out", out, "--limit", 1)
-        ],
-        2048,
-        {"resynthesis/identity.json", "resynthesis/artefacts.jsonl"},
-    ),
-}
-
-
-@pytest.mark.parametrize("command", WRITERS)
-def test_full_disk(command, model, tmp_path, capsys, monkeypatch):
-    """A one-line error, nothing half-written, nothing left behind; with room the same command works."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "out").mkdir()
-    for index in range(12 if command == "data import" else 1):
-        audio = wav(tmp_path / "in", f"clip-{index}.wav", tone(32000))
-    run(capsys, ["encode", model, audio, "-o", tmp_path / "good.vvc"])
-    words = ("--license", "CC0", "--source", "here")
-    run(capsys, ["data", "import", tmp_path / "in", "-o", tmp_path / "good.jsonl", *words])
-    make, most, begun = WRITERS[command]
-    arguments = make(model, audio, tmp_path / "out")
-    with small_disk(most), monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
-        code, err = run(capsys, arguments)
-    refused(code, err, "out/", 1)
-    assert FULL.search(err), err
-    assert {str(file.relative_to(tmp_path / "out")) for file in files(tmp_path / "out")} == begun
-    code, err = run(capsys, arguments)
-    assert code == 0, err
-    assert set(files(tmp_path / "out")) and not [file for file in files(tmp_path / "out") if file.name[0] == "."]
-
-
-def files(folder: Path) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.is_file()]
-
-
-TRAIN = (
-    "train",
-    "layout-delay",
-    "--size",
-    "smoke",
-    "--device",
-    "cpu",
-    "--set",
-    "training.patterns.settings={log_every: 1}",
-)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A finished run of a small language model."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    with pytest.raises(SystemExit) as left:
-        main([*TRAIN, "--run", str(folder)])
-    assert left.value.code == 0
-    return folder
-
-
-def whole_files(run: Path) -> None:
-    """Checkpoints are complete or absent; nothing that a writer began lies about."""
-    for step in run.glob("checkpoints/*/*"):
-        checkpoint.load(step)
-    assert not [file for file in files(run) if file.name[0] == "." or ".part" in file.name]
-
-
-@pytest.mark.parametrize(
-    "most, culprit",
-    [(512, "recipe.yaml"), (2048, r"metrics.jsonl|tfevents"), (16384, "the checkpoint .*last good checkpoint: none")],
-    ids=["recipe", "metrics", "checkpoint"],
-)
-def test_full_disk_while_training(most, culprit, trained, tmp_path, capsys):
-    with small_disk(most):
-        code, err = run(capsys, [*TRAIN, "--run", tmp_path])
-    refused(code, err, "error: ", 1)
-    assert re.search(culprit, err) and FULL.search(err), err
-    whole_files(tmp_path)
-    assert run(capsys, [*TRAIN, "--run", tmp_path])[0] == 0
-    assert (tmp_path / "report.html").exists()
-    mine, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, trained))
-    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len((trained / "metrics.jsonl").read_text().splitlines())
-    assert all(json.loads(line)["phase"] == "patterns" for line in lines)
-
-
-def test_full_disk_after_training(trained, tmp_path, capsys):
-    """Report and model directory are missing or as before; the finished phase stays finished."""
-    folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
-    (folder / "report.html").unlink()
-    model, step = (folder / "model.safetensors").read_bytes(), next(folder.glob("checkpoints/patterns/*/state.json"))
-    at = step.stat().st_mtime_ns
-    for most, culprit in ((4096, "report.html"), (32768, "model.safetensors")):
-        with small_disk(most):
-            code, err = run(capsys, [*TRAIN, "--run", folder])
-        refused(code, err, culprit, 1)
-        whole_files(folder)
-        assert (folder / "report.html").exists() == (culprit != "report.html")
-        assert (folder / "model.safetensors").read_bytes() == model
-    assert run(capsys, [*TRAIN, "--run", folder])[0] == 0
-    assert step.stat().st_mtime_ns == at
 
 
 # `ask` is left out: a live answer to an hour takes the hour's computing, a quarter of an hour here; its memory is that

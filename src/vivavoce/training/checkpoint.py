@@ -75,7 +75,7 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
         good, why = latest_path(folder), getattr(error, "strerror", None) or error
         raise TrainingError(
             f"cannot write the checkpoint {final}: {why}; last good checkpoint: {good or 'none'}. "
-            "Make room and start the same command again: it goes on from there"
+            "Make room, or mend what is in its way, and start the same command again: it goes on from there"
         ) from error
     for old in _paths(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -112,14 +112,17 @@ def is_finished(folder: Path) -> bool:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint; a damaged one raises CheckpointError."""
     record = _record(path)
-    return Checkpoint(
-        step=record["step"],
-        elapsed=record["elapsed"],
-        finished=record["finished"],
-        modules={name: read_tensors(path / f"{name}.safetensors") for name in record["modules"]},
-        averages={name: read_tensors(path / "ema" / f"{name}.safetensors") for name in record["averages"]},
-        state=_unflatten(record["state"], read_tensors(path / "state.safetensors")),
-    )
+    try:
+        return Checkpoint(
+            step=record["step"],
+            elapsed=record["elapsed"],
+            finished=record["finished"],
+            modules={name: read_tensors(path / f"{name}.safetensors") for name in record["modules"]},
+            averages={name: read_tensors(path / "ema" / f"{name}.safetensors") for name in record["averages"]},
+            state=_unflatten(record["state"], read_tensors(path / "state.safetensors")),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path} is damaged: {error} is missing") from error
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -128,11 +131,13 @@ def _paths(folder: Path) -> list[Path]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / "state.json").read_text())
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for key in ("step", "elapsed", "finished", "modules", "averages", "state"):
+            record[key]
         for name, size in record["sizes"].items():
             if (path / name).stat().st_size != size:
                 raise CheckpointError(f"{path / name} is damaged: not of the {size} bytes that were written")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error

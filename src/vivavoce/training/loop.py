@@ -50,7 +50,7 @@ def train_phase(task: Task, run: RunDirectory, settings: PhaseSettings, patience
                     f"phase '{settings.name}', step {phase.step}: "
                     f"cannot write {error.filename or run.path}: {error.strerror or error}; "
                     f"last good checkpoint: {checkpoint.latest_path(phase.folder) or 'none'}. "
-                    "Make room and start the same command again: it goes on from there"
+                    "Make room, or mend what is in its way, and start the same command again: it goes on from there"
                 ) from error
     ranks.wait()
 

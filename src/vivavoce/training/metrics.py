@@ -15,15 +15,17 @@ from vivavoce.training.run_directory import RunDirectory, append, write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that a kill has cut short is left out."""
+    """All whole lines; one that a kill has cut short, or that is no line of ours, is left out."""
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and "phase" in line and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 

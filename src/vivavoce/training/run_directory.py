@@ -28,7 +28,7 @@ import torch
 import yaml
 
 import vivavoce
-from vivavoce.errors import RequestError
+from vivavoce.errors import RecipeError, RequestError
 from vivavoce.training import checkpoint
 
 
@@ -129,7 +129,12 @@ class RunDirectory:
         file = self.path / "recipe.yaml"
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
         if file.exists():
-            old = yaml.safe_load(file.read_text())
+            try:
+                old = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                old = None
+            if not isinstance(old, dict):
+                raise RecipeError(f"{file} is damaged, so that nobody knows whose run this is: name another --run")
             if old == yaml.safe_load(text):
                 return
             for key in [*old, *recipe]:
@@ -145,7 +150,11 @@ class RunDirectory:
 
     def _note_code(self) -> None:
         file = self.path / "code.json"
-        notes = json.loads(file.read_text()) if file.exists() else []
+        try:
+            notes = list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+        except (ValueError, TypeError):  # they are for people: no reason not to go on
+            file.rename(self.path / "code-damaged.json")
+            notes = []
         notes.append(
             {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
