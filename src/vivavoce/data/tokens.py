@@ -198,8 +198,8 @@ def _checked(identity: str, name: str, spec: StreamSpec, channel: Any) -> Any:
     levels = [np.asarray(level) for level in channel]
     if len(levels) != spec.levels or any(level.ndim != 1 for level in levels):
         raise DataError(f"{where}: {len(levels)} levels found, {spec.levels} expected")
-    frames = len(levels[0]) // spec.ratios[0]
-    if [len(level) for level in levels] != [frames * ratio for ratio in spec.ratios]:
+    count = len(levels[0]) // spec.ratios[0]
+    if [len(level) for level in levels] != [count * ratio for ratio in spec.ratios]:
         raise DataError(f"{where}: levels of {[len(level) for level in levels]} codes are no frames of {spec.ratios}")
     for number, level in enumerate(levels):
         if level.size and not (level.min() >= 0 and level.max() < spec.size):
