@@ -49,6 +49,25 @@ def test_equal_logits_at_the_edge_of_top_k_keep_the_lower_ids():
     assert set(draws(torch.zeros(7), Sampling(top_k=3)).nonzero().flatten().tolist()) == {0, 1, 2}
 
 
+def test_a_bias_is_added_to_the_logits_of_its_ids():
+    logits = torch.tensor([1.0, 0.0, -1.0])
+    expected = (logits + torch.tensor([0.0, 0.0, 1.5])).softmax(-1)
+    assert float((draws(logits, Sampling(logit_bias={2: 1.5})) - expected).abs().max()) < 0.012
+    assert draws(logits, Sampling(temperature=0, logit_bias={"2": 2.5}), count=1).tolist() == [0, 0, 1]
+    with pytest.raises(RecipeError, match="vocabulary of 3"):
+        draws(logits, Sampling(logit_bias={3: 1.0}), count=1)
+    for wrong in ({-1: 1.0}, {"pad": 1.0}, 3):
+        with pytest.raises(RecipeError, match="logit_bias"):
+            Sampling(logit_bias=wrong)
+
+
+def test_streams_have_the_common_options_and_over_them_their_own():
+    of = Sampling.of_streams({"temperature": 0.7, "text": {"temperature": 0, "top_k": 5}}, ["text", "voice"])
+    assert of == {"text": Sampling(temperature=0, top_k=5), "voice": Sampling(temperature=0.7)}
+    with pytest.raises(RecipeError, match="'voices' is unknown"):
+        Sampling.of_streams({"voices": {"temperature": 0}}, ["text", "voice"])
+
+
 def test_the_penalty_follows_the_history_of_each_row():
     logits = torch.tensor([[2.0, 1.9, -1.0]]).expand(3, -1)
     history = torch.tensor([[-1, -1], [0, 0], [0, 1]])

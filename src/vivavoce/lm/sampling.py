@@ -4,8 +4,8 @@ Randomness is Gumbel noise (argmax of logits + noise is a sample of the softmax)
 the vocabulary), so the same row gives the same token in any batch, at any place in it, on any device.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class Sampling:
     this order, after the temperature. repetition_penalty: divides (multiplies, if negative) the logits of tokens in the
     history (Keskar et al., arXiv:1909.05858). repetition_threshold: a token whose share of the history is larger is
     drawn again without cuts (repetition-aware sampling of VALL-E 2, arXiv:2406.05370: 0.1 of 10). window: ids of
-    history (0: 64 for a penalty, 10 for a threshold, else none).
+    history (0: 64 for a penalty, 10 for a threshold, else none). logit_bias: id -> what is added to its logit before all
+    this: a pad above 0 makes a text stream say less (Moshi's padding bonus).
     """
 
     temperature: float = 1.0
@@ -33,6 +34,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     repetition_threshold: float | None = None
     window: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -45,6 +47,13 @@ class Sampling:
                 raise RecipeError(f"sampling.{name} {value} is no share in (0, 1]")
         if self.repetition_penalty <= 0:
             raise RecipeError(f"sampling.repetition_penalty {self.repetition_penalty} must be positive; 1 is none")
+        try:  # JSON has no keys but text
+            bias = {int(i): float(value) for i, value in self.logit_bias.items()}
+        except (AttributeError, TypeError, ValueError):
+            bias = {-1: 0.0}
+        if min(bias, default=0) < 0:
+            raise RecipeError(f"sampling.logit_bias {self.logit_bias}: give numbers by ids of tokens, as {{0: 1.5}}")
+        object.__setattr__(self, "logit_bias", bias)
         if self.window == 0:
             default = 64 if self.repetition_penalty != 1 else 10 if self.repetition_threshold is not None else 0
             object.__setattr__(self, "window", default)
@@ -58,6 +67,15 @@ class Sampling:
                 raise RecipeError(f"{where}: option '{name}' is unknown; there are {', '.join(known)}")
         return cls(**options)
 
+    @classmethod
+    def of_streams(
+        cls, options: Mapping[str, Any], streams: Iterable[str], where: str = "sampling"
+    ) -> dict[str, "Sampling"]:
+        """Of each stream: the options that hold for all, and over them those under the stream's own name."""
+        names = list(streams)
+        common = {key: value for key, value in options.items() if key not in names}
+        return {name: cls.of(common | dict(options.get(name, {})), f"{where}.{name}") for name in names}
+
 
 def sample(
     logits: Tensor, sampling: Sampling, seed: Tensor, counter: Tensor, history: Tensor | None = None
@@ -69,7 +87,7 @@ def sample(
     """
     if history is not None:
         history = history[:, max(history.shape[1] - sampling.window, 0) :]
-    scores = penalised(logits.float(), history, sampling.repetition_penalty)
+    scores = penalised(biased(logits.float(), sampling.logit_bias), history, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return scores.argmax(-1)
     ids = gumbel_argmax(*candidates(scores, sampling), seed, counter)
@@ -78,6 +96,17 @@ def sample(
     share = (history == ids[:, None]).float().mean(1)
     again = gumbel_argmax(*candidates(scores, Sampling(sampling.temperature)), seed ^ GOLDEN, counter)
     return torch.where(share > sampling.repetition_threshold, again, ids)
+
+
+def biased(scores: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """Scores [B, V] with what `bias` adds to some ids; an id outside the vocabulary is a `RecipeError`."""
+    if not bias:
+        return scores
+    if max(bias) >= scores.shape[1]:
+        raise RecipeError(f"sampling.logit_bias: id {max(bias)} is not in a vocabulary of {scores.shape[1]}")
+    added = scores.new_zeros(scores.shape[1])
+    added[list(bias)] = torch.tensor(list(bias.values()), dtype=scores.dtype, device=scores.device)
+    return scores + added
 
 
 def penalised(scores: Tensor, history: Tensor | None, penalty: float) -> Tensor:
