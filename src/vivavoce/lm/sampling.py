@@ -23,8 +23,8 @@ class Sampling:
     this order, after the temperature. repetition_penalty: divides (multiplies, if negative) the logits of tokens in the
     history (Keskar et al., arXiv:1909.05858). repetition_threshold: a token whose share of the history is larger is
     drawn again without cuts (repetition-aware sampling of VALL-E 2, arXiv:2406.05370: 0.1 of 10). window: ids of
-    history (0: 64 for a penalty, 10 for a threshold, else none). logit_bias: id -> what is added to its logit before all
-    this: a pad above 0 makes a text stream say less (Moshi's padding bonus).
+    history (0: 64 for a penalty, 10 for a threshold, else none). logit_bias: id -> what is added to its logit before
+    all this: more for a pad makes a text stream say less (Moshi's padding bonus).
     """
 
     temperature: float = 1.0
