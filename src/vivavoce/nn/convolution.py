@@ -382,7 +382,8 @@ class ConvTranspose(Streaming):
             taps = matrix[:, ago * one : (ago + 1) * one]
             frames = x[:, self.past - ago : self.past - ago + size].flatten(0, 1)
             if taps.shape[1] == one:
-                y = torch.addmm(y, frames, taps) if ago == 0 else y.addmm_(frames, taps)
+                # autocast leaves operations in place alone
+                y = torch.addmm(y, frames, taps) if ago == 0 else y.addmm_(frames.to(y.dtype), taps.to(y.dtype))
             else:
                 y[:, : taps.shape[1]] += frames @ taps
         return y.view(x.shape[0], size * self.stride, self._width)
