@@ -19,7 +19,7 @@ class Part:
         time.sleep(self.seconds)
         return "done"
 
-    embed = decode_step = step
+    columns = decode_step = step
 
 
 class Model:
@@ -40,7 +40,7 @@ class Model:
     def step(self, frames, active):
         assert frames.shape == (3, 1280) and active.all()
         system = self.system
-        system.encoder.step(), system.stage.embed(), system.stage.backbone.step(), system.codec.decode_step()
+        system.encoder.step(), system.stage.columns(), system.stage.backbone.step(), system.codec.decode_step()
         time.sleep(0.002)
 
 

@@ -106,12 +106,12 @@ def test_a_row_says_the_same_in_any_company(case, data):
     lengths = torch.tensor(data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
     seeds = torch.tensor(data.draw(st.lists(st.integers(0, 9), min_size=len(lengths), max_size=len(lengths))))
     options = {"top_k": data.draw(st.sampled_from([None, 4])), "temperature": 1.3, "repetition_penalty": 1.2}
-    generator = Generator(model, {name: Sampling(**options) for name in model.heads})
+    generator = Generator(model, {name: Sampling(**options) for name in model.filled})
     sizes, values, frames = request(case, lengths)
     together, _ = generator.generate(sizes, values, frames, seeds=seeds)
     for b in range(len(lengths)):
         alone, _ = generator.generate(*request(case, lengths[b : b + 1]), seeds=seeds[b : b + 1])
-        for name in model.heads:
+        for name in model.filled:
             n = alone[name].shape[2]
             assert torch.equal(together[name][b, :, :n], alone[name][0])
             assert bool((together[name][b, :, n:] == -1).all())
@@ -191,13 +191,13 @@ def test_an_end_token_ends_a_stream_and_a_rule_can_forbid_it():
 
 def test_memory_prefix_and_condition_reach_both_forms():
     model = make("delay, depth", memory=6, condition=5)
-    for parameter in model.decoder.parameters():
+    for parameter in model.backbone.parameters():
         if parameter.dim() == 2 and not bool(parameter.any()):
             torch.nn.init.normal_(parameter, std=0.2)
     memory, condition = torch.randn(2, 7, 6), torch.randn(2, 5)
     prefix = [(torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8)) for _ in range(2)]
     sizes = {"voice": torch.tensor([5, 4])}
-    kept = model.decoder.transformer.remember(memory)
+    kept = model.backbone.transformer.remember(memory)
     generator = Generator(model)
     filled, places = generator.generate(sizes, initial={"prefix": prefix}, memory=kept, condition=condition)
     with torch.no_grad():
@@ -214,9 +214,10 @@ def test_without_a_begin_vector_the_grid_is_the_text_lm_itself(positions):
     torch.manual_seed(9)
     text = TextLM(TransformerConfig(2, 32, 4), 11).eval()
     layout = build_layout({"kind": "flat", "positions": positions}, [StreamSpec("text")])
-    model = GridLM(text.decoder, layout, {"text": [11]}, {"text": {"kind": "linear"}}, begin=False).eval()
-    model.embeddings.tables["text"][0].weight = text.table.weight
-    model.heads["text"].levels[0].weight = text.head.weight
+    head = {"kind": "linear", "bias": False}
+    model = GridLM(text.decoder, layout, {"text": [11]}, {"text": head}, begin=False).eval()
+    model.tables["text"][0].weight = text.table.weight
+    model.linear["text"][0].weight = text.head.weight
     ids, lengths = torch.randint(0, 11, (2, 1, 8)), torch.tensor([8, 3])
     with torch.no_grad():
         found = model(layout.place({"text": lengths}), {"text": ids})["text"].logits[0]

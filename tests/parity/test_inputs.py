@@ -40,11 +40,11 @@ def musicgen():
     decoder = Decoder(
         TransformerConfig.classic(2, 32, 4, feedforward=64, bias=False, positions="sinusoidal", memory=32)
     ).eval()
-    heads = LinearHead(32, [50] * 3)
+    heads = LinearHead(32, [50] * 3, bias=False)
     with torch.no_grad():
         for k in range(3):
-            embeddings.tables["voice"][k].weight.copy_(reference.model.decoder.embed_tokens[k].weight)
-            heads.levels[k].weight.copy_(reference.lm_heads[k].weight)
+            embeddings["voice"][k].weight.copy_(reference.model.decoder.embed_tokens[k].weight)
+            heads[k].weight.copy_(reference.lm_heads[k].weight)
         for ours, theirs in zip(decoder.transformer.layers, reference.model.decoder.layers):
             own, cross = theirs.self_attn, theirs.encoder_attn
             ours.attention.qkv.weight.copy_(join(own.q_proj, own.k_proj, own.v_proj))

@@ -1,5 +1,7 @@
 """A full-duplex system at smoke size: lockstep rows are independent, streaming is the whole, saved is loaded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 import vivavoce
 from vivavoce.errors import AudioError, CheckpointError, RequestError
 from vivavoce.schema import read_recipe
-from vivavoce.systems import assemble
+from vivavoce.systems import TokenLM, assemble
 from vivavoce.systems.speech_lm import LISTENS_FIRST, SPEAKS_ON
+from vivavoce.systems.token_system import Cells
 
 FRAME = 1280
 
@@ -89,27 +92,27 @@ def test_a_held_row_keeps_its_state_to_the_bit(model):
     compare(before, after)
 
 
-def test_streaming_columns_are_those_of_the_whole(model):
-    """Teacher forcing over the tokens that a conversation chose gives the logits that chose them."""
-    signal = frames(10)
-    session = model.duplex(0)
-    outputs = run(session, signal)
+def read_whole(model, signal, outputs):
+    """A conversation as it was, read at once: teacher forcing."""
     system = model.system
+    values = {name: torch.tensor([o.tokens[name] for o in outputs]).T[None] for name in system.filled}
     with torch.inference_mode():
-        user = system.encoder(torch.from_numpy(signal.reshape(1, -1, 1)))
-        values = {"user": user}
-        for name in system.stage.filled:
-            values[name] = torch.tensor([o.tokens[name] for o in outputs]).T[None]
-        hidden, grid = system.stage(values)
-        greedy = assemble(read_recipe("mini", "smoke"), seed=1).system
-        said = run(type(session)(greedy, 0), signal)
-        user_only = [o.tokens["heard"][0] for o in said]
-        values = {"user": user, **{n: torch.tensor([o.tokens[n] for o in said]).T[None] for n in system.stage.filled}}
-        hidden, grid = greedy.stage(values)
-        (logits,), goal = greedy.stage.predict("heard", hidden, grid)
-        assert logits.argmax(-1).tolist() == goal[:, 0].tolist() == user_only
-        levels, goals = greedy.stage.predict("voice", hidden, grid)
-        assert torch.equal(torch.stack([level.argmax(-1) for level in levels], 1), goals)
+        frames = {"user": system.encoder(torch.from_numpy(signal.reshape(1, -1, 1)))}
+        lengths = dict.fromkeys(system.streams, torch.tensor([len(outputs)]))
+        return system.stage.read(system.places(Cells(values, lengths)), values, frames)
+
+
+def test_streaming_columns_are_those_of_the_whole():
+    """Teacher forcing over the tokens that a conversation chose gives the logits that chose them."""
+    greedy = assemble(read_recipe("mini", "smoke"), seed=1)
+    signal = frames(10)
+    said = run(greedy.duplex(0), signal)
+    read = read_whole(greedy, signal, said)
+    for name in ("heard", "text", "voice"):
+        with torch.inference_mode():
+            found = greedy.system.stage.predict(name, read, read.loss[name][..., 0])
+        assert torch.equal(torch.stack([level.argmax(-1) for level in found.logits], 1), found.targets)
+        assert found.targets.tolist() == [out.tokens[name] for out in said]
 
 
 def test_other_user_audio_changes_what_is_chosen(model):
@@ -133,34 +136,31 @@ def hesitant():
 
 def wishes(model, signal, outputs) -> torch.Tensor:
     """Probability [frames] of a word in the text stream, by teacher forcing."""
-    system = model.system
+    read = read_whole(model, signal, outputs)
     with torch.inference_mode():
-        values = {"user": system.encoder(torch.from_numpy(signal.reshape(1, -1, 1)))}
-        for name in system.stage.filled:
-            values[name] = torch.tensor([o.tokens[name] for o in outputs]).T[None]
-        hidden, grid = system.stage(values)
-        (logits,), _ = system.stage.predict("text", hidden, grid)
-        return 1 - logits.softmax(-1)[:, 0]
+        found = model.system.stage.predict("text", read, read.loss["text"][..., 0])
+    return 1 - found.logits[0].softmax(-1)[:, 0]
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.6])
-def test_the_model_chooses_when_forced_words_come(hesitant, threshold):
+def test_the_model_chooses_when_forced_words_come(hesitant):
     """A word stands where its probability reaches the threshold, or at the latest frame: nowhere else."""
     signal, within = frames(40, 3), 4
-    session = hesitant.duplex(0)
-    session.say(SENTENCE, threshold, within)
-    outputs = []
-    while session.saying:
-        outputs.append(session.step(signal[len(outputs)]))
-    said = [out.text for out in outputs]
-    assert [word for word in said if word] == SENTENCE.split() and said[0] == "three"
-    by_wish = by_bound = since = 0
-    for frame, wish in enumerate(wishes(hesitant, signal[: len(said)], outputs).tolist()[1:], 1):
-        since += 1
-        assert bool(said[frame]) == (wish >= threshold or since == within), frame
-        by_wish += bool(said[frame]) and since < within
-        by_bound += bool(said[frame]) and since == within
-        since = 0 if said[frame] else since
+    by_wish = by_bound = 0
+    for threshold in (0.2, 0.35, 0.5, 0.65):
+        session = hesitant.duplex(0)
+        session.say(SENTENCE, threshold, within)
+        outputs = []
+        while session.saying:
+            outputs.append(session.step(signal[len(outputs)]))
+        said = [out.text for out in outputs]
+        assert [word for word in said if word] == SENTENCE.split() and said[0] == "three"
+        since = 0
+        for frame, wish in enumerate(wishes(hesitant, signal[: len(said)], outputs).tolist()[1:], 1):
+            since += 1
+            assert bool(said[frame]) == (wish >= threshold or since == within), frame
+            by_wish += bool(said[frame]) and since < within
+            by_bound += bool(said[frame]) and since == within
+            since = 0 if said[frame] else since
     assert by_wish and by_bound, "the model never, or always, wanted a word: this test could not fail"
 
 
@@ -203,6 +203,77 @@ def test_fill_speaks_what_a_session_says(hesitant):
     timed = hesitant.fill("speak", {"text": text}, seed=2)
     assert np.array_equal(timed["voice"], filled["voice"]) and np.array_equal(timed["text"][0], text)
     assert hesitant.fill("speak", {"text": SENTENCE}, length=9)["text"].shape == (1, 9)
+
+
+def test_log_probabilities_are_those_of_the_conversation(model, monkeypatch):
+    """The sum over a conversation's tokens of what each was drawn from, step by step."""
+    signal, system, drawn = frames(8, 5), model.system, {}
+    make = system.generator
+
+    def watched():
+        def watch(name):
+            def rule(logits, level, index):
+                drawn.setdefault((name, level), []).append(logits[0].double().log_softmax(-1))
+                return logits
+
+            return rule
+
+        return replace(make(), rules={name: watch(name) for name in system.filled})
+
+    monkeypatch.setattr(system, "generator", watched)
+    said = run(model.duplex(6), signal)
+    monkeypatch.undo()
+    ids = {name: np.array([out.tokens[name] for out in said]).T for name in system.filled}
+    user = vivavoce.Audio(signal.reshape(1, -1), 16000)
+    item = [("user", user, False), *((name, ids[name], True) for name in system.filled)]
+    found = model.loglik(item)
+    assert found.keys() == {"heard", "text", "voice[0]", "voice[1]", "voice[2]"}
+    for (name, level), logprobs in drawn.items():
+        total, count = found[f"{name}[{level}]" if name == "voice" else name]
+        expected = sum(float(each[ids[name][level, frame]]) for frame, each in enumerate(logprobs))
+        assert count == 8 and abs(total - expected) < 1e-3
+    short = [("user", user, False), ("voice", ids["voice"][:, :3], False), ("voice", ids["voice"][:, 3:5], True)]
+    both = model.loglik([item, short])
+    assert both[1].keys() == {"voice[0]", "voice[1]", "voice[2]"} and both[1]["voice[0]"][1] == 2
+    for row, alone in zip(both, (found, model.loglik(short)), strict=True):
+        assert all(abs(row[key][0] - alone[key][0]) < 1e-4 * row[key][1] for key in row)
+    heard = model.loglik([("audio", user, True)])  # a waveform: the codes of what it says
+    assert heard["voice[2]"][1] == 8 and np.isfinite(heard["voice[2]"][0])
+    with pytest.raises(RequestError, match="'user' is never predicted"):
+        model.loglik([("user", user, True)])
+
+
+def test_frame_by_frame_is_the_whole_request(model):
+    """`fill` by the clock, and column by column over the whole signal like any token model's."""
+    audio = vivavoce.Audio(frames(7, 2).reshape(1, -1), 16000)
+    clock, whole = model.fill("duplex", {"user": audio}, seed=3), TokenLM.fill(model, "duplex", {"user": audio}, seed=3)
+    for name in ("heard", "text", "voice"):
+        assert np.array_equal(clock[name], whole[name])
+    assert np.allclose(clock["audio"].samples, whole["audio"].samples, atol=1e-5)
+
+
+def test_a_prompt_is_what_was_before(model):
+    signal = frames(9, 8)
+    said = run(model.duplex(3), signal)
+    prompt = {name: np.array([out.tokens[name] for out in said[:6]]).T for name in model.system.filled}
+    prompt["user"] = vivavoce.Audio(signal[:6].reshape(1, -1), 16000)
+    assert same(run(model.duplex(3, prompt), signal[6:]), said[6:])
+    assert same(run(model.duplex(3, {"user": prompt["user"]}), signal[6:]), said[6:])  # it chooses what it chose
+    other = {**prompt, "voice": 15 - prompt["voice"]}
+    assert not same(run(model.duplex(3, other), signal[6:]), said[6:])
+    rows, neighbour = model.duplex_rows(2), run(model.duplex(4), signal[:5])
+    rows.reset(0, seed=4)
+    rows.reset(1, seed=3, prompt=prompt)
+    outs = []
+    for tick in range(5):  # four frames of the prompt in the first step, two in the second
+        outs.append(rows.step(np.stack([signal[tick], signal[4 + tick]])))
+    assert same([out[0] for out in outs], neighbour)
+    assert [out[1] is None for out in outs] == [True, True, False, False, False]
+    assert same([out[1] for out in outs[2:]], said[6:])
+    refused = [({"robot": [1]}, "there are user, heard, text, voice"), ({"text": "one"}, "frame by frame")]
+    for wrong, expected in refused:
+        with pytest.raises(RequestError, match=expected):
+            rows.reset(0, prompt=wrong)
 
 
 def test_words_that_it_does_not_know_are_refused(model):

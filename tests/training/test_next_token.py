@@ -1,5 +1,7 @@
 """Next-token training of the full-duplex stage: it learns, masks what was told, and is a pure function of the step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,14 +43,14 @@ def test_told_text_gives_no_loss_but_its_result_does(task):
     told = collate([c for c in map(task.conversations, range(20)) if c.told][:3])
     assert not told["decided"].all() and told["decided"].any()
     task.stage.eval(), task.encoder.eval()
-    hidden, grid = task.hidden(told)
-    loss = task.stream_loss("text", hidden, grid, told["decided"])
-    changed = {**grid, "text": grid["text"].clone()}
+    read = task.read(told)
+    loss = task.stream_loss("text", read, told["decided"])
+    changed = replace(read, codes={**read.codes, "text": read.codes["text"].clone()})
     free = ~told["decided"]
-    changed["text"][:, 0, 1:][free] = 5
-    assert torch.equal(task.stream_loss("text", hidden, changed, told["decided"]), loss)
-    changed["text"][:, 0, 1:][told["decided"]] = 5
-    assert not torch.equal(task.stream_loss("text", hidden, changed, told["decided"]), loss)
+    changed.codes["text"][:, 1:, 0][free] = 5
+    assert torch.equal(task.stream_loss("text", changed, told["decided"]), loss)
+    changed.codes["text"][:, 1:, 0][told["decided"]] = 5
+    assert not torch.equal(task.stream_loss("text", changed, told["decided"]), loss)
     assert batch["user"].shape == (6, 48 * 8, 129)
 
 

@@ -6,7 +6,7 @@ because every step computes with the full number of rows.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class DuplexOutput:
 THRESHOLD, WITHIN = 0.5, 12  # see `Script.extend`
 FREE = (-1, 0.0)
 FRAME = 0  # `within` of an id that has its frame
+PIECE = 4  # frames of a prompt that one step reads
 
 
 class Script:
@@ -69,6 +70,16 @@ class Script:
             self.since = 0
 
 
+@dataclass
+class Prompt:
+    """What a row hears, samples [frames, frame_size], and says, stream -> ids [levels, frames or fewer], before it
+    lives; `at`: the frame that is next."""
+
+    samples: Tensor
+    ids: dict[str, Tensor]
+    at: int = 0
+
+
 class DuplexRows:
     """`rows` conversations in lockstep with `system`, a full-duplex model (see `vivavoce.systems.duplex_system`).
 
@@ -84,11 +95,12 @@ class DuplexRows:
         if len(self.seeds) != rows:
             raise RequestError(f"{len(self.seeds)} seeds for {rows} rows: give one a row")
         self.state: State = system.initial_state(rows, self.seeds)
-        self._fresh: State = system.initial_state(1, torch.zeros(1, dtype=torch.int64))
         self._script = [Script() for _ in range(rows)]
+        self._prompts: dict[int, Prompt] = {}
 
     def step(self, frames: np.ndarray | Tensor, active: Sequence[bool] | np.ndarray | Tensor | None = None):
-        """frames [rows, frame_size] float32, active [rows] bool -> list of `DuplexOutput`, None where not active.
+        """frames [rows, frame_size] float32, active [rows] bool -> list of `DuplexOutput`, None where not active, or
+        where the row still reads its prompt (what it should have heard meanwhile is lost).
 
         Raises `AudioError` for a wrong shape or samples that are not finite, naming the row.
         """
@@ -103,26 +115,51 @@ class DuplexRows:
         if not bool((finite | ~mask).all()):
             row = int((~finite & mask).nonzero()[0])
             raise AudioError(f"duplex step: row {row} holds NaN or infinite samples: clean the input")
-        frames = torch.where(mask[:, None], frames.clamp(-1, 1), torch.zeros(()))
-        forced = self._forced(mask)
+        live = mask & torch.tensor([row not in self._prompts for row in range(self.rows)])
+        spoken = self._advance(torch.where(live[:, None], frames.clamp(-1, 1), torch.zeros(())), live)
+        for _ in range(PIECE - 1):
+            if self._prompts:
+                self._advance(torch.zeros_like(frames), torch.zeros_like(live))
+        return [self._output(spoken, row) if live[row] else None for row in range(self.rows)]
+
+    def _advance(self, frames: Tensor, live: Tensor) -> Any:
+        """One step of the `live` rows with these frames, and of each row with a prompt with the next of its own."""
+        mask = live.clone()
+        for row, prompt in self._prompts.items():
+            frames[row], mask[row] = prompt.samples[prompt.at], True
+        forced, thresholds = self._forced(mask)
         with torch.inference_mode():
-            spoken, self.state = self.system.step(frames, self.state, mask, forced)
-        if forced is not None:
+            spoken, self.state = self.system.step(frames, self.state, mask, forced, thresholds)
+        if self.system.interaction.writes in forced:
             for row, script in enumerate(self._script):
                 if mask[row]:
                     script.advance(int(spoken.tokens[self.system.interaction.writes][row, 0]))
-        return [self._output(spoken, row) if mask[row] else None for row in range(self.rows)]
+        for prompt in self._prompts.values():
+            prompt.at += 1
+        self._prompts = {row: prompt for row, prompt in self._prompts.items() if prompt.at < len(prompt.samples)}
+        return spoken
 
-    def reset(self, row: int, seed: int = 0, prompt: Any = None) -> None:
-        """Row `row` becomes a new conversation with randomness `seed`; its past is forgotten to the bit."""
+    def reset(self, row: int, seed: int = 0, prompt: Mapping[str, Any] | None = None) -> None:
+        """Row `row` becomes a new conversation with randomness `seed`; its past is forgotten to the bit.
+
+        prompt: streams that were before it, from its first frame on: the heard stream as Audio, filled ones as ids or
+        what their tokenizer reads (of text ids alone, frame by frame); what it leaves out is silence, or is chosen. It
+        is read in pieces of a few frames inside the next steps, in which the row gives None.
+        """
         if not 0 <= row < self.rows:
             raise RequestError(f"row {row}: there are rows 0 to {self.rows - 1}")
-        if prompt is not None:
-            raise RequestError("this system takes no prompt: start it with reset(row, seed)")
-        fresh = self._fresh.map(torch.clone)
-        fresh["seed"] = torch.tensor([seed], dtype=torch.int64)
-        self.state = self.state.put([row], fresh)
+        samples, ids = self.system.prompt(prompt or {})
+        self.state = self.state.put([row], self.system.initial_state(1, torch.tensor([seed])))
         self._script[row] = Script()
+        self._prompts.pop(row, None)
+        self._script[row].extend_frames(ids.pop(self.system.interaction.writes, torch.zeros(1, 0))[0].long().tolist())
+        if len(samples):
+            self._prompts[row] = Prompt(samples, ids)
+
+    @property
+    def prompted(self) -> list[int]:
+        """Rows that still read their prompt."""
+        return sorted(self._prompts)
 
     def say(self, row: int, text: str | Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
         """Force `text` into the row's text stream from its next step on, in place of what it would have chosen.
@@ -140,12 +177,17 @@ class DuplexRows:
         """How many forced words or frames of the row are still to come."""
         return len(self._script[row].words)
 
-    def _forced(self, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-        """[rows] int64: the id that is next in a script (-1: the text is free); [rows] float32: its threshold."""
+    def _forced(self, mask: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What scripts and prompts force: ids as the system's step takes them, and thresholds of the text's."""
+        forced: dict[str, Tensor] = {}
+        for row, prompt in self._prompts.items():
+            for name, ids in prompt.ids.items():
+                if prompt.at < ids.shape[1]:
+                    forced.setdefault(name, torch.full((self.rows, len(ids)), -1))[row] = ids[:, prompt.at]
         if not any(script.words for script in self._script):
-            return None
+            return forced, None
         words, thresholds = zip(*(script.next() if mask[row] else FREE for row, script in enumerate(self._script)))
-        return torch.tensor(words), torch.tensor(thresholds)
+        return {**forced, self.system.interaction.writes: torch.tensor(words)[:, None]}, torch.tensor(thresholds)
 
     def _output(self, spoken: Any, row: int) -> DuplexOutput:
         tokens = {name: ids[row].tolist() for name, ids in spoken.tokens.items()}
@@ -158,10 +200,17 @@ class DuplexRows:
 
 
 class DuplexSession:
-    """One conversation: `out = session.step(frame)` with frame [frame_size] float32 at `sample_rate`."""
+    """One conversation: `out = session.step(frame)` with frame [frame_size] float32 at `sample_rate`.
 
-    def __init__(self, system: Any, seed: int = 0):
+    prompt: as `DuplexRows.reset` takes it; it is read at once.
+    """
+
+    def __init__(self, system: Any, seed: int = 0, prompt: Mapping[str, Any] | None = None):
         self.lockstep = DuplexRows(system, 1, [seed])
+        if prompt:
+            self.lockstep.reset(0, seed, prompt)
+            while self.lockstep.prompted:
+                self.lockstep.step(torch.zeros(1, self.lockstep.frame_size), [False])
         self.frame_size, self.sample_rate = self.lockstep.frame_size, self.lockstep.sample_rate
 
     def step(self, frame: np.ndarray | Tensor) -> DuplexOutput:

@@ -45,7 +45,7 @@ def duplex_parts(model: Any) -> dict[str, tuple[Any, str]]:
         return {}
     return {
         "encoder": (system.encoder, "step"),
-        "embedding": (system.stage, "embed"),
+        "embedding": (system.stage, "columns"),
         "backbone": (system.stage.backbone, "step"),
         "decoder": (system.codec, "decode_step"),
     }

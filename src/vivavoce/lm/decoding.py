@@ -2,7 +2,7 @@
 
     state = generator.start(rows, ...)
     column, state = generator.look(state, rows)        # which cells come next, which of them are given
-    values, state = generator.fill(column, state, ...)  # choose the others, read the column
+    values, state = generator.fill(column, state, ...)  # `choose` the others, `read` the column
 
 `generate` walks this loop to the end. Rows start, stop and reset on their own (`reset`); what a row says depends on
 its own inputs, seed and counter only.
@@ -76,7 +76,7 @@ class Generator:
 
         seeds: [rows] int64. context: keywords of the decoder's steps (memory, condition).
         """
-        device = self.model.decoder.home()["device"]
+        device = self.model.backbone.home()["device"]
         seeds = torch.as_tensor(seeds, dtype=torch.int64, device=device).expand(rows).clone()
         hidden, decoder = self.model.start(rows, **context)
         state = State(
@@ -110,53 +110,78 @@ class Generator:
         self, column: Column, state: State, given: Tensor | None = None, frames: Mapping[str, Tensor] | None = None,
         **context: Any,
     ) -> tuple[Tensor, State]:
-        """Choose what the column leaves open, then read it: values [B, lanes] (-1: nothing) and the next state.
+        """`choose` what the column leaves open, then `read` it: values [B, lanes] (-1: nothing) and the next state.
 
-        given: [B, lanes] ids where the column says `given`; an id (not negative) at a place that the model would fill
-        is forced there. frames: stream -> [B, width] of this column. Rows without a cell or literal are held.
+        Rows without a cell or literal are held.
         """
         active = (column.stream != PADDING).any(1) | (column.forced >= 0).any(1)
-        active = active & ~column.done
+        values = self.choose(column, state, given)
+        return values, self.read(cells_of(column, values), state, frames, active & ~column.done, **context)
+
+    def choose(
+        self, column: Column, state: State, given: Tensor | None = None, rules: Mapping[str, Rule] | None = None
+    ) -> Tensor:
+        """The values [B, lanes] of a column: what is forced or given, else as the model chooses; -1: nothing.
+
+        given: [B, lanes] ids where the column says `given`; an id (not negative) at a place that the model would fill
+        is forced there. rules: of this column alone, in place of the generator's.
+        """
         values = torch.where(column.forced >= 0, column.forced, NOTHING)
         free = column.fill
         if given is not None:
             taken = (column.given | column.fill) & (given >= 0)
             values, free = torch.where(taken, given, values), free & ~taken
         for name in self.model.order:
-            values = self._choose(name, column, values, free, state)
-        hidden, decoder = self.model.step(column, values, state["decoder"], active, frames, **context)
-        one = active.long()
+            rule = (rules or {}).get(name, self.rules.get(name))
+            values = self._choose(name, column, values, free, state, rule)
+        return values
+
+    def read(
+        self, cells: Mapping[str, Tensor], state: State, frames: Mapping[str, Tensor] | None = None,
+        active: Tensor | None = None, **context: Any,
+    ) -> State:
+        """The state after a filled column; `cells` as `cells_of` gives them.
+
+        frames: stream -> [B, width] of this column. Rows that are not `active` [B] bool are held (None: no row is).
+        """
+        hidden, decoder = self.model.step(cells, state["decoder"], active, frames, **context)
+        one = torch.ones_like(state["counter"]) if active is None else active.long()
         after = State({**state, "decoder": decoder, "counter": state["counter"] + one, "emitted": one})
-        after["hidden"] = torch.where(active[:, None], hidden, state["hidden"])
-        after["filled"] = torch.where(active[:, None], values, state["filled"])
+        values = cells["values"]
+        if active is not None:
+            hidden = torch.where(active[:, None], hidden, state["hidden"])
+            values = torch.where(active[:, None], values, state["filled"])
+        after["hidden"], after["filled"] = hidden, values
         for name in self.sampling:
             if (key := f"history_{name}") in state:
-                codes = self.model.codes(name, *(x[..., None] for x in (column.stream, column.level, values)))[:, 0]
+                parts = (cells[part][..., None] for part in ("stream", "level", "values"))
+                codes = self.model.codes(name, *parts)[:, 0]
                 moved = torch.cat([state[key][..., 1:], codes[..., None]], dim=2)
                 after[key] = torch.where((codes >= 0)[..., None], moved, state[key])
-        return values, after
+        return after
 
-    def _choose(self, name: str, column: Column, values: Tensor, free: Tensor, state: State) -> Tensor:
+    def _choose(
+        self, name: str, column: Column, values: Tensor, free: Tensor, state: State, rule: Rule | None
+    ) -> Tensor:
         """Values [B, lanes] with the open cells of one stream filled."""
-        model, number = self.model, self.model.numbers[name]
-        slots = model.slots[name]
-        here = free & (column.stream == number)
-        open_cells = torch.stack([here[:, slot.lane] & (column.level[:, slot.lane] == slot.level) for slot in slots])
+        model, slots = self.model, self.model.slots[name]
+        lanes = [slot.lane for slot in slots]
+        open_cells = model.here(name, column.stream, column.level) & free[:, lanes]
         if not bool(open_cells.any()):
             return values
-        if model.begin is None and bool((open_cells & (state["counter"] == 0)).any()):
+        if model.begin is None and bool((open_cells & (state["counter"] == 0)[:, None]).any()):
             raise RequestError(f"'{name}' has a cell in the first column, and this model begins with nothing: give one")
         grid = tuple(x[..., None] for x in (column.stream, column.level, values))
         known = model.codes(name, *grid)[:, 0]
         head = model.head(name)
-        prefix = model.prefix(head, *grid)
+        prefix = None if head.after is None else model.codes(head.after, *grid)[:, 0, 0]
 
         def pick(k: int, logits: Tensor) -> Tensor:
-            if not bool(open_cells[k].any()):
+            if not bool(open_cells[:, k].any()):
                 return known[:, k]
             slot = slots[k]
-            if name in self.rules:
-                logits = self.rules[name](logits, slot.level, column.index[:, slot.lane])
+            if rule is not None:
+                logits = rule(logits, slot.level, column.index[:, slot.lane])
             history = state[f"history_{name}"][:, k] if f"history_{name}" in state else None
             counter = state["counter"] * len(self.layout.lane_cells) + slot.lane
             seed = state["seed"]
@@ -166,12 +191,16 @@ class Generator:
                 history = None if history is None else history[:: self.views]
             ids = sample(logits, self.sampling.get(name, GREEDY), seed, counter, history)
             ids = ids.repeat_interleave(self.views) if self.views > 1 else ids
-            return torch.where(open_cells[k], ids, known[:, k])
+            return torch.where(open_cells[:, k], ids, known[:, k])
 
-        chosen = head.choose(state["hidden"], pick, None if prefix is None else prefix[:, 0])
-        values = values.clone()
-        for k, slot in enumerate(slots):
-            values[:, slot.lane] = torch.where(open_cells[k], chosen[:, k], values[:, slot.lane])
+        chosen = torch.where(open_cells, head.choose(state["hidden"], pick, prefix), values[:, lanes])
+        if len(set(lanes)) == len(lanes):
+            values = values.clone()
+            values[:, lanes] = chosen
+            return values
+        for k, lane in enumerate(lanes):  # levels that stand in one lane, in turn: at most one is here
+            values = values.clone()
+            values[:, lane] = torch.where(open_cells[:, k], chosen[:, k], values[:, lane])
         return values
 
     @torch.inference_mode()
@@ -212,6 +241,11 @@ class Generator:
 
 
 GREEDY = Sampling(temperature=0)
+
+
+def cells_of(column: Column, values: Tensor) -> State:
+    """What `read` needs of a filled column: stream, level, position and values [B, lanes]."""
+    return State(stream=column.stream, level=column.level, position=column.position, values=values)
 
 
 def collect(columns: list[Column], filled: list[Tensor], layout: Layout, rows: int) -> tuple[dict[str, Tensor], Places]:

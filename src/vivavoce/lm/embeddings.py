@@ -16,13 +16,11 @@ def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
     return torch.where((ids < 0)[..., None], torch.zeros((), dtype=vectors.dtype, device=vectors.device), vectors)
 
 
-class StreamEmbeddings(nn.Module):
+class StreamEmbeddings(nn.ModuleDict):
     """Tables for streams of tokens: `vocabularies` maps each to the sizes of its levels (specials included)."""
 
     def __init__(self, vocabularies: Mapping[str, Sequence[int]], width: int, std: float | None = None):
-        super().__init__()
-        self.width = width
-        self.tables = nn.ModuleDict(
+        super().__init__(
             {name: nn.ModuleList(nn.Embedding(size, width) for size in sizes) for name, sizes in vocabularies.items()}
         )
         lanes = sum(len(sizes) for sizes in vocabularies.values())
@@ -32,9 +30,9 @@ class StreamEmbeddings(nn.Module):
 
     def level(self, stream: str, level: int, ids: Tensor) -> Tensor:
         """Vectors [..., D] of the ids [...] of one level; negative ids are zero."""
-        if stream not in self.tables:
-            raise RequestError(f"stream '{stream}' has no table; there are {', '.join(self.tables)}")
-        tables: nn.ModuleList = self.tables[stream]  # type: ignore[assignment]
+        if stream not in self:
+            raise RequestError(f"stream '{stream}' has no table; there are {', '.join(self)}")
+        tables: nn.ModuleList = self[stream]  # type: ignore[assignment]
         if not 0 <= level < len(tables):
             raise RequestError(f"stream '{stream}' has {len(tables)} levels, not a level {level}")
         return embed(tables[level], ids)  # type: ignore[arg-type]

@@ -30,22 +30,21 @@ class Head(Protocol):
         ...
 
 
-class LinearHead(nn.Module):
+class LinearHead(nn.ModuleList):
     """A matrix for every level; levels of a column are predicted independently of each other."""
 
     after: str | None = None
 
-    def __init__(self, width: int, levels: Sequence[int], bias: bool = False):
-        super().__init__()
-        self.levels = nn.ModuleList(nn.Linear(width, size, bias=bias) for size in levels)
+    def __init__(self, width: int, levels: Sequence[int], bias: bool = True):
+        super().__init__(nn.Linear(width, size, bias=bias) for size in levels)
 
     def forward(self, hidden: Tensor, codes: Tensor, prefix: Tensor | None = None) -> list[Tensor]:
         """As `Head` says; codes and prefix are not looked at."""
-        return [head(hidden) for head in self.levels]
+        return [head(hidden) for head in self]
 
     def choose(self, hidden: Tensor, pick: Choose, prefix: Tensor | None = None) -> Tensor:
         """As `Head` says."""
-        return torch.stack([pick(k, head(hidden)) for k, head in enumerate(self.levels)], dim=1)
+        return torch.stack([pick(k, head(hidden)) for k, head in enumerate(self)], dim=1)
 
 
 class DepthHead(DepthTransformer):

@@ -9,17 +9,14 @@ from typing import Any
 
 import torch
 
+from vivavoce.encoders.base import Encoder
 from vivavoce.errors import RecipeError, VivavoceError
-from vivavoce.lm.sampling import Sampling
-from vivavoce.nn.streaming import Streaming
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Part
 from vivavoce.systems.codec_model import CodecModel, CodecSystem
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.model import Model
 from vivavoce.systems.speech_lm import SpeechLM
-from vivavoce.systems.stage import Stage as StageNetwork
-from vivavoce.systems.stage import StreamShape
 from vivavoce.systems.token_lm import TokenLM
 from vivavoce.systems.token_streams import token_streams
 from vivavoce.systems.token_system import TokenSystem
@@ -47,33 +44,11 @@ def build_tokenizer(part: Part) -> Any:
     raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, spectral_codec, words, integers")
 
 
-def build_encoder(part: Part) -> Streaming:
-    """An encoder by kind, untrained: `causal_mel`."""
-    if part.kind == "causal_mel":
-        from vivavoce.encoders.causal_mel import CausalMelEncoder
+def build_encoder(part: Part) -> Encoder:
+    """An encoder by kind, untrained unless it names a `source`; see `vivavoce.encoders.registry`."""
+    from vivavoce.encoders.registry import build_encoder as build
 
-        options = part.options
-        return CausalMelEncoder(**{**options, "widths": tuple(options.get("widths", (128, 192, 256)))})
-    raise RecipeError(f"encoder kind '{part.kind}' is unknown; there is causal_mel")
-
-
-def shapes_of(
-    recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[str, Streaming]
-) -> dict[str, StreamShape]:
-    """What stages need to know of each stream of the recipe."""
-    shapes = {}
-    for name, stream in recipe.streams.items():
-        if stream.encoder is not None:
-            shapes[name] = StreamShape(name, width=encoders[stream.encoder].width)
-        elif stream.width is not None:
-            shapes[name] = StreamShape(name, width=stream.width)
-        else:
-            tokenizer = tokenizers[stream.tokenizer or ""]
-            if hasattr(tokenizer, "codebooks"):
-                shapes[name] = StreamShape(name, tokenizer.codebooks, tokenizer.codebook_size)
-            else:
-                shapes[name] = StreamShape(name, 1, len(tokenizer))
-    return shapes
+    return build({"kind": part.kind, **part.options})
 
 
 @contextmanager
@@ -113,39 +88,28 @@ def _full_duplex(recipe: Recipe) -> SpeechLM:
     """An encoder for what it hears, a stage on the frame clock, a codec for what it says."""
     interaction, stage = recipe.interaction, recipe.stages[0]
     assert interaction is not None
-    tokenizers = _each(recipe, "tokenizers", build_tokenizer)
-    encoders = _each(recipe, "encoders", build_encoder)
-    shapes = shapes_of(recipe, tokenizers, encoders)
-    with _building(recipe, f"stages.{stage.name}"):
-        network = StageNetwork(stage, shapes)
-    hears = recipe.streams[interaction.hears]
-    speaks = recipe.streams[interaction.speaks]
-    vocabularies = {
-        name: tokenizers[stream.tokenizer]
-        for name, stream in recipe.streams.items()
-        if stream.tokenizer is not None and hasattr(tokenizers[stream.tokenizer], "text")
-    }
-    with _building(recipe, f"stages.{stage.name}.decode.sampling"):
-        sampling = Sampling(**stage.decode.sampling)
-    system = DuplexSystem(
-        interaction=interaction,
-        encoder=encoders[hears.encoder or ""],
-        stage=network,
-        codec=tokenizers[speaks.tokenizer or ""],
-        vocabularies=vocabularies,
-        sampling={name: sampling for name in network.filled},
-        sample_rate=recipe.sample_rate,
-    )
-    return SpeechLM(recipe, system)
+    tokenizers, encoders = _each(recipe, "tokenizers", build_tokenizer), _each(recipe, "encoders", build_encoder)
+    where = f"stages.{stage.name}"
+    with _building(recipe, where):
+        streams = token_streams(recipe, tokenizers, encoders)
+        return SpeechLM(recipe, DuplexSystem(interaction, stage, streams, f"{recipe.system}: {where}"))
 
 
 def _tokens(recipe: Recipe) -> TokenLM:
-    """A language model over streams of tokens, in any layout."""
-    tokenizers, stage = _each(recipe, "tokenizers", build_tokenizer), recipe.stages[0]
+    """A language model over streams of tokens and frames, in any layout."""
+    tokenizers, encoders = _each(recipe, "tokenizers", build_tokenizer), _each(recipe, "encoders", build_encoder)
+    stage, interaction = recipe.stages[0], recipe.interaction
     where = f"stages.{stage.name}"
+    modules = {name: made for name, made in tokenizers.items() if isinstance(made, torch.nn.Module)}
+    speaks = recipe.streams.get(interaction.speaks) if interaction else None
+    codec = modules.pop(speaks.tokenizer, None) if speaks and speaks.tokenizer else None
+    parts: dict[str, torch.nn.Module] = {"tokenizers": torch.nn.ModuleDict(modules)}
+    parts["encoders"] = torch.nn.ModuleDict(encoders)
+    if codec is not None:
+        parts["codec"] = codec
     with _building(recipe, where):
-        system = TokenSystem(stage, token_streams(recipe, tokenizers), f"{recipe.system}: {where}")
-    return TokenLM(recipe, system)
+        streams = token_streams(recipe, tokenizers, encoders)
+        return TokenLM(recipe, TokenSystem(stage, streams, parts, f"{recipe.system}: {where}"))
 
 
 def _codec(recipe: Recipe) -> CodecModel:

@@ -1,5 +1,6 @@
 """Model directories: `recipe.yaml` + `model.safetensors`. What `save` writes, `load` takes; a mismatch is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import save_file
 
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.nn.weights import load_module, written_whole
-from vivavoce.schema import read_recipe
+from vivavoce.schema import Recipe, read_recipe
+from vivavoce.schema.recipe import Backbone
 from vivavoce.systems.assembly import assemble, fingerprint
 from vivavoce.systems.model import Model
 
@@ -21,16 +23,32 @@ def save(model: Model, directory: str | Path, dtype: torch.dtype = torch.float32
     """Write a model directory atomically, file by file; floating weights are stored in `dtype`."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = model.recipe.model_dump(mode="json", exclude_defaults=True)
+    whole = self_contained(model)
+    recipe = whole.model_dump(mode="json", exclude_defaults=True)
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.system.state_dict().items()
     }
-    extra = {"format": "pt", "fingerprint": fingerprint(model.recipe), "system": model.recipe.system}
+    extra = {"format": "pt", "fingerprint": fingerprint(whole), "system": model.recipe.system}
     extra |= getattr(model.system, "fingerprints", {})
     with written_whole(folder / "recipe.yaml") as text, written_whole(folder / WEIGHTS) as weights:
         text.write_text(yaml.safe_dump(recipe, sort_keys=False, width=120), encoding="utf-8")
         save_file(tensors, weights, metadata=extra)
+
+
+def self_contained(model: Model) -> Recipe:
+    """The model's recipe, in which a backbone `from` a published model says its sizes: it needs that no more."""
+    recipe = model.recipe
+    if not any("from" in stage.backbone.options for stage in recipe.stages):
+        return recipe
+    backbone = model.system.stage.backbone
+    sizes = {field.name: getattr(backbone.config, field.name) for field in dataclasses.fields(backbone.config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(backbone.config)}
+    options = {name: value for name, value in sizes.items() if value != defaults[name]}
+    if isinstance(backbone.norm, torch.nn.Identity):
+        options["final_norm"] = False
+    stages = [stage.model_copy(update={"backbone": Backbone(**options)}) for stage in recipe.stages]
+    return recipe.model_copy(update={"stages": stages})
 
 
 def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
@@ -54,7 +72,7 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
             f"({fingerprint(model.recipe)}): streams, tokenizers, encoders and layouts must be the same"
         )
     for what, own in getattr(model.system, "fingerprints", {}).items():
-        if extra.get(what) != own:
+        if what in extra and extra[what] != own:
             raise CheckpointError(
                 f"{weights} was saved with another {what} ({extra.get(what)}) than this version makes of "
                 f"{folder / 'recipe.yaml'} ({own}): train anew, or load it with the version that saved it"

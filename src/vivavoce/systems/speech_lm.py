@@ -10,10 +10,9 @@ import torch
 from vivavoce.audio import Audio
 from vivavoce.dialogue import DuplexOutput, DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
 from vivavoce.errors import RequestError
-from vivavoce.schema import Recipe
 from vivavoce.systems.codec_model import mono_samples, resynthesize
 from vivavoce.systems.duplex_system import DuplexSystem
-from vivavoce.systems.model import Model
+from vivavoce.systems.token_lm import TokenLM
 
 LISTENS_FIRST = 6  # frames of silence before forced words: no conversation begins with the model's voice
 SPEAKS_ON = 22  # frames after the last forced word, for its sound
@@ -27,22 +26,23 @@ class Features:
     frame_rate: float
 
 
-class SpeechLM(Model):
-    """A full-duplex speech language model and its verbs. `verbs` says which are native and which derived."""
+class SpeechLM(TokenLM):
+    """A full-duplex speech language model and its verbs. `verbs` says which are native and which derived.
+
+    In `loglik`, a stream that an item leaves out, or that ends before the others, is silent or says nothing.
+    """
 
     system: DuplexSystem
-
-    def __init__(self, recipe: Recipe, system: DuplexSystem):
-        super().__init__(recipe, system)
 
     @property
     def verbs(self) -> dict[str, str]:
         """Verb -> native or derived."""
-        return {"duplex": "native", "reply": "derived", "fill": "native", "features": "native", "resynth": "native"}
+        native = dict.fromkeys(("duplex", "fill", "loglik", "features", "resynth"), "native")
+        return {**native, "reply": "derived"}
 
-    def duplex(self, seed: int = 0) -> DuplexSession:
-        """One full-duplex conversation."""
-        return DuplexSession(self.system, seed)
+    def duplex(self, seed: int = 0, prompt: Mapping[str, Any] | None = None) -> DuplexSession:
+        """One full-duplex conversation; `prompt`: what was before it, as `DuplexRows.reset` takes it."""
+        return DuplexSession(self.system, seed, prompt)
 
     def duplex_rows(self, rows: int) -> DuplexRows:
         """Many full-duplex conversations in lockstep."""
@@ -79,8 +79,10 @@ class SpeechLM(Model):
         for piece, _ in reply_pieces(session, samples, **limits):
             yield piece
 
-    def fill(self, task: str, given: Mapping[str, Any], length: int | None = None, seed: int = 0) -> dict[str, Any]:
+    def fill(self, task: str, given: Any = None, length: Any = None, seed: Any = 0, limit: int = 10_000) -> Any:
         """Fill the streams of a task: "duplex" given {"user": Audio}, "speak" given {"text": words or ids}.
+
+        A list of such mappings gives a list of results; `limit`: frames at most.
 
         Words (a string) are said when the model finds each due; ids stand at their frames (0: nothing). "speak" hears
         silence, or "user" if that is given too. Returns stream -> Audio (the voice), token ids [levels, frames] of the
@@ -88,6 +90,12 @@ class SpeechLM(Model):
         """
         if task not in ("duplex", "speak"):
             raise RequestError(f"fill: task '{task}': {self.name} has duplex, speak")
+        if isinstance(given, list):
+            seeds = [seed] * len(given) if isinstance(seed, int) else list(seed)
+            if len(seeds) != len(given):
+                raise RequestError(f"fill: {len(seeds)} seeds for {len(given)} items")
+            return [self.fill(task, one, length, own, limit) for one, own in zip(given, seeds)]
+        given = given or {}
         session, size = self.duplex(seed), self.system.frame_size
         samples = np.zeros(0, dtype=np.float32)
         if task == "duplex" or "user" in given:
@@ -101,9 +109,11 @@ class SpeechLM(Model):
             piece = samples[len(outputs) * size : (len(outputs) + 1) * size]
             frame[: len(piece)] = piece
             outputs.append(session.step(frame))
+            if len(outputs) > limit:
+                raise RequestError(f"fill: more than {limit} frames: give a higher limit")
         audio = np.concatenate([out.audio for out in outputs]) if outputs else np.zeros(0, dtype=np.float32)
         filled: dict[str, Any] = {
-            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T for name in self.system.stage.filled
+            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T for name in self.system.filled
         }
         filled["audio"] = Audio(audio[None], self.sample_rate)
         return filled

@@ -21,7 +21,8 @@ VOCABULARIES = ("full", "stream")
 
 
 class TokenLM(Model):
-    """A system over streams of tokens. Values are ids [T] or [levels, T]; Audio and text where a tokenizer reads them.
+    """A system over streams. Values are ids [T] or [levels, T], or frames [T, width]; Audio and text where a tokenizer
+    or an encoder reads them.
 
     What a layout needs beside them stands among the values by its own name: `"word/voice": [3, 1, 2]` (frames of each
     word, chunk or turn; see `Given.counts`).
@@ -93,7 +94,7 @@ class TokenLM(Model):
         scores = score_predictions(predictions)
         results: list[dict[str, tuple[float, int]]] = [{} for _ in rows]
         for name, score in scores.items():
-            slots = self.system.lm.slots[name]
+            slots = self.system.stage.slots[name]
             levels = self.system.streams[name].spec.levels
             for level in range(levels):
                 mine = [k for k, slot in enumerate(slots) if slot.level == level]
@@ -114,13 +115,14 @@ class TokenLM(Model):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.system.lm.parameters()).device
+        return next(self.system.stage.parameters()).device
 
     def _cells(self, items: Sequence[Mapping[str, Any]], verb: str) -> Cells:
         """Values of several items as a padded batch."""
         values: dict[str, Tensor] = {}
         lengths: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
+        frames: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for item in items for name in item):
             where = f"{verb}: '{name}'"
             if "/" in name:
@@ -131,10 +133,15 @@ class TokenLM(Model):
                 raise RequestError(f"{where}: no such stream; there are {', '.join(self.system.streams)}")
             stream = self.system.streams[name]
             nothing = torch.zeros(stream.spec.levels, 0, dtype=torch.int64)
-            ids = [stream.ids(item[name], where) if name in item else nothing for item in items]
-            values[name] = _padded(ids, -1).to(self.device)
-            lengths[name] = torch.tensor([stream.frames(row) for row in ids], device=self.device)
-        return Cells(values, lengths, counts)
+            if stream.width is not None:
+                nothing = torch.zeros(0, stream.width)
+            rows = [stream.values(item[name], where) if name in item else nothing for item in items]
+            lengths[name] = torch.tensor([stream.frames(row) for row in rows], device=self.device)
+            if stream.width is not None:
+                frames[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+            else:
+                values[name] = _padded(rows, -1).to(self.device)
+        return Cells(values, lengths, counts, frames=frames)
 
     def _segments(self, rows: Sequence[Sequence[Segment]]) -> tuple[Cells, dict[str, Tensor]]:
         """The cells of all items, and which frames of each stream are scored [B, T] bool."""
@@ -152,11 +159,15 @@ class TokenLM(Model):
                 if "/" in name:
                     item[name] = value
                     continue
-                name = self._stream(name, value, f"loglik: item {number}")
-                ids = self.system.streams[name].ids(value, f"loglik: item {number}, '{name}'")
-                parts.setdefault(name, []).append(ids)
-                mark[name] = mark.get(name, []) + [bool(scored)] * self.system.streams[name].frames(ids)
-            items.append({**item, **{name: torch.cat(ids, dim=1) for name, ids in parts.items()}})
+                name = self._named(name, value, f"loglik: item {number}")
+                stream = self.system.streams[name]
+                if scored and name not in self.system.filled:
+                    raise RequestError(f"loglik: item {number}: '{name}' is never predicted, only given: not scored")
+                cells_here = stream.values(value, f"loglik: item {number}, '{name}'")
+                parts.setdefault(name, []).append(cells_here)
+                mark[name] = mark.get(name, []) + [bool(scored)] * stream.frames(cells_here)
+            along = {name: int(self.system.streams[name].width is None) for name in parts}
+            items.append({**item, **{name: torch.cat(each, dim=along[name]) for name, each in parts.items()}})
             marks.append(mark)
         cells = self._cells(items, "loglik")
         scored_frames = {}
@@ -165,7 +176,7 @@ class TokenLM(Model):
             scored_frames[name] = _padded(flags, False)[:, 0].to(self.device)
         return cells, scored_frames
 
-    def _stream(self, name: str, value: Any, where: str) -> str:
+    def _named(self, name: str, value: Any, where: str) -> str:
         """The stream that a segment speaks of: by name, or the only one of a modality."""
         streams = self.system.streams
         if name in streams:

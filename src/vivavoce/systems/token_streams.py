@@ -1,4 +1,4 @@
-"""Streams of tokens as a recipe declares them: what the layout and the network must know, and values into ids."""
+"""Streams as a recipe declares them: what the layout and the network must know, and values into ids or frames."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +15,16 @@ from vivavoce.schema import Clock, Recipe
 
 @dataclass(frozen=True)
 class TokenStream:
-    """A stream of tokens: `spec` for the layout, `size` ids a level (the end token, id `size`, not counted)."""
+    """A stream: `spec` for the layout; `size` ids a level (the end token, id `size`, not counted), made by a tokenizer.
+
+    A stream of frames has a `width` in place of ids, and an encoder if it has a waveform behind it.
+    """
 
     spec: StreamSpec
-    size: int
-    tokenizer: Any
+    size: int = 0
+    tokenizer: Any = None
+    width: int | None = None
+    encoder: Any = None
 
     @property
     def vocabulary(self) -> list[int]:
@@ -33,20 +38,26 @@ class TokenStream:
             return "text" if hasattr(self.tokenizer, "text") else "audio"
         return None
 
-    def ids(self, value: Any, where: str) -> Tensor:
-        """Ids [levels, T] int64 of a value: Audio, text, or ids [T] or [levels, T]; where levels differ in rate, [-1]
-        pads the slower ones. Raises `RequestError` that names `where`."""
+    def values(self, value: Any, where: str) -> Tensor:
+        """Ids [levels, T] int64, or frames [T, width] float32, of a value: Audio, text, or as they are.
+
+        Ids may be [T]; where levels differ in rate, -1 pads the slower ones. Raises `RequestError` that names `where`.
+        """
         if isinstance(value, str) and self.modality == "text":
             value = self.tokenizer.encode(value)
-        elif isinstance(value, Audio) and self.modality == "audio":
+        elif isinstance(value, Audio) and (self.encoder is not None or self.modality == "audio"):
             return self._encoded(value, where)
         elif isinstance(value, str | Audio):
             kind = "text" if isinstance(value, str) else "audio"
-            raise RequestError(f"{where}: {kind}, but '{self.spec.name}' has no tokenizer that reads it: give ids")
+            reader, what = ("tokenizer", "ids") if self.width is None else ("encoder", "frames")
+            raise RequestError(f"{where}: {kind}, but '{self.spec.name}' has no {reader} that reads it: give {what}")
         try:
-            ids = torch.as_tensor(value)
+            found = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise RequestError(f"{where}: not an array of ids: {error}") from error
+            raise RequestError(f"{where}: not an array: {error}") from error
+        return self._ids(found, where) if self.width is None else self._frames(found, where)
+
+    def _ids(self, ids: Tensor, where: str) -> Tensor:
         ids = ids[None] if ids.dim() == 1 else ids
         if ids.dim() != 2 or ids.shape[0] != self.spec.levels or ids.is_floating_point():
             raise RequestError(
@@ -60,36 +71,54 @@ class TokenStream:
             )
         return ids.long()
 
+    def _frames(self, frames: Tensor, where: str) -> Tensor:
+        if frames.dim() != 2 or frames.shape[1] != self.width or not frames.is_floating_point():
+            raise RequestError(f"{where}: {frames.dtype} {list(frames.shape)} found; floats [T, {self.width}] expected")
+        if not bool(frames.isfinite().all()):
+            raise RequestError(f"{where}: frames are not finite")
+        return frames.float()
+
     def _encoded(self, audio: Audio, where: str) -> Tensor:
         from vivavoce.audio import check_waveform, resample
 
         check_waveform(audio, where=where)
-        samples, rate = audio.samples.mean(0, keepdims=True), self.tokenizer.sample_rate
-        if audio.sample_rate != rate:
-            samples = resample(samples, audio.sample_rate, rate)
+        reader = self.tokenizer if self.encoder is None else self.encoder
+        samples = audio.samples.mean(0, keepdims=True)
+        if audio.sample_rate != reader.sample_rate:
+            samples = resample(samples, audio.sample_rate, reader.sample_rate)
+        wave = torch.as_tensor(samples, dtype=torch.float32)[None]
         with torch.inference_mode():
-            return self.tokenizer.encode(torch.as_tensor(samples, dtype=torch.float32)[None])[0]
+            if self.encoder is not None:
+                return self.encoder.features(wave).values[0].cpu()
+            device = next((p.device for p in self.tokenizer.parameters()), wave.device)
+            return self.tokenizer.encode(wave.to(device))[0].cpu()
 
-    def frames(self, ids: Tensor) -> int:
-        """Whole frames of ids [levels, T]."""
-        return -(-ids.shape[1] // max(self.spec.ratios or (1,)))
+    def frames(self, values: Tensor) -> int:
+        """Whole frames of ids [levels, T] or frames [T, width]."""
+        if self.width is not None:
+            return values.shape[0]
+        return -(-values.shape[1] // max(self.spec.ratios or (1,)))
 
 
-def token_streams(recipe: Recipe, tokenizers: Mapping[str, Any]) -> dict[str, TokenStream]:
-    """All streams of a recipe, none of them given; `RecipeError` names one that is not of tokens."""
+def token_streams(
+    recipe: Recipe, tokenizers: Mapping[str, Any], encoders: Mapping[str, Any] | None = None
+) -> dict[str, TokenStream]:
+    """All streams of a recipe, none of them given. `RecipeError` names one whose clock is no rate."""
     found: dict[str, TokenStream] = {}
     for name, stream in recipe.streams.items():
         where = f"{recipe.system}: streams.{name}"
-        if stream.tokenizer is None:
-            raise RecipeError(f"{where}: a token language model takes streams with a tokenizer, not frames")
-        tokenizer = tokenizers[stream.tokenizer]
-        rate = getattr(tokenizer, "frame_rate", None)
+        tokenizer, encoder = tokenizers.get(stream.tokenizer or ""), (encoders or {}).get(stream.encoder or "")
+        rate = getattr(tokenizer if encoder is None else encoder, "frame_rate", None)
         if isinstance(stream.clock, float | int):
             rate = float(stream.clock)
         elif stream.clock == "order":
             rate = None
         elif stream.clock is not None and not isinstance(stream.clock, Clock):
-            raise RecipeError(f"{where}.clock: '{stream.clock}': tokens stand at a rate in Hz, or in `order`")
+            raise RecipeError(f"{where}.clock: '{stream.clock}': cells stand at a rate in Hz, or in `order`")
+        if tokenizer is None:
+            width = stream.width if encoder is None else encoder.width
+            found[name] = TokenStream(StreamSpec(name, rate=rate), width=width, encoder=encoder)
+            continue
         codes = hasattr(tokenizer, "codebooks")
         spec = StreamSpec(
             name,

@@ -1,10 +1,10 @@
-"""A language model over the tokens of a recipe's streams, in any layout: one stage whose columns are cells of streams.
+"""A language model over the streams of a recipe, in any layout: one stage whose columns are cells of streams.
 
     predictions = system(cells, task)                  # teacher forcing: where the cells stand is the layout's business
     filled, places = system.generate(task, cells, …)   # column by column, through the layout's `next`
 
 GSLM's deduplicated units, MusicGen's delayed codebooks, SpiRit-LM's interleaved words, SpeechGPT's chain of modality
-differ in their layout and tasks only.
+differ in their layout and tasks only; a full-duplex system is one whose columns come with the clock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,17 +29,18 @@ PROMPT = "[:prompt]"
 
 @dataclass
 class Cells:
-    """A batch of streams of tokens; what a stream lacks here has length 0.
+    """A batch of streams; what a stream lacks here has length 0.
 
     values: stream -> ids [B, levels, T] int64, any behind each row's end. lengths: stream -> frames [B], or cells of
     each level [B, levels]. counts: as `Given.counts` (frames of words, chunks, turns). seeds: [B] int64, of layouts
-    with chance.
+    with chance. frames: stream of frames -> [B, T, width] float32, any behind each row's end.
     """
 
     values: dict[str, Tensor]
     lengths: dict[str, Tensor]
     counts: dict[str, Tensor] = field(default_factory=dict)
     seeds: Tensor | None = None
+    frames: dict[str, Tensor] = field(default_factory=dict)
 
 
 @contextmanager
@@ -52,9 +53,21 @@ def _inside(where: str) -> Iterator[None]:
 
 
 class TokenSystem(nn.Module):
-    """`lm`: a grid language model over the streams of `stage`; `where`: the stage's path in the recipe, for errors."""
+    """`stage`: a grid language model over the streams of a recipe's stage.
 
-    def __init__(self, stage: Stage, streams: Mapping[str, TokenStream], where: str = "stage"):
+    parts: modules that the streams are read and spoken with, by the name that a checkpoint knows them by; `codec` is
+    the one that speaks. where: the stage's path in the recipe, for errors. begin, std: as `GridLM` has them.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        streams: Mapping[str, TokenStream],
+        parts: Mapping[str, nn.Module] | None = None,
+        where: str = "stage",
+        begin: bool = True,
+        std: float | None = None,
+    ):
         super().__init__()
         for name in stage.heads:
             if name not in streams:
@@ -71,13 +84,14 @@ class TokenSystem(nn.Module):
             layout = build_layout(stage.layout.model_dump(), [stream.spec for stream in self.streams.values()])
             decoder = Decoder.of(stage.backbone.options)
             heads = {name: {"kind": head.kind, **head.options} for name, head in stage.heads.items()}
-            vocabularies = {name: stream.vocabulary for name, stream in self.streams.items()}
+            tokens = {name: s.vocabulary for name, s in self.streams.items() if s.width is None}
+            widths = {name: s.width for name, s in self.streams.items() if s.width is not None}
             self._check_layout(layout, heads)
-            self.lm: GridLM = GridLM(decoder, layout, vocabularies, heads)
-            sampling = Sampling.of(stage.decode.sampling, "decode.sampling")
-        modules = {name: s.tokenizer for name, s in self.streams.items() if isinstance(s.tokenizer, nn.Module)}
-        self.tokenizers = nn.ModuleDict(modules)
-        self.sampling = dict.fromkeys(self.filled, sampling)
+            self.stage: GridLM = GridLM(decoder, layout, tokens, heads, widths, begin, std)
+            self.sampling = Sampling.of_streams(stage.decode.sampling, self.filled, "decode.sampling")
+        self.codec: Any = None
+        for name, part in (parts or {}).items():
+            setattr(self, name, part)
 
     def _check(self, stage: Stage, where: str) -> None:
         """What a recipe may say elsewhere, but not of such a stage."""
@@ -90,7 +104,7 @@ class TokenSystem(nn.Module):
             raise RecipeError(f"{where}.decode.length: '{self.length}' is none of {known}")
         for name, entry in stage.inputs.items():
             if entry.enters != "grid" or entry.encoder or entry.adapter:
-                raise RecipeError(f"{where}.inputs.{name}: streams of tokens enter by the grid, without an encoder")
+                raise RecipeError(f"{where}.inputs.{name}: streams enter by the grid, as the stream's encoder has them")
         for name, task in stage.tasks.items():
             if task.layout is not None or task.template is not None:
                 raise RecipeError(f"{where}.tasks.{name}: the stage has one layout for all tasks (kind: template)")
@@ -114,19 +128,12 @@ class TokenSystem(nn.Module):
     @property
     def layout(self) -> Layout:
         """Where cells stand."""
-        return self.lm.layout
+        return self.stage.layout
 
     @property
     def vocabularies(self) -> dict[str, Any]:
         """Tokenizers of text, by stream."""
         return {name: stream.tokenizer for name, stream in self.streams.items() if stream.modality == "text"}
-
-    @property
-    def codec(self) -> Any:
-        """The tokenizer of audio; an error where there is none."""
-        for tokenizer in self.tokenizers.values():
-            return tokenizer
-        raise RequestError("this system has no codec: its tokens come from elsewhere")
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -150,24 +157,27 @@ class TokenSystem(nn.Module):
         if task is not None:
             given, fills = self.task(task).given, self.task(task).fills
             used = {*fills, *(name.removesuffix(PROMPT) for name in given)}
-            cells = replace(
-                cells,
-                values={name: value for name, value in cells.values.items() if name in used},
-                lengths={name: length for name, length in cells.lengths.items() if name in used},
+            values, lengths, frames = (
+                {name: value for name, value in part.items() if name in used}
+                for part in (cells.values, cells.lengths, cells.frames)
             )
+            cells = replace(cells, values=values, lengths=lengths, frames=frames)
             found |= {n: self._frames(n, cells.lengths[n]) for n in given if n in self.filled and n not in fills}
         cells = self.complete(cells)
-        places = self.layout.place(cells.lengths, Given(cells.values, cells.counts, found), cells.seeds)
-        return self.lm(places, cells.values)
+        return self.stage(self.places(cells, found), cells.values, cells.frames)
+
+    def places(self, cells: Cells, known: Mapping[str, Tensor] | None = None) -> Places:
+        """Where whole cells stand; `known`: as `Given.known`."""
+        return self.layout.place(cells.lengths, Given(cells.values, cells.counts, known or {}), cells.seeds)
 
     def complete(self, cells: Cells) -> Cells:
         """The cells with every stream of the system; those that were missing are empty."""
-        if unknown := sorted(set(cells.values) - set(self.streams)):
+        if unknown := sorted({*cells.values, *cells.frames} - set(self.streams)):
             raise RequestError(f"no stream '{unknown[0]}'; there are {', '.join(self.streams)}")
         batch, device = next((v.shape[0], v.device) for v in cells.lengths.values())
         values, lengths = dict(cells.values), dict(cells.lengths)
         for name, stream in self.streams.items():
-            if name not in values:
+            if stream.width is None and name not in values:
                 values[name] = torch.full((batch, stream.spec.levels, 0), -1, device=device)
             lengths.setdefault(name, torch.zeros(batch, dtype=torch.int64, device=device))
         return replace(cells, values=values, lengths=lengths)
@@ -187,7 +197,7 @@ class TokenSystem(nn.Module):
             for name in self.filled
             if (end := self.streams[name].spec.end) is not None and self.streams[name].spec.levels > 1
         }
-        return Generator(self.lm, self.sampling, rules)
+        return Generator(self.stage, self.sampling, rules)
 
     def generate(
         self, task: str, cells: Cells, lengths: Mapping[str, Tensor], seeds: Tensor, limit: int = 10_000
@@ -205,9 +215,8 @@ class TokenSystem(nn.Module):
                 if name == plain:
                     raise RequestError(f"task '{task}': '{name}' is to be given")
                 continue
-            frames = self._frames(plain, cells.lengths[plain])
             if plain in self.filled:
-                known[plain] = frames
+                known[plain] = self._frames(plain, cells.lengths[plain])
             if name == plain:
                 wanted[plain] = cells.lengths[plain]
         for name in self.streams:
@@ -215,7 +224,8 @@ class TokenSystem(nn.Module):
                 wanted[name] = torch.zeros_like(seeds)
         values = {name: value for name, value in cells.values.items() if value.shape[2]}
         given = Given(values, cells.counts, known)
-        return self.generator().generate(wanted, values, given=given, seeds=seeds, limit=limit)
+        frames = {name: value for name, value in cells.frames.items() if value.shape[1]}
+        return self.generator().generate(wanted, values, frames, given, seeds, limit)
 
 
 def _ends_first(end: int) -> Any:

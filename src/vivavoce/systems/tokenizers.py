@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vivavoce.errors import RequestError
 from vivavoce.systems.checkpoint import EMBEDDED, load
 
 
@@ -20,7 +21,9 @@ def load_tokenizer(
     Arguments and errors as `vivavoce.tokenizers.load_tokenizer`.
     """
     if str(name) in EMBEDDED or (Path(name) / "recipe.yaml").is_file():
-        codec = load(name, device, dtype).system.codec
+        codec = getattr(load(name, device, dtype).system, "codec", None)
+        if codec is None:
+            raise RequestError(f"{name} has no codec: its tokens come from elsewhere")
         if codebooks is not None:
             codec.codebooks = codebooks
         return codec

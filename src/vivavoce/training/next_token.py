@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vivavoce.data.conversations import Conversation
 from vivavoce.encoders.causal_mel import CausalMelEncoder
-from vivavoce.systems.stage import Stage
+from vivavoce.lm.grid import GridLM, Read
 from vivavoce.training.task import Task, step_seed
 
 
@@ -24,7 +24,7 @@ class ConversationTask(Task):
         self,
         name: str,
         encoder: CausalMelEncoder,
-        stage: Stage,
+        stage: GridLM,
         conversations: Callable[[int], Conversation],
         streams: Sequence[str],
         batch_size: int,
@@ -36,7 +36,7 @@ class ConversationTask(Task):
     ):
         self.name = name
         self.encoder: CausalMelEncoder = encoder
-        self.stage: Stage = stage
+        self.stage: GridLM = stage
         self.conversations, self.held_out = conversations, held_out
         self.streams, self.batch_size = tuple(streams), batch_size
         self.loss_weights, self.pad_weight, self.seed, self.mask = dict(loss_weights or {}), pad_weight, seed, mask
@@ -49,67 +49,72 @@ class ConversationTask(Task):
         return collate([self.conversations(first + i) for i in range(self.batch_size)])
 
     def loss(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        hidden, grid = self.hidden(batch, masked=True)
+        read = self.read(batch, masked=True)
         losses: dict[str, Tensor] = {}
-        total = hidden.new_zeros(())
+        total = read.hidden.new_zeros(())
         for stream in self.streams:
-            loss = self.stream_loss(stream, hidden, grid, batch["decided"])
+            loss = self.stream_loss(stream, read, batch["decided"])
             losses[stream] = loss.detach()
             weight = self.loss_weights.get(stream, 1.0)
             total = total + loss * (weight if isinstance(weight, int | float) else 1.0)
         return {"loss": total, **losses}
 
-    def hidden(self, batch: Mapping[str, Tensor], masked: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hidden columns [B, T, width] and the grid that they were made of."""
+    def read(self, batch: Mapping[str, Tensor], masked: bool = False) -> Read:
+        """The conversations, read by the stage: column c + 1 holds the filled cells of frame c."""
         power = batch["user"]
         if masked:
             power = hide_bands(power, self.mask)
-        values: dict[str, Tensor] = {"user": self.encoder.from_power(power)}
-        for stream in self.stage.filled:
-            if stream in self.streams or stream != "voice":
-                values[stream] = batch[stream]
-        return self.stage(values)
+        user = self.encoder.from_power(power)
+        values = {name: batch[name] for name in self.stage.filled if name in self.streams or name != "voice"}
+        frames = torch.full(user.shape[:1], user.shape[1])
+        lengths = {name: frames if name in values else frames * 0 for name in self.stage.filled}
+        places = self.stage.layout.place({"user": frames, **lengths}).to(user.device)
+        return self.stage.read(places, values, {"user": user})
 
-    def stream_loss(self, stream: str, hidden: Tensor, grid: Mapping[str, Tensor], decided: Tensor) -> Tensor:
+    def stream_loss(self, stream: str, read: Read, decided: Tensor) -> Tensor:
         """Weighted mean cross entropy of a stream's cells (nats a cell)."""
         if stream == "voice":
-            where = self.sounding(grid[stream])
-            where |= torch.rand(where.shape, device=where.device) < where.float().mean().clamp(min=0.02)
-            logits, goal = self.stage.predict(stream, hidden, grid, where)
+            where = self.sounding(read)
+            some = torch.rand(where.shape, device=where.device) < where[:, 1:].float().mean().clamp(min=0.02)
+            found = self.stage.predict(stream, read, where | (some & read.loss[stream][..., 0]))
             weights = self.loss_weights.get(stream, 1.0)
-            each = [F.cross_entropy(level.float(), goal[:, k], ignore_index=-1) for k, level in enumerate(logits)]
+            each = [F.cross_entropy(level.float(), found.targets[:, k]) for k, level in enumerate(found.logits)]
             levels = list(weights) if isinstance(weights, list | tuple) else [1.0] * len(each)
             return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
-        (flat,), goal = self.stage.predict(stream, hidden, grid)
-        goal = goal[:, 0]
+        flat, goal = self.words(stream, read)
         weight = torch.where(goal > 0, 1.0, self.pad_weight)
         if stream == "text":
             weight = weight * decided.flatten()
-        loss = F.cross_entropy(flat.float(), goal, reduction="none", ignore_index=-1)
+        loss = F.cross_entropy(flat.float(), goal, reduction="none")
         return (loss * weight).sum() / weight.sum().clamp(min=1)
 
+    def words(self, stream: str, read: Read) -> tuple[Tensor, Tensor]:
+        """Logits [B * T, vocabulary] of a stream of words, and the ids [B * T] of all its cells."""
+        found = self.stage.predict(stream, read, read.loss[stream][..., 0])
+        return found.logits[0], found.targets[:, 0]
+
     @staticmethod
-    def sounding(cells: Tensor) -> Tensor:
-        """[B, C - 1] bool: does the voice sound in column c + 1? It is silent in the first that it has."""
-        cells = cells[:, :, 1:]
-        return (cells != cells[:, :, :1]).any(1)
+    def sounding(read: Read) -> Tensor:
+        """[B, C] bool: does the voice sound in a column? It is silent in the first that it has, column 1."""
+        codes = read.codes["voice"]
+        return (codes != codes[:, 1:2]).any(-1) & (codes[..., 0] >= 0)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Teacher-forced accuracy on held-out conversations: of words where one is due, and of silence elsewhere."""
         if self.held_out is None:
             return {}
         batch = collate([self.held_out(i) for i in range(64)])
-        hidden, grid = self.hidden(batch)
+        read = self.read(batch)
         figures: dict[str, float] = {}
         for stream in self.streams:
             if stream == "voice":
-                logits, goals = self.stage.predict(stream, hidden, grid, self.sounding(grid[stream]))
-                right = torch.stack([level.argmax(-1) for level in logits], 1) == goals
+                found = self.stage.predict(stream, read, self.sounding(read))
+                right = torch.stack([level.argmax(-1) for level in found.logits], 1) == found.targets
                 figures["voice_accuracy"] = float(right.float().mean())
                 figures["voice_first_accuracy"] = float(right[:, 0].float().mean())
                 continue
-            (flat,), goals = self.stage.predict(stream, hidden, grid)
-            goal, guess = goals[:, 0], flat.argmax(-1)
+            flat, goal = self.words(stream, read)
+            guess = flat.argmax(-1)
             mine = torch.ones_like(goal, dtype=torch.bool)
             if stream == "text":
                 mine = batch["decided"].flatten()

@@ -23,7 +23,7 @@ class TokenBatch:
 
 
 class TokenTask(Task):
-    """Train the `lm` of `system` on the cells that `source(number of the batch)` gives.
+    """Train the `stage` of `system` on the cells that `source(number of the batch)` gives.
 
     tasks: task of the stage -> weight; each batch is one task's, chosen by weight. loss_weights: stream -> weight, or
     one a level. held_out: as source, for `evaluate`.
@@ -55,7 +55,7 @@ class TokenTask(Task):
             self.weights[stream] = each
 
     def modules(self):
-        return {"lm": self.system.lm}
+        return {"stage": self.system.stage}
 
     def batch(self, step: int, rank: int, world: int) -> TokenBatch:
         draw = np.random.default_rng(step_seed(self.seed, self.name, step))  # all ranks draw the same task
@@ -70,11 +70,11 @@ class TokenTask(Task):
 
     def _sum(self, predictions: Mapping[str, Prediction]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weighted sum of nats, sum of the weights, and for each stream its mean (nats a token)."""
-        total = weight = torch.zeros((), device=next(self.system.lm.parameters()).device)
+        total = weight = torch.zeros((), device=next(self.system.stage.parameters()).device)
         logged: dict[str, Tensor] = {}
         for name, prediction in predictions.items():
             nats, count = total.new_zeros(()), 0
-            for k, slot in enumerate(self.system.lm.slots[name]):
+            for k, slot in enumerate(self.system.stage.slots[name]):
                 here = prediction.loss[..., k]
                 if not bool(here.any()):
                     continue
@@ -104,16 +104,23 @@ class TokenTask(Task):
 
 def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mapping[str, Tensor], where: str) -> Cells:
     """Codes [B, levels, T] of a store as cells of the system's streams, each with its end token where it has one:
-    a last frame whose cells are all that token. `lengths`: [B], or [B, levels] where levels differ in rate.
+    a last frame whose cells are all that token. `lengths`: [B], or [B, levels] where levels differ in rate. Frames
+    [B, T, width] stay as they are.
 
-    Raises `DataError` for a stream that is missing or whose codes do not fit.
+    Raises `DataError` for a stream that is missing or whose codes or frames do not fit.
     """
     values: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
     sizes: dict[str, Tensor] = {}
     for name, stream in system.streams.items():
         if name not in streams:
             raise DataError(f"{where}: no stream '{name}', which the recipe names; there are {', '.join(streams)}")
         codes, frames = streams[name], lengths[name]
+        if stream.width is not None:
+            if not codes.is_floating_point() or codes.shape[2] != stream.width:
+                raise DataError(f"{where}: stream '{name}' is {list(codes.shape)}: frames of {stream.width} are needed")
+            vectors[name], sizes[name] = codes.float(), frames
+            continue
         levels = stream.spec.levels
         if codes.is_floating_point() or codes.shape[1] < levels:
             raise DataError(f"{where}: stream '{name}' is {list(codes.shape)}: {levels} levels of codes are needed")
@@ -134,4 +141,4 @@ def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mappi
             cells = after
         frames = cells if frames.dim() == 2 else cells[:, 0]
         values[name], sizes[name] = codes, frames
-    return Cells(values, sizes, seeds=torch.arange(next(iter(sizes.values())).shape[0]))
+    return Cells(values, sizes, seeds=torch.arange(next(iter(sizes.values())).shape[0]), frames=vectors)
