@@ -35,7 +35,8 @@ class Codec(nn.Module):
     """Waveform [B, channels, samples] <-> codes [B, codebooks, frames] at `frame_rate` = sample_rate / hop.
 
     encoder: waveform [B, S, channels] -> latents [B, T, D], a streaming chain; decoder: the way back. Both walk a
-    long signal in tiles of about `tile` seconds, which stay in the processor's cache; the results are the same.
+    long signal in tiles of about `tile` seconds for each thread, which stay in the processor's cache; the results are
+    the same.
 
     `codebooks` may be set to fewer than the quantizer has: encoding then gives that many. `config`: what the codec was
     built from, for saving.
@@ -226,7 +227,7 @@ class Codec(nn.Module):
     ) -> tuple[Tensor, State]:
         """One step of a stack over x. A long one is faster in tiles, unless gradients are recorded: the parts at high
         rates walk in tiles that stay in the cache, those at low rates, with large weights, in many tiles at once."""
-        frames = max(1, round(self.tile * self.frame_rate))
+        frames = max(1, round(self.tile * torch.get_num_threads() * self.frame_rate))
         tile = frames if chain is self.decoder else frames * self.hop
         if torch.is_grad_enabled() or x.shape[1] <= tile:
             return chain.step(x, state, lengths, consume)
