@@ -4,7 +4,7 @@
 
 The first is what the others are compared with, clip by clip. Speakers: those that the recipe holds out, and those of
 the recorded-speech pack's other sources. Intervals are bootstrap percentiles over whole speakers, since clips of one
-are not independent. `--examples` writes a few clips as each phase gives them.
+are not independent (over clips where a source has one speaker). `--examples` writes a few clips as each phase gives them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Scores = dict[str, dict[str, float]]
 def model_of(place: str) -> Model:
     """`RUN:PHASE` as a model: what all phases up to that one have made."""
     run, _, phase = place.rpartition(":")
-    recipe = read_recipe(run)
+    recipe = read_recipe(Path(run) / "recipe.yaml")
     names = [each.name for each in recipe.training]
     return trained_model(recipe, RunDirectory(run), names[: names.index(phase) + 1])
 
@@ -52,9 +52,9 @@ def unseen(recipe: Recipe, pack: Path) -> dict[Item, str]:
 def scores(model: Model, items: list[Item], task: Resynthesis, examples: Path | None, label: str) -> Scores:
     """Clip -> its figures; every twentieth clip is kept as an example."""
     found = {}
-    for number_, (item, artefact) in enumerate(task.answers(model, items)):
+    for index, (item, artefact) in enumerate(task.answers(model, items)):
         found[item.id] = task.score(item, artefact)
-        if examples is not None and number_ % 20 == 10:
+        if examples is not None and index % 20 == 10:
             name = item.id.replace("/", "-")
             write(examples / f"{name}-{label}.flac", artefact["audio"])
             write(examples / f"{name}-original.flac", task._reference(item))
@@ -79,13 +79,14 @@ def table(places: list[str], every: list[Scores], speakers: dict[str, str], grou
                 for clip in speakers
                 if group in ("", groups[clip]) and not any(math.isnan(found[clip][key]) for found in every)
             ]
-            clusters = [speakers[clip] for clip in kept]
+            people = [speakers[clip] for clip in kept]
+            clusters = people if len(set(people)) > 1 else None  # of one speaker, clips are drawn
             values = [[found[clip][key] for clip in kept] for found in every]
             cells = [told(estimate(v, clusters=clusters)) for v in values]
             cells += [
                 told(estimate([a - b for a, b in zip(v, values[0])], clusters=clusters), sign=True) for v in values[1:]
             ]
-            row = (f"{title}: {group or 'all'}", f"{len(kept)}, {len(set(clusters))}", *cells)
+            row = (f"{title}: {group or 'all'}", f"{len(kept)}, {len(set(people))}", *cells)
             lines.append(f"| {' | '.join(row)} |")
     better = [
         sum((found[clip]["pesq"] > every[0][clip]["pesq"]) for clip in speakers) / len(speakers) for found in every[1:]
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every so many clips")
     parser.add_argument("--examples", type=Path)
     options = parser.parse_args()
+    if options.examples is not None:
+        options.examples.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     models = [model_of(place) for place in options.places]
     found = dict(list(unseen(models[0].recipe, options.data).items())[:: options.every])
