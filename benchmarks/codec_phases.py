@@ -4,7 +4,8 @@
 
 The first is what the others are compared with, clip by clip. Speakers: those that the recipe holds out, and those of
 the recorded-speech pack's other sources. Intervals are bootstrap percentiles over whole speakers, since clips of one
-are not independent (over clips where a source has one speaker). `--examples` writes a few clips as each phase gives them.
+are not independent (over clips where a source has one speaker). `--examples` writes a few clips as each phase gives
+them.
 """
 
 import argparse
