@@ -5,7 +5,7 @@ import torch
 
 from vivavoce.audio import resample
 from vivavoce.data.conversations import Spoken
-from vivavoce.data.sums import WORDS, all_answers
+from vivavoce.data.sums import DIGITS, WORDS, all_answers
 from vivavoce.data.synthesis import synthesize
 from vivavoce.errors import DataError
 
@@ -36,9 +36,12 @@ def say(
 
 
 def voice_clips(voice: str, sample_rate: int, lead: float = 0.24, tail: float = 0.4) -> list[torch.Tensor]:
-    """Clips [1, n] to learn the voice from: all answers and a few other sentences, with silence around."""
+    """Clips [1, n] to learn the voice from: all answers and a few other sentences, with silence around.
+
+    The single digits are there four times: nothing beside them helps one to understand them.
+    """
     clips = []
-    for text in (*all_answers(), *PHRASES):
+    for text in (*DIGITS * 3, *all_answers(), *PHRASES):
         samples, _ = say(text, voice, sample_rate)
         padded = np.pad(samples, (round(lead * sample_rate), round(tail * sample_rate)))
         clips.append(torch.from_numpy(padded)[None])
