@@ -17,6 +17,7 @@ from vivavoce.audio import Audio
 from vivavoce.errors import RequestError, need
 
 RATE = 16000
+NOISE = 1e-4  # RMS: -80 dBFS
 BLOCK = 0.1  # seconds of a block that `shuffled` keeps whole
 
 
@@ -41,8 +42,10 @@ class ClosedVocabulary:
     def __call__(self, audio: Audio) -> str | None:
         """The sentence heard in audio of any rate (channels averaged); at about 0.03 of its duration."""
         samples = audio.mono().resample(RATE).samples[0]
-        # A margin of silence, as the recogniser's model of a sentence has at both ends.
+        # A margin of silence, as the recogniser's model of a sentence has at both ends, and the noise of a quiet
+        # microphone: in digital silence it takes flite's own "two" for "zero".
         padded = np.pad(samples, RATE // 5)
+        padded = padded + np.random.default_rng(0).normal(0, NOISE, len(padded))
         self._decoder.start_utt()
         self._decoder.process_raw((np.clip(padded, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
         self._decoder.end_utt()

@@ -1,21 +1,16 @@
 """Words on a frame clock: a closed vocabulary for the text streams of small systems. Id 0 is the pad (nothing said)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vivavoce.errors import RequestError
 
 
 class WordVocabulary:
-    """id 0: pad; ids 1..n: `words` in order. frames, sentences: of older recipes; not looked at."""
+    """id 0: pad; ids 1..n: `words` in order."""
 
     pad = 0
 
-    def __init__(
-        self,
-        words: Sequence[str],
-        frames: Mapping[str, int] | None = None,
-        sentences: Mapping[str, Sequence[int]] | None = None,
-    ):
+    def __init__(self, words: Sequence[str]):
         if len(set(words)) != len(words) or not words:
             raise RequestError("a vocabulary needs words, each once")
         self.words = tuple(words)
