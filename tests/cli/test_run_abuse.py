@@ -20,16 +20,16 @@ def steps(folder: Path) -> list[Path]:
 def text_for_weights(folder: Path) -> None:
     """Of the right size, so that only reading it tells."""
     for step in steps(folder):
-        weights = step / "lm.safetensors"
+        weights = step / "stage.safetensors"
         weights.write_bytes(b"x" * weights.stat().st_size)
 
 
 def foreign_weights(folder: Path) -> None:
     """A whole checkpoint, of another network."""
     for step in steps(folder):
-        save_file({"w": torch.ones(3)}, step / "lm.safetensors")
+        save_file({"w": torch.ones(3)}, step / "stage.safetensors")
         record = json.loads((step / "state.json").read_text())
-        record["sizes"]["lm.safetensors"] = (step / "lm.safetensors").stat().st_size
+        record["sizes"]["stage.safetensors"] = (step / "stage.safetensors").stat().st_size
         (step / "state.json").write_text(json.dumps(record))
 
 
@@ -60,7 +60,7 @@ RUNS = {
     "state is empty": (with_states('{"sizes": {}}'), 0, None),
     "state is a list": (with_states("[]"), 0, None),
     "weights are text": (text_for_weights, 0, None),
-    "weights of another": (foreign_weights, 1, "checkpoints/patterns (lm) does not fit the model"),
+    "weights of another": (foreign_weights, 1, "checkpoints/patterns (stage) does not fit the model"),
     "a folder for the report": (
         lambda folder: ((folder / "report.html").unlink(), (folder / "report.html").mkdir()),
         1,

@@ -35,7 +35,9 @@ class Speaker:
 @pytest.mark.parametrize("instead,share", [(None, 100), ("two plus two is four", 0), ("", 0)])
 def test_what_is_heard_is_what_was_asked_for(instead, share):
     results = evaluate(Speaker(instead), task("intelligibility", sentences=SOME))
-    assert results[0].metric == "sentences heard" and abs(results[0].value - share) < 15 and results[0].count == len(SOME)
+    # Of seven sentences one may be taken for another: the recogniser can only choose among them.
+    assert results[0].metric == "sentences heard" and results[0].count == len(SOME)
+    assert abs(results[0].value - share) < 15
     controls = {r.metric: r for r in results[1:]}
     assert controls["control: natural"].reached and controls["control: silent"].value == 0
     assert controls["control: shuffled"].value <= 50  # few sentences here; all 110 are held to 15 %
