@@ -9,7 +9,7 @@ from vivavoce.data.sums import DIGITS, WORDS, all_answers
 IDS = {word: i + 1 for i, word in enumerate(WORDS)}
 
 
-def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), drills=()):
+def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), drills=(), other=()):
     """`make(frames=100, **scene)` -> Conversations, with answers of `codebooks` codes below `size`."""
     rng = np.random.default_rng(0)
 
@@ -19,7 +19,8 @@ def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), drills=(
         power[5:45, band] = rng.exponential(1, power[5:45, band].shape)
         return PowerClip(power, word, 5, 45, speaker, "made")
 
-    bank = ClipBank({w: [clip(w, s) for s in ("ann", "bob")] for w in (*DIGITS, "plus")}, [clip("", "cat")], sums)
+    words = {word: [clip(word, speaker) for speaker in ("ann", "bob")] for word in (*DIGITS, "plus")}
+    bank = ClipBank(words, [clip("", "cat"), *other], sums)
     answers = {}
     for text in all_answers():
         words = text.split()

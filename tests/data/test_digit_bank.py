@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 import vivavoce
-from vivavoce.data import digit_bank
+from vivavoce.data import digit_bank, espeak
 from vivavoce.data.clips import Word
-from vivavoce.data.digit_bank import SOUND_LIKE_NUMBERS, Reader, build_bank, clip_of, phrases_of, recorded, synthetic
+from vivavoce.data.digit_bank import (
+    PRONUNCIATIONS,
+    SOUND_LIKE_NUMBERS,
+    Reader,
+    build_bank,
+    clip_of,
+    phrases_of,
+    recorded,
+    synthetic,
+)
 from vivavoce.data.spectral import PowerClip
 from vivavoce.data.sums import DIGITS
 from vivavoce.data.synthesis import Speech
@@ -135,7 +144,7 @@ def test_all_voices_are_heard_but_those_of_the_evaluation(voices, monkeypatch):
         digits, sums, other = synthetic(FRONT, BINS, ["rivers and mountains far away"], seed=1)
     speakers = {clip.speaker for clip in digits}
     assert {"espeak:en-us", "flite:rms", "pico:en-US"} <= speakers
-    assert len(speakers) == 16 + 2 and not any("ked" in speaker for speaker in speakers)
+    assert len(speakers) == 21 + 2 and not any("ked" in speaker for speaker in speakers)
     for speaker in speakers:
         assert {clip.text for clip in digits if clip.speaker == speaker} == {*DIGITS, "plus"}
     assert {clip.speaker for clip in sums} == speakers - {"pico:en-US"}
@@ -145,6 +154,23 @@ def test_all_voices_are_heard_but_those_of_the_evaluation(voices, monkeypatch):
     # flite:rms has one pitch; the others are moved.
     assert {pitch for _, voice, pitch in voices if voice == "flite:rms"} == {1.0}
     assert len({pitch for _, voice, pitch in voices if voice == "pico:en-US"}) > 10
+
+
+def test_accents_are_other_pronunciations_of_the_same_words(voices):
+    clips = Reader(FRONT, BINS, 0).accents("espeak:en-us", 3)
+    assert [clip.text for clip in clips] == [word for word in (*DIGITS, "plus") for _ in range(3)]
+    said = [text for text, *_ in voices]
+    for clip, text in zip(clips, said, strict=True):
+        assert text[2:-2] in PRONUNCIATIONS[clip.text] and text == f"[[{text[2:-2]}]]" and clip.words == ()
+    assert len(set(said)) > 20
+
+
+def test_every_pronunciation_sounds_and_no_two_of_a_word_alike():
+    pytest.importorskip("espeakng_loader")
+    for word, several in PRONUNCIATIONS.items():
+        waves = [espeak.synthesize(f"[[{phones}]]", "en-us", 1.0, 1.0)[0] for phones in several]
+        assert all(0.2 < wave.shape[1] / espeak.SAMPLE_RATE < 0.7 for wave in waves), word
+        assert len({wave.tobytes() for wave in waves}) == len(waves), word
 
 
 def test_voices_of_the_evaluation_are_in_no_list():

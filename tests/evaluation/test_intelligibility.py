@@ -32,12 +32,12 @@ class Speaker:
 
 
 @needs_flite
-@pytest.mark.parametrize("instead,share", [(None, 100), ("two plus two is four", 0), ("", 0)])
-def test_what_is_heard_is_what_was_asked_for(instead, share):
+@pytest.mark.parametrize("instead,right", [(None, {len(SOME)}), ("two plus two is four", {0, 1}), ("", {0})])
+def test_what_is_heard_is_what_was_asked_for(instead, right):
     results = evaluate(Speaker(instead), task("intelligibility", sentences=SOME))
-    # Of seven sentences one may be taken for another: the recogniser can only choose among them.
+    # One sentence instead of all: the recogniser, which can only choose among them, may take it for one of them.
     assert results[0].metric == "sentences heard" and results[0].count == len(SOME)
-    assert abs(results[0].value - share) < 15
+    assert round(results[0].value * len(SOME) / 100) in right
     controls = {r.metric: r for r in results[1:]}
     assert controls["control: natural"].reached and controls["control: silent"].value == 0
     assert controls["control: shuffled"].value <= 50  # few sentences here; all 110 are held to 15 %

@@ -17,7 +17,7 @@ from toys import parts_recipe, parts_task
 
 import vivavoce
 from vivavoce.errors import RequestError
-from vivavoce.training import RunDirectory
+from vivavoce.training import RunDirectory, jobs
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.errors import Interrupted, TrainingError
 from vivavoce.training.metrics import read_metrics
@@ -122,6 +122,34 @@ def test_a_phase_depends_on_those_it_needs_and_on_no_other(whole, tmp_path):
     same(RunDirectory(tmp_path), whole)
     with pytest.raises(RequestError, match="builds on 'voice', which is not finished"):
         train_recipe(recipe, tmp_path / "new", make_task=parts_task, phase="converse")
+
+
+def test_a_phase_that_nothing_can_run_beside_has_all_the_cores(monkeypatch, tmp_path):
+    needs = {"voice": [], "voice-decoder": ["voice"], "listen": [], "converse": ["voice", "voice-decoder", "listen"]}
+    assert [name for name in needs if jobs._alone(name, needs)] == ["converse"]
+    assert jobs._alone("a", {"a": []}) and not jobs._alone("a", {"a": [], "b": []})
+    asked = {}
+
+    class Child:
+        error, told = None, False
+
+        def __init__(self, train, name, threads):
+            asked[name] = threads
+            self.name, self.process = name, None
+            self.reports, other = multiprocessing.Pipe()
+            other.close()
+
+        def has_ended(self):
+            return True
+
+    monkeypatch.setattr(jobs, "_Child", Child)
+    monkeypatch.setattr(jobs, "_share", lambda count: 8 // count)
+    jobs.train_beside(print, needs, 2)
+    assert asked == {"voice": 4, "voice-decoder": 4, "listen": 4, "converse": 8}
+    asked.clear()
+    # what is finished still counts: a phase has the same share when the run goes on
+    jobs.train_beside(print, needs, 2, finished=["voice", "voice-decoder", "converse"])
+    assert asked == {"listen": 4}
 
 
 def test_jobs_and_torchrun_exclude_each_other(tmp_path, monkeypatch):

@@ -54,6 +54,35 @@ def test_told_text_gives_no_loss_but_its_result_does(task):
     assert batch["user"].shape == (6, 48 * 8, 129)
 
 
+def test_pads_weigh_what_each_stream_says(task):
+    batch = task.batch(0, 0, 1)
+    task.stage.eval(), task.encoder.eval()
+    with torch.no_grad():
+        read = task.read(batch)
+
+        def losses(weight):
+            task.pad_weight = weight
+            return [float(task.stream_loss(stream, read, batch["decided"])) for stream in ("heard", "text")]
+
+        low, high, mixed = losses(0.1), losses(0.9), losses({"heard": 0.1, "text": 0.9})
+    assert mixed == [low[0], high[1]] and low[0] != high[0] and low[1] != high[1]
+
+
+def test_a_share_of_the_voice_is_learned_at_a_time(task, monkeypatch):
+    batch, asked = task.batch(0, 0, 1), []
+    predict = task.stage.predict
+    monkeypatch.setattr(task.stage, "predict", lambda s, r, where: asked.append(where) or predict(s, r, where))
+    read = task.read(batch)
+    sounding = task.sounding(read)
+    for share in (1.0, 0.3):
+        task.voice_frames = share
+        task.stream_loss("voice", read, batch["decided"])
+    whole, some = ((where & sounding).sum() / sounding.sum() for where in asked)
+    assert whole == 1 and 0.2 < some < 0.6  # the silent ones are drawn among all
+    silent = [int((where & ~sounding).sum()) for where in asked]
+    assert silent[0] > 2 * silent[1] > 0
+
+
 def test_bands_are_hidden_in_as_many_rows_as_asked():
     torch.manual_seed(0)
     power = torch.ones(200, 4, 128)

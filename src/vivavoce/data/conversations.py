@@ -68,6 +68,7 @@ class Scene:
     fluent: float = 0.2  # share of the sums that one voice says as one sentence
     barge_in: float = 0.25
     told: float = 0.25  # share of conversations whose text is given, whatever the user says
+    dictation: float = 0.0  # share in which the user says word after word and no answer is learned: only to hear
 
 
 @dataclass
@@ -88,6 +89,11 @@ class Conversation:
     events: list[tuple[str, float, float, str]]
 
 
+def frame_deciding(end: int, wait: float) -> int:
+    """First frame i that is decided `wait` seconds after 10 ms frame `end`: (i + 1) x 8 >= end + wait."""
+    return -(-(end + round(wait * 100)) // MEL_FRAMES) - 1
+
+
 class ClipBank:
     """Clips by what is said: `words` (digits and "plus") by word, whole `sums`, `other` speech without an order."""
 
@@ -105,13 +111,19 @@ class ClipBank:
                 self.by_speaker.setdefault(clip.speaker, {}).setdefault(word, []).append(clip)
         self.speakers = [s for s, words in sorted(self.by_speaker.items()) if sum(w in words for w in DIGITS) == 10]
         sources = [next(iter(self.by_speaker[s].values()))[0].source for s in self.speakers]
-        # A source counts by the logarithm of its voices, recordings twice: they are few and worth most.
+        # A source counts by the logarithm of its voices; recordings are few and worth most, and voices that were cut
+        # out of recordings are worth more than those made by rule.
         counts = {source: sources.count(source) for source in sources}
-        weights = np.array([np.log1p(counts[s]) / counts[s] * (1 if _synthetic(s) else 2) for s in sources])
+        worth = [2.0 if not _synthetic(s) else 1.0 if s == "synthetic-espeak" else 1.6 for s in sources]
+        weights = np.array([np.log1p(counts[s]) / counts[s] * w for s, w in zip(sources, worth)])
         self.weights = weights / weights.sum()
         made = [_synthetic(clip.source) for clip in self.other]
         share = np.array([0.6 / max(1, sum(made)) if m else 0.4 / max(1, len(made) - sum(made)) for m in made])
         self.other_weights = share / share.sum() if len(share) else share
+
+    def lone_words(self) -> list[str]:
+        """The words that occur alone in other speech."""
+        return sorted({clip.text for clip in self.other if len(clip.text.split()) == 1})
 
     def speaker(self, rng: Generator) -> str:
         """A speaker at random, by the sources' weights."""
@@ -157,16 +169,21 @@ class Conversations:
     def __call__(self, number: int) -> Conversation:
         rng = np.random.default_rng([self.seed, number])
         size = self.frames * MEL_FRAMES
-        told = rng.random() < self.scene.told
+        dictation = rng.random() < self.scene.dictation
+        told = not dictation and rng.random() < self.scene.told
         example = Conversation(
             user=np.zeros((size, self.backgrounds.bins), dtype=np.float32),
             heard=np.zeros(self.frames, dtype=np.int64),
             text=np.zeros(self.frames, dtype=np.int64),
             voice=np.repeat(self.silence[:, None], self.frames, axis=1).astype(np.int64),
             told=told,
-            decided=np.full(self.frames, not told),
+            decided=np.full(self.frames, not (told or dictation)),
             events=[],
         )
+        if dictation:
+            self._dictate(rng, example)
+            self._scene(rng, example, empty=False)
+            return example
         at = int(rng.uniform(0, 120))
         free = at  # from here on the model is silent again
         # Half of the told ones have a silent user: the voice must not need to hear what it says.
@@ -188,17 +205,12 @@ class Conversations:
         voice = (rng.uniform(*self.scene.vocal_tract), rng.uniform(*self.scene.tempo))
         gain = np.float32(10 ** (rng.normal(0, 2) / 10))
         if kind == "other":
-            start, end = self._place(example, self._other(rng, voice), at, gain)
+            start, end = self._interrupt(rng, example, voice, at, gain)
             self._yield(example, start, free)
-            example.events.append(("other", start / 100, end / 100, ""))
             return end + int(rng.uniform(40, 150)), min(free, start)
         if kind == "sum" and self.bank.sums and rng.random() < self.scene.fluent:
-            clip = self._voiced(self.bank.sums[rng.integers(len(self.bank.sums))], voice)
-            started, end_of_sound = self._place(example, clip, at, gain)
-            shift = started - clip.start
-            spans = [(word, shift + start, shift + end) for word, start, end in clip.words]
+            spans, end = self._sentence(rng, example, voice, at, gain)
             words = [word for word, _, _ in spans if word != "plus"]
-            end = max(end_of_sound, spans[-1][2])
         else:
             words = [DIGITS[rng.integers(10)] for _ in range(1 if kind == "single" else 2)]
             said = [words[0], "plus", words[1]] if kind == "sum" and rng.random() < self.scene.plus else list(words)
@@ -208,22 +220,65 @@ class Conversations:
                 begin = at if i == 0 else end + int(rng.uniform(0, 58 if len(said) < 3 else 40))
                 start, end = self._place(example, clip, begin, gain)
                 spans.append((word, start, end))
-            started = spans[0][1]
         for word, start, stop in spans:
-            self._mark(example, word, stop)
-            example.events.append(("word", start / 100, stop / 100, word))
-        self._yield(example, started, free)
+            self._mark(example, word, start, stop)
+        self._yield(example, spans[0][1], free)
         text = answer(words)
         if example.told:
             return end + int(rng.uniform(60, 200)), free
         wait = self.timing.single if kind == "single" else self.timing.sum
-        decision = self._frame_deciding(end, wait)
+        decision = frame_deciding(end, wait)
         spoken_until = self._say(example, self.answers[text], decision)
         if rng.random() < self.scene.barge_in:
             # Early enough to cut into the answer, late enough not to be the second digit of this question.
             earliest = (decision + self.timing.lead + 2) * MEL_FRAMES
             return int(rng.uniform(earliest, max(earliest + 1, spoken_until))), spoken_until
         return spoken_until + int(rng.uniform(10, 160)), spoken_until
+
+    def _dictate(self, rng: Generator, example: Conversation) -> None:
+        """Word after word: a few of a speaker, then of another; digits, sums, other words between them."""
+        at, voice, gain, speaker = int(rng.uniform(0, 60)), (1.0, 1.0), np.float32(1), ""
+        while at < len(example.user):
+            if not speaker or rng.random() < 0.4:
+                speaker = self.bank.speaker(rng)
+                voice = (rng.uniform(*self.scene.vocal_tract), rng.uniform(*self.scene.tempo))
+                gain = np.float32(10 ** (rng.normal(0, 2) / 10))
+            what = rng.random()
+            if what < 0.25:
+                _, end = self._interrupt(rng, example, voice, at, gain, longest=150)
+            elif what < 0.4 and self.bank.sums:
+                spans, end = self._sentence(rng, example, voice, at, gain)
+                for span in spans:
+                    self._mark(example, *span)
+            else:
+                word = "plus" if rng.random() < 0.08 else DIGITS[rng.integers(10)]
+                start, end = self._place(example, self._voiced(self.bank.clip(rng, speaker, word), voice), at, gain)
+                self._mark(example, word, start, end)
+            at = end + int(rng.uniform(0, 50))
+
+    def _sentence(
+        self, rng: Generator, example: Conversation, voice: tuple[float, float], at: int, gain: np.float32
+    ) -> tuple[list[tuple[str, int, int]], int]:
+        """A sum as one sentence: its words with start and end, and where its sound ends."""
+        clip = self._voiced(self.bank.sums[rng.integers(len(self.bank.sums))], voice)
+        start, end = self._place(example, clip, at, gain)
+        spans = [(word, start - clip.start + first, start - clip.start + last) for word, first, last in clip.words]
+        return spans, max(end, spans[-1][2])
+
+    def _interrupt(
+        self,
+        rng: Generator,
+        example: Conversation,
+        voice: tuple[float, float],
+        at: int,
+        gain: np.float32,
+        longest: int = 500,
+    ) -> tuple[int, int]:
+        """Other speech; a lone word that is heard whole keeps its text among the events."""
+        clip = self._other(rng, voice, longest)
+        start, end = self._place(example, clip, at, gain)
+        example.events.append(("other", start / 100, end / 100, clip.text))
+        return start, end
 
     def _voiced(self, clip: PowerClip, voice: tuple[float, float]) -> PowerClip:
         """The clip in an altered voice: vocal tract, tempo."""
@@ -233,10 +288,12 @@ class Conversations:
             power, clip.text, round(clip.start * slower), round(clip.end * slower), clip.speaker, words=words
         )
 
-    def _other(self, rng: Generator, voice: tuple[float, float]) -> PowerClip:
-        """0.3 to 5 s of other speech."""
+    def _other(self, rng: Generator, voice: tuple[float, float], longest: int) -> PowerClip:
+        """0.3 s of other speech up to `longest` 10 ms frames; with its text where it is a lone word, whole."""
         clip = self.bank.other[rng.choice(len(self.bank.other), p=self.bank.other_weights)]
-        size = min(len(clip.power), int(rng.uniform(30, 500)))
+        if len(clip.text.split()) == 1 and len(clip.power) <= longest and rng.random() < 0.8:
+            return self._voiced(clip, voice)
+        size = min(len(clip.power), int(rng.uniform(30, longest)))
         start = int(rng.integers(0, len(clip.power) - size + 1))
         return self._voiced(PowerClip(clip.power[start : start + size], "", 0, size, clip.speaker), voice)
 
@@ -252,27 +309,23 @@ class Conversations:
             example.user[begin : begin + len(power)] += power[:room]
         return begin + clip.start, begin + clip.end
 
-    def _frame_deciding(self, end: int, wait: float) -> int:
-        """First frame i that is decided `wait` seconds after 10 ms frame `end`: (i + 1) x 8 >= end + wait."""
-        return -(-(end + round(wait * 100)) // MEL_FRAMES) - 1
-
-    def _mark(self, example: Conversation, word: str, end: int) -> None:
-        frame = self._frame_deciding(end, self.timing.heard)
+    def _mark(self, example: Conversation, word: str, start: int, end: int) -> None:
+        """The user's word has been heard some time after its end."""
+        example.events.append(("word", start / 100, end / 100, word))
+        frame = frame_deciding(end, self.timing.heard)
         if frame < self.frames:
             example.heard[frame] = self.vocabulary[word]
 
-    def _say(self, example: Conversation, spoken: Spoken, frame: int, decided: slice | None = None) -> int:
-        """Write what is said from `frame` on; returns the 10 ms frame at which its sound ends in the room.
+    def _cells(self, spoken: Spoken, frame: int) -> list[int]:
+        """Where its words stand in the text stream if it is said from `frame` on."""
+        return [frame + int(second * 100 / MEL_FRAMES) for _, second in spoken.words]
 
-        `decided`: of its words, those that the model learns to choose although the text is given.
-        """
-        cells = [frame + int(second * 100 / MEL_FRAMES) for _, second in spoken.words]
-        for (word, _), at in zip(spoken.words, cells):
+    def _say(self, example: Conversation, spoken: Spoken, frame: int, cells: Sequence[int] | None = None) -> int:
+        """Write what is said from `frame` on, its words at `cells`; returns the 10 ms frame at which its sound ends in
+        the room."""
+        for (word, _), at in zip(spoken.words, cells or self._cells(spoken, frame)):
             if at < self.frames:
                 example.text[at] = self.vocabulary[word]
-        if decided is not None and cells[decided]:
-            before = cells[: len(cells) - len(cells[decided])]
-            example.decided[before[-1] + 1 : cells[decided][-1] + 1] = True
         first = frame + self.timing.lead
         codes = spoken.codes[:, : max(0, self.frames - first)]
         example.voice[:, first : first + codes.shape[1]] = codes
@@ -284,7 +337,7 @@ class Conversations:
         """The user starts at `start`: if the model still speaks (until `free`) it falls silent."""
         if example.told or start >= free:
             return
-        frame = self._frame_deciding(start, self.timing.stop)
+        frame = frame_deciding(start, self.timing.stop)
         example.text[frame:] = 0
         example.voice[:, frame:] = self.silence[:, None]
         example.events.append(("yield", start / 100, (frame + 1) * MEL_FRAMES / 100, ""))
@@ -292,17 +345,32 @@ class Conversations:
     def _tell(self, rng: Generator, example: Conversation, alone: bool) -> None:
         """Text that is given: any sentence at any time, so that the voice follows the text alone.
 
-        Where the user is silent the model also learns when the next word is due; elsewhere only what a given sum makes.
+        In half of the sentences words stand a frame early or late: a voice must bear the moments that a model, not its
+        recording, chooses. In the others, where the user is silent, the model learns when the next word is due;
+        elsewhere only what a given sum makes.
         """
         frame = int(rng.integers(0, 12))
         while frame < self.frames:
-            pool = self.drills if self.drills and rng.random() < 0.4 else self.sentences
-            spoken = pool[rng.integers(len(pool))]
+            spoken = self._told(rng)
             words = [word for word, _ in spoken.words]
-            result = pool is self.sentences and "is" in words
-            decided = slice(1, None) if alone else slice(words.index("is") + 1, None) if result else None
-            until = self._say(example, spoken, frame, decided)
+            cells = self._cells(spoken, frame)
+            if rng.random() < 0.5:
+                for i in range(1, len(cells)):
+                    cells[i] = max(cells[i] + int(rng.integers(-1, 2)), cells[i - 1] + 1)
+            elif alone or (spoken.text in self.answers and "is" in words):
+                given = 1 if alone else words.index("is") + 1
+                example.decided[cells[given - 1] + 1 : cells[-1] + 1] = True
+            until = self._say(example, spoken, frame, cells)
             frame = -(-until // MEL_FRAMES) + int(rng.integers(2, 20))
+
+    def _told(self, rng: Generator) -> Spoken:
+        """A sentence to be told: a drill, an answer, or (oftener than one in eleven) an answer of one word."""
+        pick = rng.random()
+        if pick < 0.4 and self.drills:
+            return self.drills[rng.integers(len(self.drills))]
+        if pick < 0.6:
+            return self.answers[DIGITS[rng.integers(10)]]
+        return self.sentences[rng.integers(len(self.sentences))]
 
     def _scene(self, rng: Generator, example: Conversation, empty: bool) -> None:
         """Microphone, room, noise and level over the whole conversation."""

@@ -8,6 +8,7 @@ because a lone word is what is most easily taken for a digit.
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,6 +36,20 @@ TIMBRES = (
 # The others read further voices off recordings; those whose program is missing are left out with a warning.
 VOICES = ("flite:slt", "flite:rms", "festival:ked", "pico:en-US", "pico:en-GB")
 FOREIGN = ("es", "de", "it", "fr-fr", "pt", "pl", "sv", "hi", "tr", "cmn")  # as other speech only
+# How accents that no engine speaks say them: vowels and consonants that vary, in espeak-ng's phoneme mnemonics.
+PRONUNCIATIONS = {
+    "zero": ("z'i@roU", "z'e@ro", "z'I@r@U", "s'i@ro:", "dz'e@rO"),
+    "one": ("w'Vn", "w'0n", "w'Un", "v'Vn", "w'O:n"),
+    "two": ("t'u:", "t'@u:", "t'Iu:", "t'@U", "tS'u:", "t'U"),
+    "three": ("Tr'i:", "tr'i:", "fr'i:", "sr'i:", "Tr'@i"),
+    "four": ("f'o@", "f'o:", "f'O:r", "f'u@", "f'oU"),
+    "five": ("f'aIv", "f'OIv", "f'A:v", "f'aIf", "f'VIv"),
+    "six": ("s'Iks", "s'i:ks", "s'Eks", "s'@ks"),
+    "seven": ("s'Ev@n", "s'Iv@n", "s'eIv@n", "s'EvIn", "z'Ev@n"),
+    "eight": ("'eIt", "'aIt", "'e:t", "'Et"),
+    "nine": ("n'aIn", "n'OIn", "n'A:n", "n'VIn"),
+    "plus": ("pl'Vs", "pl'Us", "pl'0s", "pl'a:s"),
+}
 # No homophones of digits (won, ate, for, too): what sounds the same cannot be told apart.
 OTHER_WORDS = """
 yes no hello stop start left right up down house water dog cat bird tree music play please thanks morning evening open
@@ -157,6 +172,11 @@ class Reader:
         """Every digit and "plus", `each` times."""
         return [self(word, voice) for word in (*DIGITS, "plus") for _ in range(each)]
 
+    def accents(self, voice: str, each: int) -> list[PowerClip]:
+        """Every digit and "plus" in `each` pronunciations at random, by a voice of espeak-ng."""
+        chosen = [(word, self.rng.choice(PRONUNCIATIONS[word])) for word in (*DIGITS, "plus") for _ in range(each)]
+        return [replace(self(f"[[{phones}]]", voice), text=word, words=()) for word, phones in chosen]
+
     def sums(self, voice: str, count: int) -> list[PowerClip]:
         """Sums as one sentence, where the engine tells when each word ends."""
         clips = []
@@ -188,15 +208,15 @@ def synthetic(
     timbres = TIMBRES[1:]
     for accent in ACCENTS:
         # All timbres are heard, each in some accents.
-        for timbre in ("", *say.rng.choice(timbres, 15, replace=False)):
+        for timbre in ("", *say.rng.choice(timbres, 20, replace=False)):
             voice = f"espeak:{accent}" + (f"+{timbre}" if timbre else "")
-            digits += say.digits(voice, 1)
-            sums += say.sums(voice, 8)
-            other += say.other(voice, texts, 30, 10)
+            digits += say.digits(voice, 2) + say.accents(voice, 3)
+            sums += say.sums(voice, 14)
+            other += say.other(voice, texts, 40, 12)
     for voice in usable(VOICES):
-        digits += say.digits(voice, 6)
-        sums += say.sums(voice, 0 if voice.startswith("pico") else 120)
-        other += say.other(voice, texts, 160, 100)
+        digits += say.digits(voice, 10)
+        sums += say.sums(voice, 0 if voice.startswith("pico") else 80)
+        other += say.other(voice, texts, 80, 50)
     for language in FOREIGN:
         for timbre in ("", *say.rng.choice(timbres, 3, replace=False)):
             other += say.other(f"espeak:{language}" + (f"+{timbre}" if timbre else ""), texts, 8, 14)
@@ -216,7 +236,7 @@ def build_bank(
     leave_out: Sequence[str] = (),
     seed: int = 0,
 ) -> ClipBank:
-    """All clips for training: about 10,000; two minutes of work on one core, the most of it done once a process."""
+    """All clips for training: about 18,000; three minutes of work on one core, the most of it done once a process."""
     digits, other = recorded(pack, front, bins, leave_out)
     texts = tuple(clip.text for clip in other if len(clip.text.split()) > 3)
     more, sums, others = _synthetic(front.sample_rate, front.window, front.stride, bins, texts, seed)

@@ -23,7 +23,8 @@ from vivavoce.errors import DataError, RequestError, need
 
 SAMPLE_RATE = 22_050
 # `speak_lib.h`: espeak_AUDIO_OUTPUT, initialisation flags, parameters and event types.
-_SYNCHRONOUS, _DONT_EXIT, _PHONEME_EVENTS, _UTF8, _BY_CHARACTER = 2, 0x8000, 1, 1, 1
+_SYNCHRONOUS, _DONT_EXIT, _PHONEME_EVENTS, _BY_CHARACTER = 2, 0x8000, 1, 1
+_UTF8, _PHONEMES = 1, 0x100
 _RATE, _PITCH = 1, 3
 _LIST_END, _WORD, _END, _PHONEME = 0, 1, 5, 7
 _WORDS_PER_MINUTE, _SLOWEST, _FASTEST = 175, 80, 450
@@ -104,7 +105,8 @@ def synthesize(text: str, voice: str, rate: float, pitch: float) -> tuple[np.nda
     """Samples float32 [1, n] at 22.05 kHz and the words with start and end in seconds.
 
     `voice` is `language` or `language+variant` (`en-us+f3`); `rate` 0.46 to 2.57, `pitch` 0.683 to 1.64, ratios to
-    the voice's own. Raises `RequestError` for what the library cannot do, `MissingExtra` without it.
+    the voice's own. A text in double square brackets is read as espeak-ng's phoneme mnemonics (`[[n'OIn]]`), its words'
+    names are then not to be used. Raises `RequestError` for what the library cannot do, `MissingExtra` without it.
     """
     language, _, variant = voice.partition("+")
     known = languages()
@@ -168,7 +170,8 @@ def _speak(text: str, name: str, words_per_minute: int, pitch: int) -> tuple[lis
         library.espeak_SetParameter(_RATE, words_per_minute, 0)
         library.espeak_SetParameter(_PITCH, pitch, 0)
         spoken = text.encode()
-        status = library.espeak_Synth(spoken, len(spoken) + 1, 0, _BY_CHARACTER, 0, _UTF8, None, None)
+        flags = _UTF8 | (_PHONEMES if text.startswith("[[") else 0)
+        status = library.espeak_Synth(spoken, len(spoken) + 1, 0, _BY_CHARACTER, 0, flags, None, None)
         if status != 0 or library.espeak_Synchronize() != 0:
             raise DataError(f"espeak-ng could not say {text[:40]!r} (status {status})")
     finally:

@@ -61,13 +61,13 @@ def _recordings_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | No
     return CodecTask(model.system.codec, found.clips, held_out=held_out, batch=phase.batch, **phase.objective.options)
 
 
-def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
-    """A full-duplex stage on simulated digit conversations; the clips come from the recorded-speech pack."""
+def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None, voiced: bool) -> tuple[Any, Any]:
+    """Simulated digit conversations to train on and held-out ones; the clips come from the recorded-speech pack."""
     from vivavoce.data.answers import Voice
     from vivavoce.data.conversations import Conversations, Scene
     from vivavoce.data.digit_bank import build_bank
     from vivavoce.data.spectral import Backgrounds
-    from vivavoce.training.next_token import ConversationTask, conversation_seed
+    from vivavoce.training.next_token import conversation_seed
 
     if pack is None:
         raise DataError(f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
@@ -77,32 +77,55 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | 
     frames = options.pop("frames", 96)
     scene = Scene(**options.pop("scene", {}))
     encoder: Any = model.system.encoder
-    streams = tuple(phase.objective.options["streams"])
     codec = model.system.codec.eval()
-    voice = Voice(name, recipe.sample_rate, codec.codebooks, codec if "voice" in streams else None)
+    voice = Voice(name, recipe.sample_rate, codec.codebooks, codec if voiced else None)
     answers, drills = voice.answers(), voice.drills(drills)
     words = model.system.vocabularies["text"]
     bins = 1 + int(encoder.front.fft_size * recipe.encoders["ear"].options.get("fmax", 4000) / recipe.sample_rate)
     bank = build_bank(pack, encoder.front, bins, leave_out)
     backgrounds = Backgrounds(encoder.front, bins)
     seed = conversation_seed(0, phase.name)
-    conversations, held_out = (
+    train, held_out = (
         Conversations(
             bank, answers, voice.silence, words.ids, backgrounds, frames=frames, scene=scene, seed=number, drills=drills
         )
         for number in (seed, seed + 1)
     )
+    return train, held_out
+
+
+def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
+    """A full-duplex stage on simulated digit conversations."""
+    from vivavoce.training.next_token import ConversationTask
+
+    options = dict(phase.objective.options)
+    streams = tuple(options.pop("streams"))
+    train, held_out = _conversations(recipe, phase, model, pack, "voice" in streams)
     return ConversationTask(
         phase.name,
-        encoder,
+        model.system.encoder,
         model.system.stage,
-        conversations,
+        train,
         streams,
         phase.batch,
         loss_weights=phase.loss_weights,
         held_out=held_out,
-        pad_weight=phase.objective.options.get("pad_weight", 0.5),
+        **options,
     )
+
+
+def _word_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
+    """An encoder alone, on the words of simulated digit conversations."""
+    from vivavoce.training.word_task import WordTask
+
+    train, held_out = _conversations(recipe, phase, model, pack, voiced=False)
+    known = list(train.bank.words)
+    words = [*known, *train.bank.lone_words()]
+    options = phase.objective.options
+    return WordTask(
+        phase.name, model.system.encoder, train, words, known, phase.batch, train.timing.heard, held_out=held_out,
+        **options,
+    )  # fmt: skip
 
 
 def _pattern_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
@@ -154,6 +177,7 @@ TASKS = {
     ("reconstruction", "recordings"): _recordings_task,
     ("adversarial", "recordings"): _recordings_task,
     ("next_token", "digit_conversations"): _conversation_task,
+    ("words", "digit_conversations"): _word_task,
     ("next_token", "token_patterns"): _pattern_task,
     ("next_token", "token_store"): _store_task,
 }

@@ -17,14 +17,18 @@ from vivavoce.training.loop import stop_signals
 from vivavoce.training.progress import Progress
 
 
-def train_beside(train: Callable[[str], None], needs: Mapping[str, Collection[str]], jobs: int) -> None:
-    """Call `train(name)` for every name in `needs`, up to `jobs` at a time, each when the names it needs are done.
+def train_beside(
+    train: Callable[[str], None], needs: Mapping[str, Collection[str]], jobs: int, finished: Collection[str] = ()
+) -> None:
+    """Call `train(name)` for every name in `needs` that is not `finished`, up to `jobs` at a time, each when the names
+    it needs (directly or through others) are done.
 
-    `train` must pickle: each call has a fresh process and the same share of the cores, whether others run or not. One
-    that fails, SIGINT and SIGTERM end the others by SIGTERM, at which a phase saves; so does the end of this process,
-    by whatever. The failure is then raised with the phase's name, else Interrupted.
+    `train` must pickle: each call has a fresh process and a fixed share of the cores, whether others run or not: all of
+    them where `needs` leaves nothing that could run beside it. One that fails, SIGINT and SIGTERM end the others by
+    SIGTERM, at which a phase saves; so does the end of this process, by whatever. The failure is then raised with the
+    phase's name, else Interrupted.
     """
-    waiting = dict(needs)
+    waiting = {name: needed for name, needed in needs.items() if name not in finished}
     running: list[_Child] = []
     failed: _Child | None = None
     stopped: list[str] = []
@@ -38,7 +42,7 @@ def train_beside(train: Callable[[str], None], needs: Mapping[str, Collection[st
                     unfinished = {*waiting, *(child.name for child in running)}
                     ready = [name for name, needed in waiting.items() if not unfinished.intersection(needed)]
                     for name in ready[: jobs - len(running)]:
-                        running.append(_Child(train, name, _share(jobs)))
+                        running.append(_Child(train, name, _share(1 if _alone(name, needs) else jobs)))
                         del waiting[name]
                 wait([child.reports for child in running], timeout=0.2)
                 for child in [each for each in running if each.has_ended()]:
@@ -153,6 +157,11 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _alone(name: str, needs: Mapping[str, Collection[str]]) -> bool:
+    """Whether each of the others comes before it or after it."""
+    return all(name in needed or other in needs[name] for other, needed in needs.items() if other != name)
 
 
 def _share(jobs: int) -> int:

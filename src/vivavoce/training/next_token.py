@@ -17,7 +17,8 @@ class ConversationTask(Task):
     """Train `encoder` and `stage` to fill `streams` of simulated conversations.
 
     loss_weights: stream -> weight, or one weight a level. `pad_weight`: weight of a frame in which a text stream says
-    nothing against one with a word. The voice is learned on the frames that sound, and on as many silent ones.
+    nothing against one with a word, for all or by stream. The voice is learned on a share `voice_frames` of the frames
+    that sound, at random, and on as many silent ones: its depth transformer costs most there and needs them least.
     """
 
     def __init__(
@@ -29,17 +30,19 @@ class ConversationTask(Task):
         streams: Sequence[str],
         batch_size: int,
         loss_weights: Mapping[str, float | Sequence[float]] | None = None,
-        pad_weight: float = 0.5,
+        pad_weight: float | Mapping[str, float] = 0.5,
         seed: int = 0,
         held_out: Callable[[int], Conversation] | None = None,
         mask: float = 0.5,
+        voice_frames: float = 1.0,
     ):
         self.name = name
         self.encoder: CausalMelEncoder = encoder
         self.stage: GridLM = stage
         self.conversations, self.held_out = conversations, held_out
         self.streams, self.batch_size = tuple(streams), batch_size
-        self.loss_weights, self.pad_weight, self.seed, self.mask = dict(loss_weights or {}), pad_weight, seed, mask
+        self.loss_weights, self.seed, self.mask = dict(loss_weights or {}), seed, mask
+        self.pad_weight, self.voice_frames = pad_weight, voice_frames
 
     def modules(self):
         return {"encoder": self.encoder, "stage": self.stage}
@@ -74,15 +77,17 @@ class ConversationTask(Task):
     def stream_loss(self, stream: str, read: Read, decided: Tensor) -> Tensor:
         """Weighted mean cross entropy of a stream's cells (nats a cell)."""
         if stream == "voice":
-            where = self.sounding(read)
-            some = torch.rand(where.shape, device=where.device) < where[:, 1:].float().mean().clamp(min=0.02)
+            draw = torch.rand(2, *read.codes["voice"].shape[:2], device=read.hidden.device)
+            where = self.sounding(read) & (draw[0] < self.voice_frames)
+            some = draw[1] < where[:, 1:].float().mean().clamp(min=0.02)
             found = self.stage.predict(stream, read, where | (some & read.loss[stream][..., 0]))
             weights = self.loss_weights.get(stream, 1.0)
             each = [F.cross_entropy(level.float(), found.targets[:, k]) for k, level in enumerate(found.logits)]
             levels = list(weights) if isinstance(weights, list | tuple) else [1.0] * len(each)
             return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
         flat, goal = self.words(stream, read)
-        weight = torch.where(goal > 0, 1.0, self.pad_weight)
+        pad = self.pad_weight if isinstance(self.pad_weight, int | float) else self.pad_weight.get(stream, 0.5)
+        weight = torch.where(goal > 0, 1.0, pad)
         if stream == "text":
             weight = weight * decided.flatten()
         loss = F.cross_entropy(flat.float(), goal, reduction="none")

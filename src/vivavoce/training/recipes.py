@@ -55,7 +55,8 @@ def train_recipe(
     todo = [name for name in names if phase in (None, name) and not _is_done(run, settings[name])]
     work = partial(_train_one, recipe, run, settings, make_task or task_of)
     if jobs > 1:
-        train_beside(partial(work, patience=PATIENCE), {name: recipe.needs(name) for name in todo}, jobs)
+        needs = {name: recipe.needs(name) for name in (names if phase is None else todo)}
+        train_beside(partial(work, patience=PATIENCE), needs, jobs, finished=set(names) - set(todo))
     else:
         for name in todo:
             work(name)
