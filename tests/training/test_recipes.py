@@ -9,8 +9,12 @@ import yaml
 
 import vivavoce
 from vivavoce.cli import main
+from vivavoce.errors import RecipeError
+from vivavoce.schema import read_recipe
+from vivavoce.systems import assemble
 from vivavoce.training import RunDirectory
 from vivavoce.training import checkpoint as checkpoints
+from vivavoce.training.assembly import task_for
 from vivavoce.training.metrics import read_metrics
 
 PHASE = {"trains": "codec", "data": {"kind": "speech_synthesis", "voice": "flite:slt"}, "batch": 2}
@@ -136,3 +140,13 @@ def test_a_missing_run_recipe_or_device_is_said(recipe, train, capsys):
     with pytest.raises(SystemExit) as left:
         main(["train", str(recipe), "--run", "x", "--device", "gpu"])
     assert left.value.code == 2 and "no such device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["reconstruction", "adversarial"])
+def test_a_system_without_a_codec_has_none_to_train(kind, tmp_path):
+    phase = {"name": "voice", "trains": "snac", "objective": {"kind": kind}, "steps": 1}
+    values = read_recipe("layout-flat").model_dump(mode="json", exclude_defaults=True)
+    for data in ({"kind": "speech_synthesis", "voice": "flite:slt"}, {"kind": "recordings", "corpora": ["x"]}):
+        recipe = read_recipe(values | {"training": [phase | {"data": data}], "smoke": {}})
+        with pytest.raises(RecipeError, match=r"training\.voice: this system has no codec to train"):
+            task_for(recipe, recipe.phase("voice"), assemble(recipe))

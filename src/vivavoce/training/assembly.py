@@ -37,12 +37,23 @@ def task_for(recipe: Recipe, phase: Phase, model: Model, pack: Path | None = Non
     return maker(recipe, phase, model, pack)
 
 
+def _codec(phase: Phase, model: Model) -> Any:
+    """The codec of the system, for a phase that trains it."""
+    codec = getattr(model.system, "codec", None)
+    if codec is None:
+        raise RecipeError(
+            f"training.{phase.name}: this system has no codec to train: interaction.speaks names no stream whose "
+            "tokenizer is one; train it by a recipe without stages, and name its directory"
+        )
+    return codec
+
+
 def _codec_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A codec on the synthetic voice that the system is to have."""
     from vivavoce.data.answers import voice_clips
     from vivavoce.training.codec_task import CodecTask
 
-    codec = model.system.codec
+    codec = _codec(phase, model)
     clips = voice_clips(phase.data.options["voice"], recipe.sample_rate)
     return CodecTask(codec, clips, held_out=clips[-3:], batch=phase.batch, **phase.objective.options)
 
@@ -52,13 +63,13 @@ def _recordings_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | No
     from vivavoce.data.recordings import excerpts, read_recordings
     from vivavoce.training.codec_task import CodecTask
 
-    options, rate = dict(phase.data.options), recipe.sample_rate
+    codec, options, rate = _codec(phase, model), dict(phase.data.options), recipe.sample_rate
     unknown = sorted(set(options) - {"corpora", "held_out"})
     if unknown or not isinstance(options.get("corpora"), list | tuple):
         raise RecipeError(f"training.{phase.name}.data: give corpora (a list), and held_out speakers; found {options}")
     found = read_recordings(options["corpora"], rate, options.get("held_out", ()), pack)
     held_out = excerpts(found.held_out, rate, 3 * rate, count=6)
-    return CodecTask(model.system.codec, found.clips, held_out=held_out, batch=phase.batch, **phase.objective.options)
+    return CodecTask(codec, found.clips, held_out=held_out, batch=phase.batch, **phase.objective.options)
 
 
 def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None, voiced: bool) -> tuple[Any, Any]:
