@@ -33,7 +33,8 @@ def check_lockstep(
 ) -> None:
     """Rows begin at different times, hear chunks of different sizes, pause; one is reset and starts again.
 
-    Every row must say what it says alone, and a row that hears nothing must keep its state to the bit.
+    Every row must say what it says alone, and a row that hears nothing must keep its state to the bit. One row is also
+    heard by itself, chunk by chunk.
     """
     chance = random.Random(seed)
     rows = len(signals)
@@ -79,6 +80,20 @@ def check_lockstep(
         whole = torch.cat(said[row])
         assert len(whole) == len(singles[row])
         same(whole, singles[row], tolerance)
+    longest = max(range(rows), key=lambda row: len(signals[row]))
+    same(in_chunks(module, signals[longest], chance, most), singles[longest], tolerance)
+
+
+def in_chunks(module: Streaming, signal: Tensor, chance: random.Random, most: int) -> Tensor:
+    """The signal [T, D] as a batch of one, chunk by chunk: rows of one age go through modules by a shorter way."""
+    state, parts, at = module.initial_state(1, dtype=signal.dtype), [], 0
+    while at < len(signal):
+        size = chance.randint(1, most)
+        y, state = module.step(signal[None, at : at + size], state)
+        parts.append((y, state.emitted))
+        at += size
+    y, state = module.flush(state)
+    return join_rows([*parts, (y, state.emitted)])[0][0]
 
 
 def unchanged(before: State, after: State) -> None:

@@ -10,6 +10,18 @@ from abuse import TRAIN
 from vivavoce.cli import main
 
 
+@pytest.fixture
+def command(capsys):
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     """A model directory: mini, smoke size, fresh weights."""

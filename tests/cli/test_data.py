@@ -1,25 +1,17 @@
 """`vivavoce data`: corpora made, imported, converted and counted from the command line; one line for what is wrong."""
 
 import json
+from functools import partial
 
 import pytest
 
 import vivavoce
-from vivavoce.cli import main
 from vivavoce.data.clips import read_manifest
 
 
 @pytest.fixture
-def run(capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main(["data", *map(str, arguments)])
-        out = capsys.readouterr()
-        return left.value.code, out.out, out.err
-
-    return call
+def run(command):
+    return partial(command, "data")
 
 
 def test_digits_then_dialogues_then_lhotse_and_back(run, tmp_path):

@@ -1,19 +1,17 @@
 """`vivavoce eval`: tables, lines, resuming, one-line errors with exit codes."""
 
 import json
+from functools import partial
 
 import pytest
 
 import vivavoce
 from fake_models import Talker
-from vivavoce.cli import main
 
 
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as left:
-        main(["eval", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return left.value.code, captured.out, captured.err
+@pytest.fixture
+def run(command):
+    return partial(command, "eval")
 
 
 @pytest.fixture
@@ -26,26 +24,26 @@ def talker(monkeypatch):
 QUICK = ("--set", "digits.groups=digits", "--set", "digits.judge=false", "--limit", 2)
 
 
-def test_a_table_with_targets(capsys, talker, pack):
-    code, out, _ = run(capsys, "fake", "--task", "digits", "--data", pack, *QUICK)
+def test_a_table_with_targets(run, talker, pack):
+    code, out, _ = run("fake", "--task", "digits", "--data", pack, *QUICK)
     assert code == 0
     assert "fake: digits" in out and "digits correct" in out and ">= 97 MISSED" in out
 
 
-def test_json_lines_and_a_folder_that_goes_on(capsys, talker, pack, tmp_path):
+def test_json_lines_and_a_folder_that_goes_on(run, talker, pack, tmp_path):
     arguments = ("fake", "--task", "digits", "--data", pack, *QUICK, "--json", "--out", tmp_path / "run")
-    code, out, _ = run(capsys, *arguments)
+    code, out, _ = run(*arguments)
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and {"task", "metric", "value", "low", "high", "count", "target", "reached"} <= rows[0].keys()
     assert [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()] == rows
     asked = talker.asked
-    code, again, _ = run(capsys, *arguments)
+    code, again, _ = run(*arguments)
     assert code == 0 and again == out and talker.asked == asked
 
 
-def test_the_default_is_the_recipes_own_tasks(capsys, talker, pack):
+def test_the_default_is_the_recipes_own_tasks(run, talker, pack):
     talker.recipe = type("Recipe", (), {"evaluation": ["digits"]})()
-    code, out, _ = run(capsys, "fake", "--data", pack, *QUICK)
+    code, out, _ = run("fake", "--data", pack, *QUICK)
     assert code == 0 and "fake: digits" in out
 
 
@@ -65,8 +63,8 @@ def test_the_default_is_the_recipes_own_tasks(capsys, talker, pack):
         (("fake", "--limit", "0"), 2, "limit"),
     ],
 )
-def test_wrong_requests_are_one_line(capsys, talker, monkeypatch, arguments, code, message):
+def test_wrong_requests_are_one_line(run, talker, monkeypatch, arguments, code, message):
     monkeypatch.delenv("VIVAVOCE_DATA", raising=False)
-    left, _, err = run(capsys, *arguments)
+    left, _, err = run(*arguments)
     assert left == code and message in err
     assert err.startswith("error: ") and err.count("\n") == 1

@@ -1,5 +1,7 @@
 """`vivavoce tokenize`: a corpus to a store by name, going on with a begun one, one line for what is wrong."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +28,8 @@ class Sign:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command with tokenizers called sign0 and sign1: exit code, stdout, stderr."""
+def run(command, monkeypatch):
+    """The command with tokenizers called sign0 and sign1."""
 
     def load(name, codebooks=None, device="cpu", dtype=torch.float32):
         if not name.startswith("sign"):
@@ -36,13 +38,7 @@ def run(capsys, monkeypatch):
 
     monkeypatch.setattr(vivavoce, "load_tokenizer", load, raising=False)
 
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main(["tokenize", *map(str, arguments)])
-        out = capsys.readouterr()
-        return left.value.code, out.out, out.err
-
-    return call
+    return partial(command, "tokenize")
 
 
 @pytest.fixture

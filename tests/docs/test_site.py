@@ -1,6 +1,9 @@
-"""The documentation: it builds strictly, names every floor and command, and each command it shows works."""
+"""The documentation: it builds strictly, names every floor and command, and what it shows works."""
 
+import contextlib
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import pytest
 from shown_commands import ROOT, Shown, run_shown, shown_commands
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PRINTED = re.compile(r"```python\n(.*?)```\n```text\n(.*?)```", re.DOTALL)  # code, and what it prints
 
 
 def test_the_site_builds_strictly(tmp_path):
@@ -46,6 +50,21 @@ def test_shown_commands_work(page: Path, tmp_path):
             done = run_shown(shown.command, tmp_path)
             told = done.stdout[-1500:] + done.stderr[-1500:]
             assert done.returncode == 0, f"{page.name}:{shown.line}: {shown.command}\n{told}"
+
+
+@pytest.mark.parametrize("name", ["layouts.md", "python.md"])
+def test_python_prints_what_is_shown(name, monkeypatch):
+    """All code of a page, one block after another, in the repository's root."""
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / name).read_text()
+    blocks = PRINTED.findall(page)
+    assert len(blocks) == page.count("```python") == page.count("```text") > 0
+    names: dict[str, object] = {}
+    for code, shown in blocks:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(code, name, "exec"), names)
+        assert said.getvalue() == shown, code
 
 
 def test_shown_commands_are_found(tmp_path):

@@ -150,3 +150,26 @@ def test_a_system_without_a_codec_has_none_to_train(kind, tmp_path):
         recipe = read_recipe(values | {"training": [phase | {"data": data}], "smoke": {}})
         with pytest.raises(RecipeError, match=r"training\.voice: this system has no codec to train"):
             task_for(recipe, recipe.phase("voice"), assemble(recipe))
+
+
+@pytest.mark.parametrize(
+    "name,phase,message",
+    [
+        ("mini", {"objective": {"kind": "reconstruction"}, "data": {"kind": "speech_synthesis"}}, "data: give voice"),
+        (
+            "mini",
+            {"objective": {"kind": "next_token"}, "data": {"kind": "digit_conversations"}, "trains": "dialogue"},
+            "objective: give streams",
+        ),
+        (
+            "layout-flat",
+            {"objective": {"kind": "words"}, "data": {"kind": "digit_conversations"}, "trains": "lm"},
+            "a full-duplex system with an encoder 'ear'",
+        ),
+    ],
+)
+def test_what_a_phase_lacks_is_named(name, phase, message):
+    values = read_recipe(name).model_dump(mode="json", exclude_defaults=True)
+    recipe = read_recipe(values | {"training": [{"name": "p", "trains": "codec", "steps": 1} | phase], "smoke": {}})
+    with pytest.raises(RecipeError, match=rf"training\.p.*{message}"):
+        task_for(recipe, recipe.phase("p"), assemble(recipe))

@@ -9,6 +9,7 @@ import typer
 from vivavoce.cli.devices import DEVICE, DTYPE, JSON
 
 MODEL = typer.Argument(..., metavar="MODEL", help="mini, a model or tokenizer directory, or a hub id.")
+RECORDING = typer.Argument(..., metavar="IN.wav", help="The audio to tokenize.")
 CODEBOOKS = typer.Option(None, "--codebooks", help="How many codebooks; default: what the reference uses.")
 
 
@@ -18,7 +19,7 @@ def register(app: typer.Typer) -> None:
     @app.command("resynth")
     def resynth(
         model: str = MODEL,
-        recording: str = typer.Argument(..., metavar="IN.wav", help="The audio to send through."),
+        recording: str = RECORDING,
         output: Path = typer.Option(..., "-o", "--output", metavar="OUT.wav", help="Where the result goes."),
         codebooks: int = CODEBOOKS,
         device: str = DEVICE,
@@ -28,15 +29,14 @@ def register(app: typer.Typer) -> None:
         """Send audio through a tokenizer and back, with as many samples as were given; prints the bit rate."""
         import vivavoce
 
-        wave, tokenizer = _load(model, recording, codebooks, device, dtype)
-        codes, extra = _encode(tokenizer, wave)
+        tokenizer, wave, codes, extra = _encode(model, recording, codebooks, device, dtype)
         vivavoce.write(output, vivavoce.Audio(_decode(tokenizer, codes, wave.shape[-1], extra), tokenizer.sample_rate))
         _tell({"model": model, **_rates(tokenizer, codes, wave.shape[-1]), "output": str(output)}, as_json)
 
     @app.command("encode")
     def encode(
         model: str = MODEL,
-        recording: str = typer.Argument(..., metavar="IN.wav", help="The audio to encode."),
+        recording: str = RECORDING,
         output: Path = typer.Option(..., "-o", "--output", metavar="OUT.vvc", help="Where the codes go."),
         codebooks: int = CODEBOOKS,
         device: str = DEVICE,
@@ -47,8 +47,7 @@ def register(app: typer.Typer) -> None:
         from vivavoce.data.files import atomic
         from vivavoce.tokenizers.compact_file import CodesHeader, pack_codes
 
-        wave, tokenizer = _load(model, recording, codebooks, device, dtype)
-        found, extra = _encode(tokenizer, wave)
+        tokenizer, wave, found, extra = _encode(model, recording, codebooks, device, dtype)
         codes = found[0].cpu().numpy()
         header = CodesHeader(
             tokenizer=model,
@@ -97,8 +96,12 @@ def register(app: typer.Typer) -> None:
         )
 
 
-def _load(model: str, recording: str, codebooks: int | None, device: str, dtype: str | None) -> tuple[Any, Any]:
-    """The waveform [1, channels, samples] at the tokenizer's rate and width, and the tokenizer."""
+def _encode(
+    model: str, recording: str, codebooks: int | None, device: str, dtype: str | None
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The tokenizer, the waveform [1, channels, samples] at its rate and width, the codes [1, codebooks, frames] and
+    what decoding needs beside them: `scales`, from a codec that normalises.
+    """
     import torch
 
     import vivavoce
@@ -112,15 +115,11 @@ def _load(model: str, recording: str, codebooks: int | None, device: str, dtype:
     samples = resample(audio.samples, audio.sample_rate, tokenizer.sample_rate)
     if samples.shape[0] != tokenizer.channels:
         samples = samples.mean(axis=0, keepdims=True).repeat(tokenizer.channels, axis=0)
-    return torch.from_numpy(samples)[None].to(place["device"], place["dtype"]), tokenizer
-
-
-def _encode(tokenizer: Any, wave: Any) -> tuple[Any, dict[str, Any]]:
-    """Codes [1, codebooks, frames] and what decoding needs beside them: `scales`, from a codec that normalises."""
+    wave = torch.from_numpy(samples)[None].to(place["device"], place["dtype"])
     if not hasattr(tokenizer, "encode_scaled"):
-        return tokenizer.encode(wave), {}
+        return tokenizer, wave, tokenizer.encode(wave), {}
     codes, scales = tokenizer.encode_scaled(wave)
-    return codes, {"scales": scales}
+    return tokenizer, wave, codes, {"scales": scales}
 
 
 def _decode(tokenizer: Any, codes: Any, samples: int, extra: dict[str, Any]) -> Any:

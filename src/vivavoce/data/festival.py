@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import tempfile
 
 import numpy as np
 
+from vivavoce.data.programs import WAV, record
 from vivavoce.errors import DataError, RequestError
 
 # voice -> (Hz, mean pitch in Hz, accent, Debian's package)
@@ -20,7 +19,7 @@ _SCRIPT = """
 (Parameter.set 'Duration_Stretch {stretch:.4f})
 (set! int_lr_params (append '((target_f0_mean {hertz:.1f})) int_lr_params))
 (set! utt (utt.synth (Utterance Text "{text}")))
-(utt.save.wave utt "{path}" 'riff)
+(utt.save.wave utt "{wav}" 'riff)
 (mapcar (lambda (w) (format t "%s %f %f\\n" (item.name w) (item.feat w 'word_start) (item.feat w 'word_end)))
   (utt.relation.items utt 'Word))
 """
@@ -42,8 +41,6 @@ def synthesize(text: str, voice: str, rate: float, pitch: float) -> tuple[np.nda
     `rate` 0.25 to 4, `pitch` 0.5 to 2, ratios to the voice's own. Raises `RequestError`, `DataError` where festival or
     the voice is absent.
     """
-    import soundfile
-
     if voice not in VOICES:
         raise RequestError(f"voice festival:{voice}: there is no such voice; there are {', '.join(VOICES)}")
     if not 0.25 <= rate <= 4 or not 0.5 <= pitch <= 2:
@@ -53,26 +50,13 @@ def synthesize(text: str, voice: str, rate: float, pitch: float) -> tuple[np.nda
             f"voice festival:{voice} needs the program 'festival' and its voice: install them "
             f"(Debian, Ubuntu: apt-get install festival {VOICES[voice][3]})"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "said.wav")
-        # The text stands in a Scheme string: nothing of it may end that.
-        plain = text.replace("\\", " ").replace('"', " ")
-        script = _SCRIPT.format(
-            voice=voice, stretch=1 / rate, hertz=VOICES[voice][1] * pitch, text=plain, path=path.replace("\\", "/")
-        )
-        try:
-            done = subprocess.run(
-                [str(program()), "--pipe"], input=script, capture_output=True, text=True, timeout=120, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise DataError(f"festival could not run: {error}") from error
-        if done.returncode != 0 or not os.path.isfile(path):
-            message = done.stderr.strip().splitlines()
-            raise DataError(f"festival failed with status {done.returncode}: {message[0] if message else 'no message'}")
-        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if not len(samples):
+    # The text stands in a Scheme string: nothing of it may end that.
+    plain = text.replace("\\", " ").replace('"', " ")
+    script = _SCRIPT.format(voice=voice, stretch=1 / rate, hertz=VOICES[voice][1] * pitch, text=plain, wav=WAV)
+    samples, sample_rate, printed = record(str(program()), "--pipe", script=script)
+    if not samples.size:
         raise RequestError(f"festival:{voice} says nothing for the text {text[:40]!r}")
     if sample_rate != VOICES[voice][0]:
         raise DataError(f"festival:{voice} gives {sample_rate} Hz where {VOICES[voice][0]} Hz is known of it")
-    words = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 3]
-    return np.ascontiguousarray(samples.T), [(name, float(start), float(end)) for name, start, end in words]
+    words = [line.split() for line in printed.splitlines() if len(line.split()) == 3]
+    return samples, [(name, float(start), float(end)) for name, start, end in words]

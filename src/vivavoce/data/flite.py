@@ -6,14 +6,12 @@ word said alone are counted (once per word and voice), and where the counts add 
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import tempfile
 from functools import cache, lru_cache
 
 import numpy as np
 
+from vivavoce.data.programs import WAV, record, run
 from vivavoce.errors import DataError, RequestError
 
 # voice -> (Hz, whether its pitch can be moved: `rms` ignores every pitch feature, accent of the speaker)
@@ -33,21 +31,15 @@ def program() -> str | None:
     return shutil.which("flite")
 
 
-def _run(*arguments: str) -> str:
-    """Standard output of one call of flite; raises `DataError` with its complaint."""
+def _needed() -> str:
+    """`program()`; raises `DataError` where there is none."""
     path = program()
     if path is None:
         raise DataError(
             "flite voices need the program 'flite': install it (Debian, Ubuntu: apt-get install flite), "
             "or use a voice of espeak-ng such as espeak:en-us"
         )
-    try:
-        done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DataError(f"flite could not run: {error}") from error
-    if done.returncode != 0:
-        raise DataError(f"flite failed with status {done.returncode}: {done.stderr.strip() or 'no message'}")
-    return done.stdout
+    return path
 
 
 def synthesize(text: str, voice: str, rate: float, pitch: float) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
@@ -56,8 +48,6 @@ def synthesize(text: str, voice: str, rate: float, pitch: float) -> tuple[np.nda
     Words are as flite reads them ("7" is "seven"); the list is empty where the times could not be told. `rate` 0.25
     to 4, `pitch` 0.5 to 2, ratios to the voice's own. Raises `RequestError`, `DataError` where flite is absent.
     """
-    import soundfile
-
     if voice not in VOICES:
         raise RequestError(f"voice flite:{voice}: there is no such voice; there are {', '.join(VOICES)}")
     if not 0.25 <= rate <= 4:
@@ -66,19 +56,13 @@ def synthesize(text: str, voice: str, rate: float, pitch: float) -> tuple[np.nda
         raise RequestError(f"pitch {pitch}: 0.5 to 2 times the voice's own pitch is possible")
     if pitch != 1 and not VOICES[voice][1]:
         raise RequestError(f"voice flite:{voice} has a fixed pitch: leave pitch at 1 or take flite:slt, awb, kal16")
-    handle, path = tempfile.mkstemp(suffix=".wav")
-    os.close(handle)
-    try:
-        features = ("--setf", f"duration_stretch={1 / rate:.6f}", "--setf", f"f0_shift={pitch:.6f}")
-        printed = _run("-voice", voice, *features, "-psdur", "-t", text, "-o", path)
-        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    finally:
-        os.unlink(path)
-    if not len(samples) or not printed.split():
+    features = ("--setf", f"duration_stretch={1 / rate:.6f}", "--setf", f"f0_shift={pitch:.6f}")
+    samples, sample_rate, printed = record(_needed(), "-voice", voice, *features, "-psdur", "-t", text, "-o", WAV)
+    if not samples.size or not printed.split():
         raise RequestError(f"flite:{voice} says nothing for the text {text[:40]!r}")
     if sample_rate != VOICES[voice][0]:
         raise DataError(f"flite:{voice} gives {sample_rate} Hz where {VOICES[voice][0]} Hz is known of it")
-    return np.ascontiguousarray(samples.T), _words(text, voice, printed)
+    return samples, _words(text, voice, printed)
 
 
 def _phones(printed: str) -> list[tuple[str, float, float]]:
@@ -94,14 +78,14 @@ def _phones(printed: str) -> list[tuple[str, float, float]]:
 @lru_cache(maxsize=65_536)
 def _phone_count(word: str, voice: str) -> int:
     """How many phones the word has when said alone."""
-    printed = _run("-voice", voice, "-psdur", "-t", word, "-o", "none")
+    printed = run(_needed(), "-voice", voice, "-psdur", "-t", word, "-o", "none")
     return sum(name != _PAUSE for name, _, _ in _phones(printed))
 
 
 @lru_cache(maxsize=65_536)
 def _words_read(text: str, voice: str) -> tuple[str, ...]:
     """The words that flite makes of a text."""
-    return tuple(_run("-voice", voice, "-pw", "-t", text, "-o", "none").split())
+    return tuple(run(_needed(), "-voice", voice, "-pw", "-t", text, "-o", "none").split())
 
 
 def _words(text: str, voice: str, printed: str) -> list[tuple[str, float, float]]:

@@ -5,11 +5,7 @@ from typing import Any
 
 from vivavoce.encoders.base import Encoder
 from vivavoce.errors import RecipeError
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML's lists as tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+from vivavoce.schema.parts import build_part, tuples
 
 
 def _speech_transformer(source: str | None = None, revision: str | None = None, **sizes: Any) -> Encoder:
@@ -21,7 +17,7 @@ def _speech_transformer(source: str | None = None, revision: str | None = None, 
         if sizes:
             raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
         return load_speech_transformer(source, revision)
-    return SpeechTransformer(SpeechTransformerConfig(**_tuples(sizes))).eval()
+    return SpeechTransformer(SpeechTransformerConfig(**tuples(sizes))).eval()
 
 
 def _wavlm(**options: Any) -> Encoder:
@@ -40,7 +36,7 @@ def _causal_mel(**options: Any) -> Encoder:
     from vivavoce.encoders.causal_mel import CausalMelEncoder
     from vivavoce.encoders.streaming import StreamingEncoder
 
-    module = CausalMelEncoder(**_tuples(options))
+    module = CausalMelEncoder(**tuples(options))
     return StreamingEncoder(module, module.sample_rate)
 
 
@@ -67,11 +63,4 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
 
     Raises `RecipeError` naming what is unknown or missing.
     """
-    options = dict(config)
-    kind = options.pop("kind", None)
-    if kind not in ENCODERS:
-        raise RecipeError(f"encoder.kind: {kind!r} is none of {', '.join(ENCODERS)}")
-    try:
-        return ENCODERS[kind](**options)
-    except TypeError as error:
-        raise RecipeError(f"encoder ({kind}): {error}") from None
+    return build_part("encoder", ENCODERS, config)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vivavoce.errors import RecipeError
 from vivavoce.quantizers.base import Quantizer
 from vivavoce.quantizers.residual import ResidualVectorQuantizer, VectorQuantizer
 from vivavoce.quantizers.scalar import FiniteScalarQuantizer
 from vivavoce.quantizers.split import SplitResidualVectorQuantizer
+from vivavoce.schema.parts import build_part
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "vq": VectorQuantizer,
@@ -22,11 +22,4 @@ def build_quantizer(config: Mapping[str, Any]) -> Quantizer:
 
     Raises `RecipeError` naming what is unknown or missing.
     """
-    options = dict(config)
-    kind = options.pop("kind", None)
-    if kind not in QUANTIZERS:
-        raise RecipeError(f"quantizer.kind: {kind!r} is none of {', '.join(QUANTIZERS)}")
-    try:
-        return QUANTIZERS[kind](**options)
-    except TypeError as error:
-        raise RecipeError(f"quantizer ({kind}): {error}") from None
+    return build_part("quantizer", QUANTIZERS, config)

@@ -1,0 +1,32 @@
+"""Parts by kind: a floor has a table of the kinds that it can build, a recipe names one of them with its options."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from vivavoce.errors import RecipeError
+
+Made = TypeVar("Made")
+
+
+def build_part(what: str, kinds: Mapping[str, Callable[..., Made]], config: Mapping[str, Any]) -> Made:
+    """`kinds[kind](**options)` of `{"kind": kind, **options}`; `what` is to be built, as errors call it.
+
+    Raises `RecipeError` naming what is unknown or missing.
+    """
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind not in kinds:
+        raise RecipeError(f"{what}.kind: {kind!r} is none of {', '.join(kinds)}")
+    try:
+        return kinds[kind](**options)
+    except TypeError as error:
+        raise RecipeError(f"{what} ({kind}): {error}") from None
+
+
+def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with YAML's lists, also nested ones, as tuples."""
+
+    def convert(value: Any) -> Any:
+        return tuple(convert(item) for item in value) if isinstance(value, list | tuple) else value
+
+    return {key: convert(value) for key, value in options.items()}
