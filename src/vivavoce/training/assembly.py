@@ -48,12 +48,20 @@ def _codec(phase: Phase, model: Model) -> Any:
     return codec
 
 
+def _has(where: str, options: Mapping[str, Any], *names: str) -> None:
+    """Raises for an option that the recipe must give and does not."""
+    missing = [name for name in names if name not in options]
+    if missing:
+        raise RecipeError(f"{where}: give {', '.join(missing)}")
+
+
 def _codec_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A codec on the synthetic voice that the system is to have."""
     from vivavoce.data.answers import voice_clips
     from vivavoce.training.codec_task import CodecTask
 
     codec = _codec(phase, model)
+    _has(f"training.{phase.name}.data", phase.data.options, "voice")
     clips = voice_clips(phase.data.options["voice"], recipe.sample_rate)
     return CodecTask(codec, clips, held_out=clips[-3:], batch=phase.batch, **phase.objective.options)
 
@@ -80,6 +88,12 @@ def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None
     from vivavoce.data.spectral import Backgrounds
     from vivavoce.training.next_token import conversation_seed
 
+    live = recipe.interaction is not None and recipe.interaction.kind == "full_duplex"
+    if not live or "ear" not in recipe.encoders or not {"heard", "text", "voice"} <= set(recipe.streams):
+        raise RecipeError(
+            f"training.{phase.name}: digit_conversations train a full-duplex system with an encoder 'ear' and the "
+            "streams heard, text and voice"
+        )
     if pack is None:
         raise DataError(f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
     options = dict(phase.data.options)
@@ -110,6 +124,7 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | 
     from vivavoce.training.next_token import ConversationTask
 
     options = dict(phase.objective.options)
+    _has(f"training.{phase.name}.objective", options, "streams")
     streams = tuple(options.pop("streams"))
     train, held_out = _conversations(recipe, phase, model, pack, "voice" in streams)
     return ConversationTask(
