@@ -52,10 +52,11 @@ def test_shown_commands_work(page: Path, tmp_path):
             assert done.returncode == 0, f"{page.name}:{shown.line}: {shown.command}\n{told}"
 
 
-@pytest.mark.parametrize("name", ["layouts.md", "python.md"])
-def test_python_prints_what_is_shown(name, monkeypatch):
-    """All code of a page, one block after another, in the repository's root."""
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize("name", ["first-steps.md", "layouts.md", "python.md"])
+def test_python_prints_what_is_shown(name, tmp_path, monkeypatch):
+    """All code of a page, one block after another, in a folder with the examples."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / name).read_text()
     blocks = PRINTED.findall(page)
     assert len(blocks) == page.count("```python") == page.count("```text") > 0

@@ -125,7 +125,7 @@ def test_generation_through_next_is_the_argmax_of_the_whole(kind):
             assert float((logits.amax(-1) - chosen)[here].amax() if here.any() else 0) < 1e-4
             compared += int(here.sum())
     assert compared == int(walked.loss.sum()) and compared > 9
-    assert sum(len(filled[stream].unique()) for stream in predictions) > 3, "all alike: this test could not fail"
+    assert sum(len(filled[stream].unique()) - 1 for stream in predictions) > 2, "all alike: this test could not fail"
     if all(system.streams[stream].spec.end is None for stream in system.filled):
         whole = {n: lengths.get(n, cells.lengths.get(n)) for n in system.streams}
         placed = system.layout.place(whole, Given(counts=cells.counts), torch.arange(3))

@@ -7,6 +7,7 @@ import torch
 
 import vivavoce
 from made_conversations import maker
+from vivavoce.errors import RecipeError
 from vivavoce.training import PhaseSettings, RunDirectory, train_phase
 from vivavoce.training.next_token import ConversationTask, collate, hide_bands
 
@@ -60,12 +61,14 @@ def test_pads_weigh_what_each_stream_says(task):
     with torch.no_grad():
         read = task.read(batch)
 
-        def losses(weight):
-            task.pad_weight = weight
+        def losses(heard, text):
+            task.pad_weight = {"heard": heard, "text": text}
             return [float(task.stream_loss(stream, read, batch["decided"])) for stream in ("heard", "text")]
 
-        low, high, mixed = losses(0.1), losses(0.9), losses({"heard": 0.1, "text": 0.9})
+        low, high, mixed = losses(0.1, 0.1), losses(0.9, 0.9), losses(0.1, 0.9)
     assert mixed == [low[0], high[1]] and low[0] != high[0] and low[1] != high[1]
+    with pytest.raises(RecipeError, match="herd is not trained"):
+        ConversationTask("t", task.encoder, task.stage, task.conversations, ["heard"], 2, pad_weight={"herd": 0.5})
 
 
 def test_a_share_of_the_voice_is_learned_at_a_time(task, monkeypatch):

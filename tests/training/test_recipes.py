@@ -9,7 +9,7 @@ import yaml
 
 import vivavoce
 from vivavoce.cli import main
-from vivavoce.errors import RecipeError
+from vivavoce.errors import RecipeError, VivavoceError
 from vivavoce.schema import read_recipe
 from vivavoce.systems import assemble
 from vivavoce.training import RunDirectory
@@ -173,3 +173,29 @@ def test_what_a_phase_lacks_is_named(name, phase, message):
     recipe = read_recipe(values | {"training": [{"name": "p", "trains": "codec", "steps": 1} | phase], "smoke": {}})
     with pytest.raises(RecipeError, match=rf"training\.p.*{message}"):
         task_for(recipe, recipe.phase("p"), assemble(recipe))
+
+
+@pytest.mark.parametrize(
+    "data,message",
+    [
+        ({"leave_uot": ["theo"]}, "data: unknown leave_uot"),
+        ({"scene": {"dictaton": 1}}, "data.scene: .*dictaton"),
+        ({"leave_out": "theo"}, "give a list of some of george, lucas, nicolas, theo, yweweler"),
+    ],
+)
+def test_a_slip_in_what_is_left_out_is_not_passed_over(data, message, pack, monkeypatch):
+    """It would give the figure of a speaker that was trained on."""
+    monkeypatch.setattr("vivavoce.data.answers.Voice.spoken", lambda self, text, tempo=1.0: None)
+    values = read_recipe("mini").model_dump(mode="json", exclude_defaults=True)
+    phase = values["training"][2] | {"data": {"kind": "digit_conversations"} | data}
+    recipe = read_recipe(values | {"training": [phase]})
+    with pytest.raises(VivavoceError, match=message):
+        task_for(recipe, recipe.phase("hear"), assemble(recipe), pack)
+
+
+def test_what_trains_an_encoder_and_what_hears_with_it_follow_each_other():
+    values = read_recipe("mini").model_dump(mode="json", exclude_defaults=True)
+    assert values["training"][3]["name"] == "listen"
+    values["training"][3]["after"] = []
+    with pytest.raises(RecipeError, match="'hear' trains 'ear' too"):
+        read_recipe(values)

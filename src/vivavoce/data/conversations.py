@@ -77,7 +77,8 @@ class Conversation:
 
     `told`: the text was given, whatever the user says. `decided` [frames] bool: where the text is for the model to
     choose: all of it, the result of a given sum, or (where the user is silent) all but the first word of what is given,
-    so that it also knows when a word is due. `events` (kind, start, end in seconds, text): for people.
+    so that it also knows when a word is due; nothing in dictation. `events` (kind, start, end in seconds, text): for
+    people, and for a task that labels words ("word", and "other" where a lone word is heard whole).
     """
 
     user: np.ndarray
@@ -294,6 +295,8 @@ class Conversations:
         if len(clip.text.split()) == 1 and len(clip.power) <= longest and rng.random() < 0.8:
             return self._voiced(clip, voice)
         size = min(len(clip.power), int(rng.uniform(30, longest)))
+        if size == len(clip.power) and len(clip.text.split()) == 1:
+            return self._voiced(clip, voice)
         start = int(rng.integers(0, len(clip.power) - size + 1))
         return self._voiced(PowerClip(clip.power[start : start + size], "", 0, size, clip.speaker), voice)
 
@@ -368,7 +371,7 @@ class Conversations:
         pick = rng.random()
         if pick < 0.4 and self.drills:
             return self.drills[rng.integers(len(self.drills))]
-        if pick < 0.6:
+        if 0.4 <= pick < 0.6:
             return self.answers[DIGITS[rng.integers(10)]]
         return self.sentences[rng.integers(len(self.sentences))]
 

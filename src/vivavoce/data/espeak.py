@@ -170,7 +170,7 @@ def _speak(text: str, name: str, words_per_minute: int, pitch: int) -> tuple[lis
         library.espeak_SetParameter(_RATE, words_per_minute, 0)
         library.espeak_SetParameter(_PITCH, pitch, 0)
         spoken = text.encode()
-        flags = _UTF8 | (_PHONEMES if text.startswith("[[") else 0)
+        flags = _UTF8 | (_PHONEMES if text.startswith("[[") and text.endswith("]]") else 0)
         status = library.espeak_Synth(spoken, len(spoken) + 1, 0, _BY_CHARACTER, 0, flags, None, None)
         if status != 0 or library.espeak_Synchronize() != 0:
             raise DataError(f"espeak-ng could not say {text[:40]!r} (status {status})")

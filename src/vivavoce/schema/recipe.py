@@ -224,9 +224,10 @@ class Recipe(Strict):
         for phase in self.training:
             needed = self.needs(phase.name)
             for other in self.training[: self.training.index(phase)]:
-                if other.trains == phase.trains and other.name not in needed:
+                both = self._parts(other) & self._parts(phase)
+                if both and other.name not in needed:
                     raise ValueError(
-                        f"training.{phase.name}.after: '{other.name}' trains '{phase.trains}' too: name it, or its "
+                        f"training.{phase.name}.after: '{other.name}' trains '{both.pop()}' too: name it, or its "
                         "result would be lost"
                     )
         if self.interaction is not None:
@@ -236,6 +237,11 @@ class Recipe(Strict):
                     continue
                 self._declared(f"interaction.{field}", getattr(self.interaction, field), self.streams)
         return self
+
+    def _parts(self, phase: Phase) -> set[str]:
+        """What a phase trains: a tokenizer, an encoder, or a stage with the encoders of the streams."""
+        stage = phase.trains in {stage.name for stage in self.stages}
+        return {phase.trains, *(stream.encoder for stream in self.streams.values() if stage and stream.encoder)}
 
     @staticmethod
     def _declared(path: str, name: str | None, known: Any) -> None:

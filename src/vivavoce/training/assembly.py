@@ -1,6 +1,6 @@
 """From a recipe's phase to the task and settings that the loop trains."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,14 @@ def _has(where: str, options: Mapping[str, Any], *names: str) -> None:
         raise RecipeError(f"{where}: give {', '.join(missing)}")
 
 
+def _made(task: Callable[..., Task], phase: Phase, *parts: Any, **options: Any) -> Task:
+    """`task(*parts, **options)`; an option that it does not know is the recipe's fault."""
+    try:
+        return task(*parts, **options)
+    except TypeError as error:
+        raise RecipeError(f"training.{phase.name}.objective: {error}") from None
+
+
 def _codec_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A codec on the synthetic voice that the system is to have."""
     from vivavoce.data.answers import voice_clips
@@ -100,9 +108,14 @@ def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None
     name, drills = options.pop("voice", "flite:slt"), options.pop("drills", 220)
     leave_out = tuple(options.pop("leave_out", ()))
     frames = options.pop("frames", 96)
-    scene = Scene(**options.pop("scene", {}))
+    try:
+        scene = Scene(**options.pop("scene", {}))
+    except TypeError as error:
+        raise RecipeError(f"training.{phase.name}.data.scene: {error}") from None
     encoder: Any = model.system.encoder
-    codec = model.system.codec.eval()
+    if options:
+        raise RecipeError(f"training.{phase.name}.data: unknown {', '.join(options)}")
+    codec = _codec(phase, model).eval()
     voice = Voice(name, recipe.sample_rate, codec.codebooks, codec if voiced else None)
     answers, drills = voice.answers(), voice.drills(drills)
     words = model.system.vocabularies["text"]
@@ -127,17 +140,10 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | 
     _has(f"training.{phase.name}.objective", options, "streams")
     streams = tuple(options.pop("streams"))
     train, held_out = _conversations(recipe, phase, model, pack, "voice" in streams)
-    return ConversationTask(
-        phase.name,
-        model.system.encoder,
-        model.system.stage,
-        train,
-        streams,
-        phase.batch,
-        loss_weights=phase.loss_weights,
-        held_out=held_out,
-        **options,
-    )
+    return _made(
+        ConversationTask, phase, phase.name, model.system.encoder, model.system.stage, train, streams, phase.batch,
+        loss_weights=phase.loss_weights, held_out=held_out, **options,
+    )  # fmt: skip
 
 
 def _word_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
@@ -147,10 +153,9 @@ def _word_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) ->
     train, held_out = _conversations(recipe, phase, model, pack, voiced=False)
     known = list(train.bank.words)
     words = [*known, *train.bank.lone_words()]
-    options = phase.objective.options
-    return WordTask(
-        phase.name, model.system.encoder, train, words, known, phase.batch, train.timing.heard, held_out=held_out,
-        **options,
+    return _made(
+        WordTask, phase, phase.name, model.system.encoder, train, words, known, phase.batch, train.timing.heard,
+        held_out=held_out, **phase.objective.options,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vivavoce.data.conversations import Conversation
 from vivavoce.encoders.causal_mel import CausalMelEncoder
+from vivavoce.errors import RecipeError
 from vivavoce.lm.grid import GridLM, Read
 from vivavoce.training.task import Task, step_seed
 
@@ -18,7 +19,7 @@ class ConversationTask(Task):
 
     loss_weights: stream -> weight, or one weight a level. `pad_weight`: weight of a frame in which a text stream says
     nothing against one with a word, for all or by stream. The voice is learned on a share `voice_frames` of the frames
-    that sound, at random, and on as many silent ones: its depth transformer costs most there and needs them least.
+    that sound, at random, and on as many of all: its depth transformer costs most there and needs them least.
     """
 
     def __init__(
@@ -42,7 +43,13 @@ class ConversationTask(Task):
         self.conversations, self.held_out = conversations, held_out
         self.streams, self.batch_size = tuple(streams), batch_size
         self.loss_weights, self.seed, self.mask = dict(loss_weights or {}), seed, mask
-        self.pad_weight, self.voice_frames = pad_weight, voice_frames
+        if isinstance(pad_weight, int | float):
+            pad_weight = dict.fromkeys(self.streams, float(pad_weight))
+        self.pad_weight = dict(pad_weight)
+        self.voice_frames = voice_frames
+        unknown = sorted(set(self.pad_weight) - set(self.streams))
+        if unknown:
+            raise RecipeError(f"training.{name}.objective.pad_weight: {', '.join(unknown)} is not trained")
 
     def modules(self):
         return {"encoder": self.encoder, "stage": self.stage}
@@ -86,8 +93,7 @@ class ConversationTask(Task):
             levels = list(weights) if isinstance(weights, list | tuple) else [1.0] * len(each)
             return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
         flat, goal = self.words(stream, read)
-        pad = self.pad_weight if isinstance(self.pad_weight, int | float) else self.pad_weight.get(stream, 0.5)
-        weight = torch.where(goal > 0, 1.0, pad)
+        weight = torch.where(goal > 0, 1.0, self.pad_weight.get(stream, 0.5))
         if stream == "text":
             weight = weight * decided.flatten()
         loss = F.cross_entropy(flat.float(), goal, reduction="none")
@@ -108,7 +114,8 @@ class ConversationTask(Task):
         """Teacher-forced accuracy on held-out conversations: of words where one is due, and of silence elsewhere."""
         if self.held_out is None:
             return {}
-        batch = collate([self.held_out(i) for i in range(64)])
+        device = next(self.stage.parameters()).device
+        batch = {name: cells.to(device) for name, cells in collate([self.held_out(i) for i in range(64)]).items()}
         read = self.read(batch)
         figures: dict[str, float] = {}
         for stream in self.streams:

@@ -55,7 +55,7 @@ def train_recipe(
     todo = [name for name in names if phase in (None, name) and not _is_done(run, settings[name])]
     work = partial(_train_one, recipe, run, settings, make_task or task_of)
     if jobs > 1:
-        needs = {name: recipe.needs(name) for name in (names if phase is None else todo)}
+        needs = {name: recipe.needs(name) for name in names}
         train_beside(partial(work, patience=PATIENCE), needs, jobs, finished=set(names) - set(todo))
     else:
         for name in todo:

@@ -39,7 +39,7 @@ class WordTask(Task):
         mask: float = 0.5,
     ):
         self.name, self.encoder, self.conversations, self.held_out = name, encoder, conversations, held_out
-        self.classes = {word: i + 1 for i, word in enumerate(words)}
+        self.classes = {word: i + 1 for i, word in enumerate(dict.fromkeys(words))}
         self.known = torch.tensor(sorted(self.classes[word] for word in known))
         self.batch_size, self.wait, self.pad_weight, self.mask = batch_size, wait, pad_weight, mask
         self.head = nn.Linear(encoder.width, 1 + len(self.classes))
@@ -69,17 +69,17 @@ class WordTask(Task):
         return {"loss": (each * weight).sum() / weight.sum()}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """On held-out conversations: the share of words told right, and of frames without one left empty, at any
-        decision; which word it is where the silence is left out."""
+        """On held-out conversations, shares of frames: `words` of the known ones told where due; `false_words`, any of
+        them told elsewhere, a frame early or late included; `which`, the right one of them where one is due."""
         if self.held_out is None:
             return {}
         batch = self._collate([self.held_out(i) for i in range(64)])
-        logits = self.head(self.encoder.from_power(batch["user"]))
+        logits = self.head(self.encoder.from_power(batch["user"].to(self.head.weight.device))).cpu()
         goal, guess = batch["words"], logits.argmax(-1)
         due = torch.isin(goal, self.known)
         which = self.known[logits[..., self.known].argmax(-1)]
         return {
             "words": float((guess == goal)[due].float().mean()),
-            "false_words": float(torch.isin(guess, self.known)[goal == 0].float().mean()),
+            "false_words": float(torch.isin(guess, self.known)[~due].float().mean()),
             "which": float((which == goal)[due].float().mean()),
         }
