@@ -9,7 +9,7 @@ from vivavoce.data.sums import DIGITS, WORDS, all_answers
 IDS = {word: i + 1 for i, word in enumerate(WORDS)}
 
 
-def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), drills=(), other=()):
+def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), other=()):
     """`make(frames=100, **scene)` -> Conversations, with answers of `codebooks` codes below `size`."""
     rng = np.random.default_rng(0)
 
@@ -31,6 +31,6 @@ def maker(front, bins: int, codebooks: int = 2, size: int = 8, sums=(), drills=(
 
     def make(frames: int = 100, **scene) -> Conversations:
         drawn = Scene(**scene)
-        return Conversations(bank, answers, silence, IDS, backgrounds, frames=frames, scene=drawn, drills=drills)
+        return Conversations(bank, answers, silence, IDS, backgrounds, frames=frames, scene=drawn)
 
     return make

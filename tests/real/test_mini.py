@@ -35,7 +35,7 @@ def test_what_is_forced_into_its_text_is_what_it_says(mini, judge):
     """
     texts = all_answers()[2::11]
     heard = [judge(mini.fill("speak", {"text": text})["audio"]) for text in texts]
-    assert sum(h == t for h, t in zip(heard, texts, strict=True)) >= len(texts) / 5, heard
+    assert sum(h == t for h, t in zip(heard, texts, strict=True)) >= len(texts) / 2, heard
 
 
 def test_another_question_another_answer(mini):

@@ -5,7 +5,7 @@ import torch
 
 from vivavoce.audio import resample
 from vivavoce.data.conversations import Spoken
-from vivavoce.data.sums import DIGITS, WORDS, all_answers
+from vivavoce.data.sums import DIGITS, all_answers
 from vivavoce.data.synthesis import synthesize
 from vivavoce.errors import DataError
 
@@ -17,11 +17,9 @@ PHRASES = (
 )  # fmt: skip
 
 
-def say(
-    text: str, voice: str, sample_rate: int, tempo: float = 1.0
-) -> tuple[np.ndarray, tuple[tuple[str, float], ...]]:
+def say(text: str, voice: str, sample_rate: int) -> tuple[np.ndarray, tuple[tuple[str, float], ...]]:
     """`text` by `voice` at `sample_rate`: samples [n] from the first sound to the last, and (word, second)s."""
-    speech = synthesize(text, voice, rate=tempo)
+    speech = synthesize(text, voice)
     if not speech.words:
         raise DataError(f"{voice} gave no word times for '{text}': choose a flite voice")
     samples = speech.samples[0]
@@ -48,20 +46,6 @@ def voice_clips(voice: str, sample_rate: int, lead: float = 0.24, tail: float = 
     return clips
 
 
-def drill_texts(count: int, seed: int = 0) -> list[tuple[str, float]]:
-    """(text, tempo) of what the voice exercises besides its answers: answers at other tempos, words in any order."""
-    rng = np.random.default_rng(seed)
-    texts = all_answers()
-    drills = []
-    for number in range(count):
-        if number % 2:
-            text = " ".join(str(word) for word in rng.choice(WORDS, rng.integers(1, 6)))
-        else:
-            text = texts[rng.integers(len(texts))]
-        drills.append((text, float(rng.uniform(0.88, 1.14))))
-    return drills
-
-
 class Voice:
     """What `name` (a voice of `synthesize`) says, as the codes of `codec`; without a codec as words and times only,
     for a phase that does not train the voice yet. `silence` [codebooks] are the codes of silence."""
@@ -73,10 +57,10 @@ class Voice:
         if codec is not None:
             self.silence = self._codes(np.zeros(32 * codec.hop, dtype=np.float32))[:, -1]
 
-    def spoken(self, text: str, tempo: float = 1.0) -> Spoken:
+    def spoken(self, text: str) -> Spoken:
         """The text as codes [codebooks, frames]: encoded as it will be played, after silence and followed by it, on the
         codec's own frames."""
-        samples, words = say(text, self.name, self.sample_rate, tempo)
+        samples, words = say(text, self.name, self.sample_rate)
         codes = np.zeros((self.codebooks, 0), dtype=np.int64)
         if self.codec is not None:
             hop, lead, tail = self.codec.hop, 8, 4  # frames of silence around it
@@ -89,16 +73,6 @@ class Voice:
     def answers(self) -> dict[str, Spoken]:
         """The 110 answers of the task by their texts."""
         return {text: self.spoken(text) for text in all_answers()}
-
-    def drills(self, count: int) -> list[Spoken]:
-        """Further sentences (`drill_texts`)."""
-        drills = []
-        for text, tempo in drill_texts(count):
-            try:
-                drills.append(self.spoken(text, tempo))
-            except DataError:  # the engine could not tell the times of its words
-                continue
-        return drills
 
     def _codes(self, wave: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

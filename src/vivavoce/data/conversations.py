@@ -141,10 +141,7 @@ def _synthetic(source: str) -> bool:
 
 
 class Conversations:
-    """`conversations(number)` -> Conversation: an endless, reproducible list.
-
-    `drills`: more that the voice can be told to say, besides the answers: other orders of words, other tempos.
-    """
+    """`conversations(number)` -> Conversation: an endless, reproducible list."""
 
     def __init__(
         self,
@@ -157,10 +154,9 @@ class Conversations:
         timing: Timing | None = None,
         scene: Scene | None = None,
         seed: int = 0,
-        drills: Sequence[Spoken] = (),
     ):
         self.bank, self.answers, self.silence, self.vocabulary = bank, answers, silence, vocabulary
-        self.sentences, self.drills = list(answers.values()), list(drills)
+        self.sentences = list(answers.values())
         self.backgrounds, self.frames = backgrounds, frames
         self.timing, self.scene, self.seed = timing or Timing(), scene or Scene(), seed
         self.kinds = list(self.scene.episodes)
@@ -346,34 +342,26 @@ class Conversations:
         example.events.append(("yield", start / 100, (frame + 1) * MEL_FRAMES / 100, ""))
 
     def _tell(self, rng: Generator, example: Conversation, alone: bool) -> None:
-        """Text that is given: any sentence at any time, so that the voice follows the text alone.
+        """Text that is given: any answer at any time, so that the voice follows the text alone.
 
-        In half of the sentences words stand a frame early or late: a voice must bear the moments that a model, not its
-        recording, chooses. In the others, where the user is silent, the model learns when the next word is due;
-        elsewhere only what a given sum makes.
+        Where the user is silent the model also learns when the next word is due; elsewhere what a given sum makes, or
+        words stand a frame early or late: a voice must bear moments that are not its recording's own.
         """
         frame = int(rng.integers(0, 12))
         while frame < self.frames:
-            spoken = self._told(rng)
+            spoken = self.sentences[rng.integers(len(self.sentences))]
+            if rng.random() < 0.2:  # answers of one word are one in eleven, and wanted oftener
+                spoken = self.answers[DIGITS[rng.integers(10)]]
             words = [word for word, _ in spoken.words]
             cells = self._cells(spoken, frame)
-            if rng.random() < 0.5:
+            if not alone and rng.random() < 0.5:
                 for i in range(1, len(cells)):
                     cells[i] = max(cells[i] + int(rng.integers(-1, 2)), cells[i - 1] + 1)
-            elif alone or (spoken.text in self.answers and "is" in words):
+            elif alone or "is" in words:
                 given = 1 if alone else words.index("is") + 1
                 example.decided[cells[given - 1] + 1 : cells[-1] + 1] = True
             until = self._say(example, spoken, frame, cells)
             frame = -(-until // MEL_FRAMES) + int(rng.integers(2, 20))
-
-    def _told(self, rng: Generator) -> Spoken:
-        """A sentence to be told: a drill, an answer, or (oftener than one in eleven) an answer of one word."""
-        pick = rng.random()
-        if pick < 0.4 and self.drills:
-            return self.drills[rng.integers(len(self.drills))]
-        if 0.4 <= pick < 0.6:
-            return self.answers[DIGITS[rng.integers(10)]]
-        return self.sentences[rng.integers(len(self.sentences))]
 
     def _scene(self, rng: Generator, example: Conversation, empty: bool) -> None:
         """Microphone, room, noise and level over the whole conversation."""

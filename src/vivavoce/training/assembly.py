@@ -105,7 +105,7 @@ def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None
     if pack is None:
         raise DataError(f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
     options = dict(phase.data.options)
-    name, drills = options.pop("voice", "flite:slt"), options.pop("drills", 220)
+    name = options.pop("voice", "flite:slt")
     leave_out = tuple(options.pop("leave_out", ()))
     frames = options.pop("frames", 96)
     try:
@@ -117,16 +117,14 @@ def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None
         raise RecipeError(f"training.{phase.name}.data: unknown {', '.join(options)}")
     codec = _codec(phase, model).eval()
     voice = Voice(name, recipe.sample_rate, codec.codebooks, codec if voiced else None)
-    answers, drills = voice.answers(), voice.drills(drills)
+    answers = voice.answers()
     words = model.system.vocabularies["text"]
     bins = 1 + int(encoder.front.fft_size * recipe.encoders["ear"].options.get("fmax", 4000) / recipe.sample_rate)
     bank = build_bank(pack, encoder.front, bins, leave_out)
     backgrounds = Backgrounds(encoder.front, bins)
     seed = conversation_seed(0, phase.name)
     train, held_out = (
-        Conversations(
-            bank, answers, voice.silence, words.ids, backgrounds, frames=frames, scene=scene, seed=number, drills=drills
-        )
+        Conversations(bank, answers, voice.silence, words.ids, backgrounds, frames=frames, scene=scene, seed=number)
         for number in (seed, seed + 1)
     )
     return train, held_out
