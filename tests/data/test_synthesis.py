@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fundamental import fundamental
-from vivavoce.data import espeak, flite
+from vivavoce.data import espeak, flite, rhvoice
 from vivavoce.data.synthesis import synthesize, voices
 from vivavoce.errors import DataError, RequestError
 
@@ -31,7 +31,17 @@ def test_espeak_accents_and_variants_differ():
             assert one.shape != other.shape or not np.allclose(one, other, atol=0.01)
 
 
-@pytest.mark.parametrize("voice", ["espeak:en-us", pytest.param("flite:slt", marks=needs_flite)])
+needs_rhvoice = pytest.mark.skipif(rhvoice.program() is None, reason="RHVoice's English voices are not installed")
+
+
+@pytest.mark.parametrize(
+    "voice",
+    [
+        "espeak:en-us",
+        pytest.param("flite:slt", marks=needs_flite),
+        pytest.param("rhvoice:clb", marks=needs_rhvoice),
+    ],
+)
 def test_rate_and_pitch_are_ratios(voice):
     text = "mama may amaze all our neighbours"
     normal = synthesize(text, voice)
@@ -101,6 +111,8 @@ def test_voices_are_those_that_work():
         ("one", "slt", {}, "espeak:LANGUAGE"),
         ("one", "festival:x", {}, "there are ked"),
         ("one", "pico:fr", {}, "en-US, en-GB"),
+        ("one", "rhvoice:alan", {}, "there are bdl, clb"),
+        ("one", "rhvoice:bdl", {"rate": 3}, "rate 3"),
         ("one", "sapi:x", {}, "espeak:LANGUAGE"),
         ("one", "espeak:tlh", {}, "no language 'tlh'"),
         ("one", "espeak:en+nobody", {}, "no variant 'nobody'"),

@@ -22,8 +22,8 @@ from vivavoce.data.synthesis import installed, synthesize
 from vivavoce.errors import DataError, RequestError
 from vivavoce.nn.logmel import StreamingLogMel
 
-# Voices that evaluation uses and training must never hear: flite:awb, flite:kal16 (and its kin flite:kal),
-# espeak accents en-029 and en-gb-x-gbcwmd.
+# Voices that evaluation uses and training must never hear: flite:awb (a Scottish man, as RHVoice's alan is),
+# flite:kal16 and its kin flite:kal, espeak accents en-029 and en-gb-x-gbcwmd.
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-us-nyc")
 # espeak-ng's timbres that sound like people, and a few that do not.
 TIMBRES = (
@@ -34,7 +34,7 @@ TIMBRES = (
     "miguel", "norbert", "paul", "quincy", "rob", "shelby", "steph", "travis", "victor", "zac", "f5",
 )  # fmt: skip
 # The others read further voices off recordings; those whose program is missing are left out with a warning.
-VOICES = ("flite:slt", "flite:rms", "festival:ked", "pico:en-US", "pico:en-GB")
+VOICES = ("flite:slt", "flite:rms", "festival:ked", "pico:en-US", "pico:en-GB", "rhvoice:bdl", "rhvoice:clb")
 FOREIGN = ("es", "de", "it", "fr-fr", "pt", "pl", "sv", "hi", "tr", "cmn")  # as other speech only
 # Other ways to say them than the engines', in espeak-ng's phoneme mnemonics: a vowel or a consonant replaced by one
 # near it. None is near to what the accents of the evaluation say (tests/data/test_pronunciations.py).
@@ -167,7 +167,7 @@ def usable(voices: Sequence[str]) -> list[str]:
     if missing:
         warnings.warn(
             f"training goes without the voices {', '.join(missing)}: their programs are not installed "
-            "(Debian: flite; festival with festvox-kdlpc16k; libttspico-utils of the component non-free)",
+            "(Debian: flite; festival with festvox-kdlpc16k; of non-free libttspico-utils; rhvoice, rhvoice-english)",
             stacklevel=2,
         )
     return [voice for voice in voices if voice not in missing]
@@ -240,7 +240,7 @@ def synthetic(
             other += say.other(voice, texts, 40, 12)
     for voice in usable(VOICES):
         digits += say.digits(voice, 10)
-        sums += say.sums(voice, 0 if voice.startswith("pico") else 80)
+        sums += say.sums(voice, 0 if voice.startswith(("pico", "rhvoice")) else 80)  # they tell no word times
         other += say.other(voice, texts, 80, 50)
     for language in FOREIGN:
         for timbre in ("", *say.rng.choice(timbres, 3, replace=False)):

@@ -1,8 +1,8 @@
 """Offline speech synthesis: `synthesize(text, voice)` by the engine that the voice names.
 
 `espeak:en-us+f3` is language + timbre variant of espeak-ng (extra `synth`): over a hundred languages, for variety;
-`flite:slt` a voice of Debian's `flite`: clear English; `festival:ked` and `pico:en-GB` further English speakers, where
-these programs are installed. Same request, same samples.
+`flite:slt` a voice of Debian's `flite`: clear English; `festival:ked`, `pico:en-GB` and `rhvoice:bdl` further English
+speakers, where these programs are installed. Same request, same samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from vivavoce.audio import Audio
-from vivavoce.data import espeak, festival, flite, pico
+from vivavoce.data import espeak, festival, flite, pico, rhvoice
 from vivavoce.data.clips import Word
 from vivavoce.errors import RequestError
 
@@ -20,12 +20,14 @@ ENGINES = {
     "flite": flite.synthesize,
     "festival": festival.synthesize,
     "pico": pico.synthesize,
+    "rhvoice": rhvoice.synthesize,
 }
 LICENSES = {
     "espeak": "synthetic speech, no recording behind it (program: espeak-ng, GPL-3.0-or-later)",
     "flite": "synthetic speech (program and voices: CMU Flite, BSD-style)",
     "festival": "synthetic speech (program and voices: CSTR Festival, OGI and CMU, BSD-style)",
     "pico": "synthetic speech (program and voices: SVOX Pico, Apache-2.0)",
+    "rhvoice": "synthetic speech (program and voices: RHVoice, LGPL-2.1)",
 }
 
 
@@ -60,7 +62,8 @@ def synthesize(text: str, voice: str = "flite:slt", rate: float = 1.0, pitch: fl
     engine, _, name = voice.partition(":")
     if engine not in ENGINES or not name:
         raise RequestError(
-            f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT, flite:NAME, festival:NAME or pico:LANGUAGE"
+            f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT, flite:NAME, festival:NAME, pico:LANGUAGE "
+            "or rhvoice:NAME"
         )
     samples, words = ENGINES[engine](text, name, rate, pitch)
     return Speech(samples, sample_rate(voice), text, voice, tuple(Word(*word) for word in words))
@@ -71,7 +74,7 @@ def sample_rate(voice: str) -> int:
     engine, _, name = voice.partition(":")
     if engine in ("flite", "festival"):
         return (flite.VOICES if engine == "flite" else festival.VOICES)[name][0]
-    return pico.SAMPLE_RATE if engine == "pico" else espeak.SAMPLE_RATE
+    return {"pico": pico, "rhvoice": rhvoice, "espeak": espeak}[engine].SAMPLE_RATE
 
 
 def language(voice: str) -> str:
@@ -79,7 +82,7 @@ def language(voice: str) -> str:
     engine, _, name = voice.partition(":")
     if engine in ("flite", "festival"):
         return (flite.VOICES if engine == "flite" else festival.VOICES)[name][2]
-    return name.partition("+")[0].lower()
+    return "en-us" if engine == "rhvoice" else name.partition("+")[0].lower()
 
 
 def installed(voice: str) -> bool:
@@ -87,7 +90,7 @@ def installed(voice: str) -> bool:
     engine, _, name = voice.partition(":")
     if engine == "festival":
         return festival.installed(name)
-    return engine == "espeak" or (flite if engine == "flite" else pico).program() is not None
+    return engine == "espeak" or {"flite": flite, "pico": pico, "rhvoice": rhvoice}[engine].program() is not None
 
 
 def slug(text: str) -> str:
@@ -105,6 +108,8 @@ def voices(language: str | None = None, variants: tuple[str, ...] | None = ()) -
         found += [Voice(f"flite:{name}", tag, rate, moves) for name, (rate, moves, tag) in flite.VOICES.items()]
     if pico.program() is not None:
         found += [Voice(f"pico:{name}", name.lower(), pico.SAMPLE_RATE) for name in pico.VOICES]
+    if rhvoice.program() is not None:
+        found += [Voice(f"rhvoice:{name}", "en-us", rhvoice.SAMPLE_RATE) for name in rhvoice.VOICES]
     for name, (rate, _, tag, _) in festival.VOICES.items():
         if festival.installed(name):
             found.append(Voice(f"festival:{name}", tag, rate))
