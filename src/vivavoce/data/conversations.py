@@ -198,9 +198,7 @@ class Conversations:
         kind = self.kinds[rng.choice(len(self.kinds), p=self.weights)]
         if kind == "nothing":
             return at + int(rng.uniform(50, 250)), free
-        speaker = self.bank.speaker(rng)
-        voice = (rng.uniform(*self.scene.vocal_tract), rng.uniform(*self.scene.tempo))
-        gain = np.float32(10 ** (rng.normal(0, 2) / 10))
+        speaker, voice, gain = self._someone(rng)
         if kind == "other":
             start, end = self._interrupt(rng, example, voice, at, gain)
             self._yield(example, start, free)
@@ -234,12 +232,11 @@ class Conversations:
 
     def _dictate(self, rng: Generator, example: Conversation) -> None:
         """Word after word: a few of a speaker, then of another; digits, sums, other words between them."""
-        at, voice, gain, speaker = int(rng.uniform(0, 60)), (1.0, 1.0), np.float32(1), ""
+        at = int(rng.uniform(0, 60))
+        speaker, voice, gain = self._someone(rng)
         while at < len(example.user):
-            if not speaker or rng.random() < 0.4:
-                speaker = self.bank.speaker(rng)
-                voice = (rng.uniform(*self.scene.vocal_tract), rng.uniform(*self.scene.tempo))
-                gain = np.float32(10 ** (rng.normal(0, 2) / 10))
+            if rng.random() < 0.4:
+                speaker, voice, gain = self._someone(rng)
             what = rng.random()
             if what < 0.25:
                 _, end = self._interrupt(rng, example, voice, at, gain, longest=150)
@@ -252,6 +249,12 @@ class Conversations:
                 start, end = self._place(example, self._voiced(self.bank.clip(rng, speaker, word), voice), at, gain)
                 self._mark(example, word, start, end)
             at = end + int(rng.uniform(0, 50))
+
+    def _someone(self, rng: Generator) -> tuple[str, tuple[float, float], np.float32]:
+        """A speaker, how the voice is altered (vocal tract, tempo), and how loud it is (gain of the power)."""
+        speaker = self.bank.speaker(rng)
+        voice = (rng.uniform(*self.scene.vocal_tract), rng.uniform(*self.scene.tempo))
+        return speaker, voice, np.float32(10 ** (rng.normal(0, 2) / 10))
 
     def _sentence(
         self, rng: Generator, example: Conversation, voice: tuple[float, float], at: int, gain: np.float32

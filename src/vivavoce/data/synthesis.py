@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from vivavoce.audio import Audio
 from vivavoce.data import espeak, festival, flite, pico, rhvoice
 from vivavoce.data.clips import Word
 from vivavoce.errors import RequestError
 
-ENGINES = {
-    "espeak": espeak.synthesize,
-    "flite": flite.synthesize,
-    "festival": festival.synthesize,
-    "pico": pico.synthesize,
-    "rhvoice": rhvoice.synthesize,
+ENGINES: dict[str, Any] = {
+    "espeak": espeak,
+    "flite": flite,
+    "festival": festival,
+    "pico": pico,
+    "rhvoice": rhvoice,
 }
 LICENSES = {
     "espeak": "synthetic speech, no recording behind it (program: espeak-ng, GPL-3.0-or-later)",
@@ -65,7 +66,7 @@ def synthesize(text: str, voice: str = "flite:slt", rate: float = 1.0, pitch: fl
             f"voice '{voice}': name it as espeak:LANGUAGE+VARIANT, flite:NAME, festival:NAME, pico:LANGUAGE "
             "or rhvoice:NAME"
         )
-    samples, words = ENGINES[engine](text, name, rate, pitch)
+    samples, words = ENGINES[engine].synthesize(text, name, rate, pitch)
     return Speech(samples, sample_rate(voice), text, voice, tuple(Word(*word) for word in words))
 
 
@@ -74,7 +75,7 @@ def sample_rate(voice: str) -> int:
     engine, _, name = voice.partition(":")
     if engine in ("flite", "festival"):
         return (flite.VOICES if engine == "flite" else festival.VOICES)[name][0]
-    return {"pico": pico, "rhvoice": rhvoice, "espeak": espeak}[engine].SAMPLE_RATE
+    return ENGINES[engine].SAMPLE_RATE
 
 
 def language(voice: str) -> str:
@@ -90,7 +91,7 @@ def installed(voice: str) -> bool:
     engine, _, name = voice.partition(":")
     if engine == "festival":
         return festival.installed(name)
-    return engine == "espeak" or {"flite": flite, "pico": pico, "rhvoice": rhvoice}[engine].program() is not None
+    return engine == "espeak" or ENGINES[engine].program() is not None
 
 
 def slug(text: str) -> str:

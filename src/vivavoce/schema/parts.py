@@ -17,10 +17,16 @@ def build_part(what: str, kinds: Mapping[str, Callable[..., Made]], config: Mapp
     kind = options.pop("kind", None)
     if kind not in kinds:
         raise RecipeError(f"{what}.kind: {kind!r} is none of {', '.join(kinds)}")
+    return made(f"{what} ({kind})", kinds[kind], **options)
+
+
+def made(where: str, make: Callable[..., Made], *parts: Any, **options: Any) -> Made:
+    """`make(*parts, **options)`; options that it does not know are the recipe's fault: `RecipeError` beginning with
+    `where`."""
     try:
-        return kinds[kind](**options)
+        return make(*parts, **options)
     except TypeError as error:
-        raise RecipeError(f"{what} ({kind}): {error}") from None
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """From a recipe's phase to the task and settings that the loop trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vivavoce.errors import DataError, RecipeError
 from vivavoce.schema import Phase, Recipe
+from vivavoce.schema.parts import made
 from vivavoce.systems import Model
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task
@@ -55,14 +56,6 @@ def _has(where: str, options: Mapping[str, Any], *names: str) -> None:
         raise RecipeError(f"{where}: give {', '.join(missing)}")
 
 
-def _made(task: Callable[..., Task], phase: Phase, *parts: Any, **options: Any) -> Task:
-    """`task(*parts, **options)`; an option that it does not know is the recipe's fault."""
-    try:
-        return task(*parts, **options)
-    except TypeError as error:
-        raise RecipeError(f"training.{phase.name}.objective: {error}") from None
-
-
 def _codec_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
     """A codec on the synthetic voice that the system is to have."""
     from vivavoce.data.answers import voice_clips
@@ -106,12 +99,9 @@ def _conversations(recipe: Recipe, phase: Phase, model: Model, pack: Path | None
         raise DataError(f"training.{phase.name} needs the recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
     options = dict(phase.data.options)
     name = options.pop("voice", "flite:slt")
-    leave_out = tuple(options.pop("leave_out", ()))
+    leave_out = options.pop("leave_out", ())
     frames = options.pop("frames", 96)
-    try:
-        scene = Scene(**options.pop("scene", {}))
-    except TypeError as error:
-        raise RecipeError(f"training.{phase.name}.data.scene: {error}") from None
+    scene = made(f"training.{phase.name}.data.scene", Scene, **options.pop("scene", {}))
     encoder: Any = model.system.encoder
     if options:
         raise RecipeError(f"training.{phase.name}.data: unknown {', '.join(options)}")
@@ -138,10 +128,14 @@ def _conversation_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | 
     _has(f"training.{phase.name}.objective", options, "streams")
     streams = tuple(options.pop("streams"))
     train, held_out = _conversations(recipe, phase, model, pack, "voice" in streams)
-    return _made(
-        ConversationTask, phase, phase.name, model.system.encoder, model.system.stage, train, streams, phase.batch,
-        loss_weights=phase.loss_weights, held_out=held_out, **options,
-    )  # fmt: skip
+    return made(
+        f"training.{phase.name}.objective",
+        ConversationTask,
+        *(phase.name, model.system.encoder, model.system.stage, train, streams, phase.batch),
+        loss_weights=phase.loss_weights,
+        held_out=held_out,
+        **options,
+    )
 
 
 def _word_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
@@ -151,10 +145,13 @@ def _word_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) ->
     train, held_out = _conversations(recipe, phase, model, pack, voiced=False)
     known = list(train.bank.words)
     words = [*known, *train.bank.lone_words()]
-    return _made(
-        WordTask, phase, phase.name, model.system.encoder, train, words, known, phase.batch, train.timing.heard,
-        held_out=held_out, **phase.objective.options,
-    )  # fmt: skip
+    return made(
+        f"training.{phase.name}.objective",
+        WordTask,
+        *(phase.name, model.system.encoder, train, words, known, phase.batch, train.timing.heard),
+        held_out=held_out,
+        **phase.objective.options,
+    )
 
 
 def _pattern_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None) -> Task:
@@ -164,10 +161,8 @@ def _pattern_task(recipe: Recipe, phase: Phase, model: Model, pack: Path | None)
 
     system = model.system
     streams = {name: (stream.spec, stream.size) for name, stream in system.streams.items()}
-    try:
-        patterns, held_out = (TokenPatterns(streams, **phase.data.options, seed=seed) for seed in (0, 1))
-    except TypeError as error:
-        raise RecipeError(f"training.{phase.name}.data: {error}") from error
+    where = f"training.{phase.name}.data"
+    patterns, held_out = (made(where, TokenPatterns, streams, **phase.data.options, seed=seed) for seed in (0, 1))
     return TokenTask(
         phase.name,
         system,
