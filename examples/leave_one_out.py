@@ -2,11 +2,11 @@
 
 python examples/leave_one_out.py --data PACK [--out out/leave-one-out] [--together] [SPEAKER ...]
 
-Trains only what hears and decides (the recipe's phases `hear` and `listen`), shortened: the ear once without any of the
-five, then for each speaker ear and decisions with the other four. With --together all five are left out of one
-training: a fifth of the work, and a harder question, since no recorded digit is heard at all. Asks every recording
-of a speaker left out, prints one line a speaker and writes results-SPEAKER.jsonl into the run. What is finished already
-is not done again.
+Trains only what hears and decides (the recipe's phases `hear` and `listen`), shortened: both once without any of the
+five, then for each speaker both go on with the other four. With --together the first half alone is asked: a harder
+question, since no recorded digit is heard at all. Asks every recording of a speaker left out, prints one line a speaker
+and writes results-SPEAKER.jsonl into the run. What is finished already is not done again, so that two calls with
+different speakers may share a folder once its base is trained.
 """
 
 import argparse
@@ -24,18 +24,26 @@ from vivavoce.training.recipes import train_recipe
 SPEAKERS = ("george", "lucas", "nicolas", "theo", "yweweler")
 
 
-def recipe_without(left_out: Sequence[str], steps: Mapping[str, int], phases: Sequence[str]) -> Recipe:
-    """mini's recipe with some of the phases `base` (the ear, without any of the five), `hear` and `listen` alone."""
+def recipe_without(left_out: Sequence[str], steps: Mapping[str, int]) -> Recipe:
+    """mini's phases `hear` and `listen` alone, without any of the five; where some are `left_out`, both once more.
+
+    Those then go on from the first two, with the speakers who are not left out.
+    """
     values = read_recipe("mini").model_dump(mode="json", exclude_defaults=True)
     found = {phase["name"]: phase for phase in values["training"]}
-    made = []
-    for name in phases:
-        phase = found["hear" if name == "base" else name]
-        rest = {key: value for key, value in phase.items() if key not in ("minutes", "after")}
-        data = rest["data"] | {"leave_out": list(SPEAKERS if name == "base" else left_out)}
-        made.append(rest | {"name": name, "steps": steps[name], "data": data})
-        if name == "hear":
-            made[-1]["start_from"] = "base"
+
+    def phase(kind: str, name: str, leave_out: Sequence[str], **more: object) -> dict[str, object]:
+        rest = {key: value for key, value in found[kind].items() if key not in ("minutes", "after")}
+        data = rest["data"] | {"leave_out": list(leave_out)}
+        return rest | {"name": name, "steps": steps[name], "data": data} | more
+
+    made = [
+        phase("hear", "base-hear", SPEAKERS, after=[]),
+        phase("listen", "base-listen", SPEAKERS, after=["base-hear"]),
+    ]
+    if left_out:
+        made.append(phase("hear", "hear", left_out, after=["base-listen"], start_from="base-hear"))
+        made.append(phase("listen", "listen", left_out, after=["base-listen", "hear"]))
     return read_recipe(values | {"training": made})
 
 
@@ -55,32 +63,25 @@ def main() -> None:
     options.add_argument("speakers", nargs="*", default=SPEAKERS)
     options.add_argument("--data", type=Path, required=True, help="folder of the recorded-speech pack")
     options.add_argument("--together", action="store_true", help="one training without any of the five")
-    options.add_argument("--base", type=int, default=2400, help="steps of the ear without any of the speakers, once")
+    options.add_argument("--base-hear", type=int, default=2400, help="steps of the ear without any of the five")
+    options.add_argument("--base-listen", type=int, default=1000, help="steps of ear and decisions without them")
     options.add_argument("--hear", type=int, default=800, help="steps of the ear for each speaker")
-    options.add_argument("--listen", type=int, default=1000, help="steps of ear and decisions for each speaker")
+    options.add_argument("--listen", type=int, default=700, help="steps of ear and decisions for each speaker")
     options.add_argument("--limit", type=int, default=None, help="at most so many recordings")
     options.add_argument("--out", type=Path, default=Path("out/leave-one-out"))
     chosen = options.parse_args()
     os.environ["VIVAVOCE_TEST_DATA"] = str(chosen.data)
-    steps = {"base": chosen.base, "hear": chosen.hear, "listen": chosen.listen}
-    base = train_recipe(recipe_without(SPEAKERS, steps, ["base"]), chosen.out / "base")
-    if chosen.together:
-        run = copied(base.path, chosen.out / "all")
-        train_recipe(recipe_without(SPEAKERS, steps, ["base", "listen"]), run)
-        for speaker in chosen.speakers:
-            ask(speaker, run, chosen.data, chosen.limit)
-        return
+    names = ("base-hear", "base-listen", "hear", "listen")
+    steps = {name: getattr(chosen, name.replace("-", "_")) for name in names}
+    base = train_recipe(recipe_without([], steps), chosen.out / "base").path
     for speaker in chosen.speakers:
-        run = copied(base.path, chosen.out / speaker)
-        train_recipe(recipe_without([speaker], steps, ["base", "hear", "listen"]), run)
+        run = base
+        if not chosen.together:
+            run = chosen.out / speaker
+            if not (run / "checkpoints").exists():
+                shutil.copytree(base / "checkpoints", run / "checkpoints")
+            train_recipe(recipe_without([speaker], steps), run)
         ask(speaker, run, chosen.data, chosen.limit)
-
-
-def copied(base: Path, run: Path) -> Path:
-    """A run that begins with what `base` has trained."""
-    if not (run / "checkpoints").exists():
-        shutil.copytree(base / "checkpoints" / "base", run / "checkpoints" / "base")
-    return run
 
 
 if __name__ == "__main__":
