@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 import vivavoce
 from vivavoce.audio import Audio
-from vivavoce.errors import RecipeError
+from vivavoce.errors import RecipeError, RequestError
 from vivavoce.systems import MissingVerb, build, load_tokenizer
 
 
@@ -35,3 +36,10 @@ def test_it_has_one_tokenizer_of_audio():
     with pytest.raises(RecipeError, match="one tokenizer of audio, not 0"):
         ids = {"kind": "integers", "size": 4, "rate": 50}
         build({"system": "x", "sample_rate": 8000, "tokenizers": {"a": ids}, "streams": {"a": {"tokenizer": "a"}}})
+
+
+def test_a_codec_computes_in_float32(tmp_path):
+    build("speech-codec", "smoke").save(tmp_path)
+    assert vivavoce.load(tmp_path, dtype=torch.float32).verbs == {"resynth": "native"}
+    with pytest.raises(RequestError, match="no language model: it computes in float32"):
+        vivavoce.load(tmp_path, dtype=torch.bfloat16)

@@ -367,3 +367,35 @@ def test_fill_and_features_and_resynth(model):
     assert features.values.shape == (3, 16) and features.frame_rate == 12.5
     again = model.resynth(audio)
     assert again.audio.samples.shape == (1, 5000) and again.tokens_per_second == 37.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_verb_in_another_precision(model, tmp_path, dtype):
+    """The language model computes in `dtype`; what hears and speaks stays float32, and all that comes out is float32."""
+    model.save(tmp_path)
+    other = vivavoce.load(tmp_path, dtype=dtype)
+    assert {p.dtype for p in other.system.stage.parameters()} == {dtype}
+    assert next(other.system.codec.parameters()).dtype == next(other.system.encoder.parameters()).dtype == torch.float32
+    audio = vivavoce.Audio(frames(6).reshape(1, -1), 16000)
+    assert np.array_equal(other.features(audio).values, model.features(audio).values)
+    assert other.reply([("user", audio)], limit=0.5).audio.samples.dtype == np.float32
+    assert other.fill("duplex", {"user": audio})["voice"].shape == (3, 6)
+    items = [("user", audio, False), ("text", [0, 1, 2, 0, 0, 0], True)]
+    (found, count), (expected, _) = other.loglik(items)["text"], model.loglik(items)["text"]
+    assert count == 6 and found == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_verb_on_a_gpu(model, tmp_path):
+    model.save(tmp_path)
+    other = vivavoce.load(tmp_path, device="cuda")
+    audio = vivavoce.Audio(frames(6).reshape(1, -1), 16000)
+    np.testing.assert_allclose(other.features(audio).values, model.features(audio).values, atol=1e-3)
+    assert other.reply([("user", audio)], limit=0.5).audio.samples.dtype == np.float32
+    assert other.fill("speak", {"text": "seven"}, length=30)["voice"].shape == (3, 30)
+    assert other.resynth(audio).codes.shape == (3, 6)
+    items = [("user", audio, False), ("text", [0, 1, 2, 0, 0, 0], True)]
+    assert other.loglik(items)["text"][0] == pytest.approx(model.loglik(items)["text"][0], rel=1e-3)
+    rows = other.duplex_rows(2)
+    rows.reset(1, 4, {"user": audio, "text": [0, 3]})
+    assert [out is None for out in rows.step(frames(2))] == [False, True]

@@ -7,7 +7,7 @@ because every step computes with the full number of rows.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,8 @@ class DuplexRows:
             raise RequestError(f"duplex needs at least one row, not {rows}")
         self.system, self.rows = system, rows
         self.frame_size, self.sample_rate = system.frame_size, system.sample_rate
-        self.seeds = torch.tensor(list(seeds or range(rows)), dtype=torch.int64)
+        self.device = next(system.parameters()).device
+        self.seeds = torch.tensor(list(seeds or range(rows)), dtype=torch.int64, device=self.device)
         if len(self.seeds) != rows:
             raise RequestError(f"{len(self.seeds)} seeds for {rows} rows: give one a row")
         self.state: State = system.initial_state(rows, self.seeds)
@@ -104,7 +105,7 @@ class DuplexRows:
 
         Raises `AudioError` for a wrong shape or samples that are not finite, naming the row.
         """
-        frames = torch.as_tensor(np.asarray(frames), dtype=torch.float32)
+        frames = torch.as_tensor(np.asarray(frames), dtype=torch.float32)  # checked and chosen from on the CPU
         if frames.shape != (self.rows, self.frame_size):
             raise AudioError(
                 f"duplex step: frames {tuple(frames.shape)}; expected [{self.rows}, {self.frame_size}] "
@@ -128,8 +129,13 @@ class DuplexRows:
         for row, prompt in self._prompts.items():
             frames[row], mask[row] = prompt.samples[prompt.at], True
         forced, thresholds = self._forced(mask)
+        there = {name: ids.to(self.device) for name, ids in forced.items()}
+        limits = None if thresholds is None else thresholds.to(self.device)
         with torch.inference_mode():
-            spoken, self.state = self.system.step(frames, self.state, mask, forced, thresholds)
+            spoken, self.state = self.system.step(
+                frames.to(self.device), self.state, mask.to(self.device), there, limits
+            )
+        spoken = replace(spoken, audio=spoken.audio.cpu(), tokens={n: ids.cpu() for n, ids in spoken.tokens.items()})
         if self.system.interaction.writes in forced:
             for row, script in enumerate(self._script):
                 if mask[row]:
@@ -149,7 +155,7 @@ class DuplexRows:
         if not 0 <= row < self.rows:
             raise RequestError(f"row {row}: there are rows 0 to {self.rows - 1}")
         samples, ids = self.system.prompt(prompt or {})
-        self.state = self.state.put([row], self.system.initial_state(1, torch.tensor([seed])))
+        self.state = self.state.put([row], self.system.initial_state(1, torch.tensor([seed], device=self.device)))
         self._script[row] = Script()
         self._prompts.pop(row, None)
         self._script[row].extend_frames(ids.pop(self.system.interaction.writes, torch.zeros(1, 0))[0].long().tolist())

@@ -181,7 +181,7 @@ class GridLM(nn.Module):
         if name not in frames:
             return torch.zeros((), device=index.device)
         rows = torch.arange(index.shape[0], device=index.device)[:, None]
-        picked = self.adapters[name](frames[name][rows, index.clamp(min=0)])
+        picked = self.adapters[name](frames[name][rows, index.clamp(min=0)].to(self.backbone.home()["dtype"]))
         return torch.where((index < 0)[..., None], torch.zeros((), dtype=picked.dtype, device=picked.device), picked)
 
     # -- teacher forcing --

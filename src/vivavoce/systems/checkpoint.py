@@ -52,7 +52,7 @@ def self_contained(model: Model) -> Recipe:
 
 
 def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
-    """A trained system by name ("mini") or model directory.
+    """A trained system by name ("mini") or model directory, on `device`; `dtype` as `Model.to` has it.
 
     Raises `RequestError` where there is none, `CheckpointError` where its weights do not fit its recipe.
     """
@@ -78,8 +78,7 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
                 f"{folder / 'recipe.yaml'} ({own}): train anew, or load it with the version that saved it"
             )
     load_module(model.system, tensors, str(weights))
-    model.system.to(device=device, dtype=dtype)
-    return model
+    return model.to(device, dtype)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

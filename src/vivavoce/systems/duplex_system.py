@@ -72,7 +72,7 @@ class DuplexSystem(TokenSystem):
             stage=stage,
             column=cells_of(column, generator.choose(column, stage)),
             decoder=self.codec.decoder_state(rows),
-            emitted=torch.zeros(rows, dtype=torch.int64),
+            emitted=torch.zeros_like(seeds),
         )
 
     def step(

@@ -33,6 +33,26 @@ class Model:
         """Number of weights."""
         return sum(p.numel() for p in self.system.parameters())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.system.parameters()).device
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Model":
+        """Move all weights to `device`; those of the language model become `dtype`.
+
+        What hears and what speaks (encoders, codecs) computes in float32: one hears its rounding. Raises `RequestError`
+        for another dtype of a system that has no language model.
+        """
+        self.system.to(device=device)
+        if dtype is not None:
+            stage = getattr(self.system, "stage", None)
+            if stage is None and dtype != torch.float32:
+                raise RequestError(f"{self.name} has no language model: it computes in float32, not {dtype}")
+            if stage is not None:
+                stage.to(dtype=dtype)
+        return self
+
     def save(self, directory: Any, dtype: torch.dtype = torch.float32) -> None:
         """Write a model directory that `vivavoce.load` takes; weights are stored in `dtype`."""
         from vivavoce.systems.checkpoint import save

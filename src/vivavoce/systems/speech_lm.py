@@ -137,8 +137,8 @@ class SpeechLM(TokenLM):
             raise RequestError(f"features: {self.name}'s encoder has one layer; leave layer out")
         samples = torch.from_numpy(self._heard("user", audio))
         with torch.inference_mode():
-            values = self.system.encoder(samples[None, :, None])[0]
-        return Features(values.numpy(), self.sample_rate / self.system.frame_size)
+            values = self.system.encoder(samples[None, :, None].to(self.device))[0]
+        return Features(values.cpu().numpy(), self.sample_rate / self.system.frame_size)
 
     def resynth(self, audio: Any):
         """Through the voice's tokens and back: as many samples as were given; a list gives a list."""

@@ -112,11 +112,6 @@ class TokenLM(Model):
 
     # -- values into cells --
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.system.stage.parameters()).device
-
     def _cells(self, items: Sequence[Mapping[str, Any]], verb: str) -> Cells:
         """Values of several items as a padded batch."""
         values: dict[str, Tensor] = {}
