@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from peers import peer
 from vivavoce.audio import resample
 from vivavoce.data.digit_bank import ACCENTS, OTHER_WORDS, PRONUNCIATIONS, SOUND_LIKE_NUMBERS
 from vivavoce.data.sums import DIGITS
@@ -18,7 +19,7 @@ NEAR = 0.7  # times the distance of the nearest plain voice that training hears
 
 def frames(text: str, voice: str) -> np.ndarray:
     """Log-mel frames [T, 40] of the loud part at 20 ms, level removed frame by frame."""
-    pytest.importorskip("espeakng_loader")
+    peer("espeakng_loader")
     said = synthesize(text, voice)
     wave = torch.from_numpy(resample(said.samples, said.sample_rate, 16000))
     mel = FRONT(wave[:, :, None])[0].numpy()

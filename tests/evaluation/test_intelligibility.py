@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from peers import peer
 from vivavoce.audio import Audio
 from vivavoce.data import flite
 from vivavoce.data.sums import all_answers
 from vivavoce.evaluation import evaluate, task
 
-pytest.importorskip("pocketsphinx")
+peer("pocketsphinx")
 needs_flite = pytest.mark.skipif(flite.program() is None, reason="the program 'flite' is not installed")
 SOME = all_answers()[5::17]
 

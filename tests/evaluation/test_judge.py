@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from peers import peer
 from vivavoce.audio import Audio
 from vivavoce.data import flite
 from vivavoce.data.sums import all_answers
 from vivavoce.errors import RequestError
 from vivavoce.evaluation.judge import ClosedVocabulary, controls, shuffled, silent
 
-pytest.importorskip("pocketsphinx")
+peer("pocketsphinx")
 
 
 @pytest.fixture(scope="module")

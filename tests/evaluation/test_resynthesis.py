@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from peers import peer
 from vivavoce.audio import Audio, read
 from vivavoce.errors import AudioError, DataError
 from vivavoce.evaluation import evaluate, task
 from vivavoce.evaluation.resynthesis import log_mel_distance, pesq, stoi
 
-pytest.importorskip("pystoi")
-pytest.importorskip("pesq")
+peer("pystoi")
+peer("pesq")
 
 
 class Coarse:

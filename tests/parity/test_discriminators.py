@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from peers import peer
 from vivavoce.codecs.discriminators import PeriodDiscriminator, build_discriminators
 
-encodec = pytest.importorskip("encodec.msstftd")
-vocos = pytest.importorskip("vocos.discriminators")
-dac = pytest.importorskip("dac.model.discriminator")
+encodec = peer("encodec.msstftd")
+vocos = peer("vocos.discriminators")
+dac = peer("dac.model.discriminator")
 
 NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from codec_parity import check_codes, check_modes, check_wave, speech_like, spread_residual
+from peers import peer
 from proves import proves
 from vivavoce.codecs import CodecConfig, build_codec
 from vivavoce.codecs.names import fill
@@ -14,8 +15,8 @@ from vivavoce.codecs.published import PUBLISHED
 from vivavoce.errors import CheckpointError
 from vivavoce.tokenizers import load_tokenizer
 
-transformers = pytest.importorskip("transformers")
-encodec = pytest.importorskip("encodec")
+transformers = peer("transformers")
+encodec = peer("encodec")
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 NARROW = {"num_filters": 4, "hidden_size": 48, "codebook_size": 256, "codebook_dim": 48}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from peers import peer
 from vivavoce.audio import read
 from vivavoce.audio.kaldi import kaldi_fbank, kaldi_frames, kaldi_mfcc
 from vivavoce.audio.mel import mel_filters
@@ -23,7 +24,7 @@ def wave(samples, rate=16000, seed=0):
 @pytest.mark.parametrize("mels", [80, 128])
 @pytest.mark.parametrize("samples", [1, 16001, 480000, 500000])
 def test_whisper(mels, samples):
-    transformers = pytest.importorskip("transformers")
+    transformers = peer("transformers")
     x = wave(samples)
     theirs = transformers.WhisperFeatureExtractor(feature_size=mels)(x, sampling_rate=16000, return_tensors="pt")
     ours = whisper_log_mel(torch.from_numpy(x)[None], mels)
@@ -32,7 +33,7 @@ def test_whisper(mels, samples):
 
 
 def test_whisper_without_padding_on_recorded_speech(pack):
-    transformers = pytest.importorskip("transformers")
+    transformers = peer("transformers")
     x = read(
         pack / "audio/jfk/jfk.flac" if (pack / "audio/jfk/jfk.flac").exists() else next((pack / "audio/jfk").iterdir()),
         16000,
@@ -75,7 +76,7 @@ def kaldi_native(knf, kind, options, x, rate):
     "rate,mels,taper,fmax", [(16000, 80, "povey", 0.0), (8000, 40, "hamming", -400.0), (16000, 23, "hanning", 7600.0)]
 )
 def test_kaldi_fbank(rate, mels, taper, fmax, snip):
-    knf = pytest.importorskip("kaldi_native_fbank")
+    knf = peer("kaldi_native_fbank")
     x = wave(rate * 2 + 77, rate)
     options = kaldi_options(
         knf, "Fbank", rate, mels, mel_opts__high_freq=fmax, frame_opts__window_type=taper, frame_opts__snip_edges=snip
@@ -89,7 +90,7 @@ def test_kaldi_fbank(rate, mels, taper, fmax, snip):
 
 @pytest.mark.parametrize("use_energy", [True, False])
 def test_kaldi_mfcc(use_energy):
-    knf = pytest.importorskip("kaldi_native_fbank")
+    knf = peer("kaldi_native_fbank")
     x = wave(24000)
     theirs = kaldi_native(knf, "Mfcc", kaldi_options(knf, "Mfcc", 16000, 23, use_energy=use_energy), x, 16000)
     ours = kaldi_mfcc(torch.from_numpy(x)[None], use_energy=use_energy)[0]
@@ -98,7 +99,7 @@ def test_kaldi_mfcc(use_energy):
 
 
 def test_seamless_front_end_is_kaldis():
-    transformers = pytest.importorskip("transformers")
+    transformers = peer("transformers")
     x = wave(32000)
     theirs = transformers.SeamlessM4TFeatureExtractor(stride=1)(
         x, sampling_rate=16000, do_normalize_per_mel_bins=False, return_tensors="pt"
@@ -108,7 +109,7 @@ def test_seamless_front_end_is_kaldis():
 
 
 def test_wav2vec2_normalisation():
-    transformers = pytest.importorskip("transformers")
+    transformers = peer("transformers")
     rows = [wave(9000, seed=1) + 0.2, wave(16000, seed=2), wave(1, seed=3)]
     theirs = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)(
         rows, sampling_rate=16000, padding=True, return_tensors="pt"
@@ -125,7 +126,7 @@ def test_wav2vec2_normalisation():
     "rate,mels,fmin,fmax", [(16000, 40, 0.0, 4000.0), (24000, 100, 0.0, 12000.0), (22050, 80, 55.0, 7600.0)]
 )
 def test_mel_filters(scale, norm, rate, mels, fmin, fmax):
-    audio_utils = pytest.importorskip("transformers.audio_utils")
+    audio_utils = peer("transformers.audio_utils")
     theirs = audio_utils.mel_filter_bank(513, mels, fmin, fmax, rate, norm, scale).T
     ours = mel_filters(rate, 1024, mels, fmin, fmax, scale=scale, area=norm is not None)
     assert np.abs(ours - theirs).max() < 1e-6 * max(1.0, theirs.max())

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from codec_parity import check_codes, check_modes, check_wave, speech_like, spread_residual
+from peers import peer
 from proves import proves
 from vivavoce.codecs import load_codec, save_codec
 from vivavoce.tokenizers import load_tokenizer
 
-transformers = pytest.importorskip("transformers")
-loaders = pytest.importorskip("moshi.models.loaders")
+transformers = peer("transformers")
+loaders = peer("moshi.models.loaders")
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 NARROW = {

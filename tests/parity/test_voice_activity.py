@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from peers import peer
 from vivavoce.audio import read
 from vivavoce.audio.voice_activity import Hysteresis, VoiceActivity, speech_segments
 
-silero_vad = pytest.importorskip("silero_vad")
+silero_vad = peer("silero_vad")
 
 
 @pytest.fixture(scope="module")
