@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from codec_parity import check_modes, speech_like
 from proves import proves
 from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
-from vivavoce.codecs import PUBLISHED, CodecConfig, build_codec, fingerprint, load_codec, save_codec, seanet
+from vivavoce.codecs import PUBLISHED, CodecConfig, build_codec, codec_of, load_codec, save_codec, seanet
 from vivavoce.codecs.frames import WholeFrames
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
+from vivavoce.tokenizers.fingerprint import fingerprint
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 MINI = {"sample_rate": 16000, "filters": 2, "ratios": [8, 5, 4, 4, 2], "dim": 16, "codebooks": 3, "codebook_size": 32}
@@ -204,6 +205,30 @@ def test_saved_and_loaded(tmp_path):
     (tmp_path / "codec.yaml").write_text((tmp_path / "codec.yaml").read_text().replace("filters: 2", "filters: 4"))
     with pytest.raises(CheckpointError, match="does not fit"):
         load_codec(tmp_path)
+
+
+def test_a_directory_says_which_kind_it_holds(tmp_path):
+    torch.manual_seed(0)
+    codec = codec_of({"kind": "spectral_codec", "stem": 8, "widths": [8, 8, 16], "dim": 16, "fft_size": 320}).eval()
+    save_codec(codec, tmp_path)
+    assert (tmp_path / "codec.yaml").read_text().startswith("kind: spectral_codec\n")
+    wave = torch.randn(1, 1, 4000)
+    assert torch.equal(load_codec(tmp_path).encode(wave), codec.encode(wave))
+    save_codec(build_codec(MINI), tmp_path)
+    text = (tmp_path / "codec.yaml").read_text()
+    (tmp_path / "codec.yaml").write_text(text.removeprefix("kind: codec\n"))  # as it was written before there were two
+    assert load_codec(tmp_path).config == CodecConfig.of(MINI)
+    (tmp_path / "codec.yaml").write_text(text.replace("kind: codec", "kind: snac"))
+    with pytest.raises(CheckpointError, match="'snac' is none of codec, spectral_codec, encodec-24khz"):
+        load_codec(tmp_path)
+
+
+def test_published_sizes_by_name_with_what_differs():
+    narrow = {"filters": 2, "dim": 16, "codebook_size": 64, "upsample_groups": 16, "transformer": {"layers": 1}}
+    codec = codec_of({"kind": "mimi", **narrow})
+    transformer = {**PUBLISHED["mimi"]["transformer"], "layers": 1}
+    assert codec.config == CodecConfig.of({**PUBLISHED["mimi"], **narrow, "transformer": transformer})
+    assert codec.frame_rate == 12.5 and codec.codebooks == 8
 
 
 def test_options_come_back():

@@ -19,8 +19,9 @@ from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.corpora import open_corpus
 from vivavoce.data.store import TokenStore, TokenWriter
 from vivavoce.data.tokenize import spec_of, tokenize
-from vivavoce.data.tokens import StreamSpec, TokenRow, fingerprint
+from vivavoce.data.tokens import StreamSpec, TokenRow
 from vivavoce.errors import DataError
+from vivavoce.tokenizers.fingerprint import fingerprint
 
 SPECS = {
     "voice": StreamSpec("mimi", "abc", (12.5, 12.5), 24_000, size=2048),

@@ -43,3 +43,14 @@ def test_a_codec_computes_in_float32(tmp_path):
     assert vivavoce.load(tmp_path, dtype=torch.float32).verbs == {"resynth": "native"}
     with pytest.raises(RequestError, match="no language model: it computes in float32"):
         vivavoce.load(tmp_path, dtype=torch.bfloat16)
+
+
+def test_a_published_codec_by_its_name():
+    """`kind: mimi`, with what differs from the published sizes."""
+    narrow = {"filters": 2, "dim": 16, "codebooks": 4, "codebook_size": 64, "upsample_groups": 16, "use_codebooks": 4}
+    narrow |= {"quantizer": {"kind": "split_rvq", "codebook_width": 8}, "transformer": {"layers": 1, "feedforward": 8}}
+    recipe = {"system": "x", "sample_rate": 24000, "tokenizers": {"voice": {"kind": "mimi", **narrow}}}
+    model = build({**recipe, "streams": {"voice": {"tokenizer": "voice"}}})
+    assert model.resynth(Audio(np.zeros((1, 4000), np.float32), 24000)).codes.shape == (4, 3)
+    with pytest.raises(RecipeError, match=r"tokenizer\.kind: 'mimo' is none of codec, spectral_codec, encodec-24khz"):
+        build({**recipe, "tokenizers": {"voice": {"kind": "mimo"}}, "streams": {"voice": {"tokenizer": "voice"}}})

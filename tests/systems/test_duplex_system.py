@@ -345,7 +345,10 @@ def test_wrong_requests_say_what_is_there(model):
         (lambda: model.reply([("robot", audio)]), "hears turns of 'user'"),
         (lambda: model.reply([("user", "q.wav")]), r"vivavoce\.read"),
         (lambda: model.reply([("user", audio)], task="sing"), "has answer, transcribe"),
-        (lambda: model.fill("dance", {}), "has duplex, speak"),
+        (lambda: model.fill("dance", {}), "no task 'dance'; there are duplex, speak, transcribe"),
+        (lambda: model.fill("speak", {"txet": "one"}), "takes user, text, not 'txet'"),
+        (lambda: vivavoce.load("nothing"), r"no model 'nothing': neither .* hub id .*embedded ones: mini"),
+        (lambda: vivavoce.load(None), "named by a string or a path"),
         (lambda: model.duplex_rows(0), "at least one row"),
         (lambda: model.duplex_rows(2).reset(5), "rows 0 to 1"),
     ]:
@@ -363,6 +366,8 @@ def test_fill_and_features_and_resynth(model):
     audio = vivavoce.Audio(frames(4).reshape(1, -1)[:, :5000], 16000)
     filled = model.fill("duplex", {"user": audio})
     assert filled["voice"].shape == (3, 4) and filled["audio"].samples.shape == (1, 4 * FRAME)
+    heard = model.fill("transcribe", {"user": audio})
+    assert list(heard) == ["heard"] and np.array_equal(heard["heard"], filled["heard"])
     features = model.features(audio)
     assert features.values.shape == (3, 16) and features.frame_rate == 12.5
     again = model.resynth(audio)
@@ -371,7 +376,7 @@ def test_fill_and_features_and_resynth(model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_every_verb_in_another_precision(model, tmp_path, dtype):
-    """The language model computes in `dtype`; what hears and speaks stays float32, and all that comes out is float32."""
+    """The language model computes in `dtype`; what hears and speaks stays float32, and so is what comes out."""
     model.save(tmp_path)
     other = vivavoce.load(tmp_path, dtype=dtype)
     assert {p.dtype for p in other.system.stage.parameters()} == {dtype}

@@ -133,7 +133,7 @@ def _decode(tokenizer: Any, codes: Any, samples: int, extra: dict[str, Any]) -> 
 
 def _fingerprint(tokenizer: Any) -> str:
     """What tells this tokenizer's codes from another's."""
-    from vivavoce.data.tokens import fingerprint
+    from vivavoce.tokenizers.fingerprint import fingerprint
 
     return fingerprint(tokenizer)
 

@@ -1,10 +1,11 @@
 """Codecs: waveform <-> codes. `build_codec` makes one, untrained, from a recipe's options."""
 
 from vivavoce.codecs.build import CodecConfig, build_codec
-from vivavoce.codecs.checkpoint import fingerprint, load_codec, save_codec
+from vivavoce.codecs.checkpoint import load_codec, save_codec
 from vivavoce.codecs.chunked import ChunkedCodec
 from vivavoce.codecs.codec import Codec, Reconstruction
 from vivavoce.codecs.published import PUBLISHED
+from vivavoce.codecs.registry import codec_of
 
 __all__ = [
     "PUBLISHED",
@@ -13,7 +14,7 @@ __all__ = [
     "CodecConfig",
     "Reconstruction",
     "build_codec",
-    "fingerprint",
+    "codec_of",
     "load_codec",
     "save_codec",
 ]

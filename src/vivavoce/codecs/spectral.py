@@ -49,6 +49,12 @@ class SpectralConfig:
             raise RecipeError(f"spectral codec: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
         return cls(**{**options, "widths": tuple(options.get("widths", cls.widths))})
 
+    def options(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data: `SpectralConfig.of` gives the same back."""
+        plain = {**dataclasses.asdict(self), "widths": list(self.widths)}
+        defaults = {**dataclasses.asdict(SpectralConfig()), "widths": list(SpectralConfig.widths)}
+        return {name: value for name, value in plain.items() if value != defaults[name]}
+
 
 def unit(width: int, dilation: int) -> Residual:
     """A causal residual unit: norm, convolution of kernel 5, GELU, projection."""
@@ -91,4 +97,4 @@ def build_spectral_codec(options: Mapping[str, Any] | SpectralConfig) -> Codec:
     """An untrained codec; weights are drawn from torch's global generator. Raises `RecipeError`."""
     config = options if isinstance(options, SpectralConfig) else SpectralConfig.of(options)
     quantizer = quantizer_of(config.dim, config.codebooks, config.codebook_size, config.quantizer)
-    return Codec(encoder(config), quantizer, decoder(config), config.sample_rate)
+    return Codec(encoder(config), quantizer, decoder(config), config.sample_rate, config=config)

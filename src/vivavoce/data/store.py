@@ -23,6 +23,7 @@ from vivavoce.data import tokens
 from vivavoce.data.files import atomic, sweep
 from vivavoce.data.tokens import FORMAT, StreamSpec, TokenRow
 from vivavoce.errors import DataError, need
+from vivavoce.tokenizers.fingerprint import fingerprint
 
 _ROWS_PER_GROUP = 32  # what a reader decodes to reach one row
 
@@ -194,7 +195,7 @@ class TokenStore:
         if name not in self.specs:
             raise DataError(f"{self.folder}: the model needs a stream '{name}'; there are {', '.join(self.specs)}")
         spec = self.specs[name]
-        wanted = model if isinstance(model, str) else tokens.fingerprint(model)
+        wanted = model if isinstance(model, str) else fingerprint(model)
         if spec.fingerprint != wanted:
             raise DataError(
                 f"{self.folder}: the stream '{name}' was made by another tokenizer: the store's fingerprint is "

@@ -12,8 +12,9 @@ import numpy as np
 from vivavoce.data.clips import Clip
 from vivavoce.data.progress import progress
 from vivavoce.data.store import TokenWriter
-from vivavoce.data.tokens import StreamSpec, TokenRow, fingerprint, row_of
+from vivavoce.data.tokens import StreamSpec, TokenRow, row_of
 from vivavoce.errors import AudioError, DataError, RequestError
+from vivavoce.tokenizers.fingerprint import fingerprint
 
 _LONG = 60.0  # seconds: longer clips go through in pieces, so that memory does not grow with them
 _PIECE = 10.0

@@ -7,7 +7,6 @@ the files' metadata.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -91,27 +90,6 @@ def row_of(clip: Clip, streams: Mapping[str, Sequence[Any]]) -> TokenRow:
         alignment=tuple(alignment),
         extra=dict(clip.extra),
     )
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """What tells tokenizers apart: their own `fingerprint`, else a digest of their weights and configuration.
-
-    How many codebooks are in use is no part of it: the first levels of a residual quantizer are the same codes.
-    """
-    own = getattr(tokenizer, "fingerprint", None)
-    if own is not None:
-        return str(own() if callable(own) else own)
-    if not hasattr(tokenizer, "state_dict"):
-        raise DataError(f"{type(tokenizer).__name__} has neither a fingerprint nor weights to make one of")
-    import torch
-
-    config = getattr(tokenizer, "config", None)
-    options = config.options() if config is not None and hasattr(config, "options") else {}
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def arrow_schema(specs: Mapping[str, StreamSpec]) -> pa.Schema:

@@ -67,10 +67,7 @@ class Stream(Strict):
 
 
 class Task(Strict):
-    """Which cells are given and which filled; `template` orders literals, streams, turns; `weight` for sampling.
-
-    `decides`: of the filled streams those whose content the model chooses; the others follow (default: all).
-    """
+    """Which cells are given and which filled; `template` orders literals, streams, turns; `weight` for sampling."""
 
     given: tuple[str, ...] = ()
     fills: tuple[str, ...] = Field(min_length=1)

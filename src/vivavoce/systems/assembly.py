@@ -23,25 +23,10 @@ from vivavoce.systems.token_system import TokenSystem
 
 
 def build_tokenizer(part: Part) -> Any:
-    """A tokenizer by kind, untrained: `codec` (waveform <-> codes), `spectral_codec`, `words` (a closed vocabulary),
-    `integers` (ids as they come)."""
-    if part.kind == "codec":
-        from vivavoce.codecs import build_codec
+    """A tokenizer by kind, untrained; see `vivavoce.tokenizers.registry`."""
+    from vivavoce.tokenizers.registry import build_tokenizer as build
 
-        return build_codec(part.options)
-    if part.kind == "words":
-        from vivavoce.tokenizers.words import WordVocabulary
-
-        return WordVocabulary(**part.options)
-    if part.kind == "spectral_codec":
-        from vivavoce.codecs.spectral import build_spectral_codec
-
-        return build_spectral_codec(part.options)
-    if part.kind == "integers":
-        from vivavoce.tokenizers.integers import Integers
-
-        return Integers(**part.options)
-    raise RecipeError(f"tokenizer kind '{part.kind}' is unknown; there are codec, spectral_codec, words, integers")
+    return build({"kind": part.kind, **part.options})
 
 
 def build_encoder(part: Part) -> Encoder:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.hub import local_place
 from vivavoce.nn.weights import load_module, written_whole
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Backbone
@@ -52,13 +53,12 @@ def self_contained(model: Model) -> Recipe:
 
 
 def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
-    """A trained system by name ("mini") or model directory, on `device`; `dtype` as `Model.to` has it.
+    """A trained system by name ("mini"), model directory or hub id `owner/name[@revision]`, on `device`; `dtype` as
+    `Model.to` has it.
 
     Raises `RequestError` where there is none, `CheckpointError` where its weights do not fit its recipe.
     """
-    folder = Path(name)
-    if str(name) in EMBEDDED and not (folder / "recipe.yaml").is_file():
-        folder = Path(__file__).resolve().parent.parent / "models" / str(name)
+    folder = _place(name)
     if not (folder / "recipe.yaml").is_file():
         raise RequestError(f"no model '{name}': neither {', '.join(EMBEDDED)} nor a directory with recipe.yaml")
     weights = folder / WEIGHTS
@@ -79,6 +79,18 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
             )
     load_module(model.system, tensors, str(weights))
     return model.to(device, dtype)
+
+
+def _place(name: str | Path) -> Path:
+    """The directory of a model; what is not on this disk is asked of the hub."""
+    if not isinstance(name, str | Path):
+        raise RequestError(f"a model is named by a string or a path, not {name!r}")
+    if str(name) in EMBEDDED and not (Path(name) / "recipe.yaml").is_file():
+        return Path(__file__).resolve().parent.parent / "models" / str(name)
+    try:
+        return local_place(name, "model", ["recipe.yaml", WEIGHTS])
+    except RequestError as error:
+        raise RequestError(f"{error} (the embedded ones: {', '.join(EMBEDDED)})") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -80,16 +80,19 @@ class SpeechLM(TokenLM):
             yield piece
 
     def fill(self, task: str, given: Any = None, length: Any = None, seed: Any = 0, limit: int = 10_000) -> Any:
-        """Fill the streams of a task: "duplex" given {"user": Audio}, "speak" given {"text": words or ids}.
+        """Fill the streams of a task of the recipe: of mini's, "duplex" and "transcribe" are given {"user": Audio},
+        "speak" {"text": words or ids}. A list of such mappings gives a list of results; `limit`: frames at most.
 
-        A list of such mappings gives a list of results; `limit`: frames at most.
-
-        Words (a string) are said when the model finds each due; ids stand at their frames (0: nothing). "speak" hears
-        silence, or "user" if that is given too. Returns stream -> Audio (the voice), token ids [levels, frames] of the
-        others. `length` in frames; by default as long as the user's audio or the ids, or until the words are said.
+        Words (a string) are said when the model finds each due; ids stand at their frames (0: nothing). A task whose
+        text is given hears silence, or "user" if that is given too. Returns stream -> token ids [levels, frames] of
+        what the task fills and of the text, and as `audio` what the voice's say. `length` in frames; by default as long
+        as the user's audio or the ids, or until the words are said.
         """
-        if task not in ("duplex", "speak"):
-            raise RequestError(f"fill: task '{task}': {self.name} has duplex, speak")
+        hears, speaks, writes = (getattr(self.system.interaction, role) for role in ("hears", "speaks", "writes"))
+        asked = self.system.task(task)
+        scripted = writes in asked.given
+        if strange := [name for name in asked.given if name not in (hears, writes)]:
+            raise RequestError(f"fill: task '{task}': '{strange[0]}' cannot be given while the conversation goes on")
         if isinstance(given, list):
             seeds = [seed] * len(given) if isinstance(seed, int) else list(seed)
             if len(seeds) != len(given):
@@ -98,10 +101,12 @@ class SpeechLM(TokenLM):
         given = given or {}
         session, size = self.duplex(seed), self.system.frame_size
         samples = np.zeros(0, dtype=np.float32)
-        if task == "duplex" or "user" in given:
-            samples = self._heard("user", given.get("user"))
-        if task == "speak":
-            self._give_text(session, given.get("text", ""), length)
+        if unknown := sorted(set(given) - {hears, *asked.given}):
+            raise RequestError(f"fill: task '{task}' takes {', '.join(asked.given)}, not '{unknown[0]}'")
+        if not scripted or hears in given:
+            samples = self._heard("user", given.get(hears))
+        if scripted:
+            self._give_text(session, given.get(writes, ""), length)
         heard = -(-len(samples) // size)
         outputs: list[DuplexOutput] = []
         while len(outputs) < length if length is not None else (len(outputs) < heard or session.saying):
@@ -111,11 +116,14 @@ class SpeechLM(TokenLM):
             outputs.append(session.step(frame))
             if len(outputs) > limit:
                 raise RequestError(f"fill: more than {limit} frames: give a higher limit")
-        audio = np.concatenate([out.audio for out in outputs]) if outputs else np.zeros(0, dtype=np.float32)
         filled: dict[str, Any] = {
-            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T for name in self.system.filled
+            name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T
+            for name in self.system.filled
+            if name in (*asked.given, *asked.fills)
         }
-        filled["audio"] = Audio(audio[None], self.sample_rate)
+        if speaks in asked.fills:
+            audio = np.concatenate([out.audio for out in outputs]) if outputs else np.zeros(0, dtype=np.float32)
+            filled["audio"] = Audio(audio[None], self.sample_rate)
         return filled
 
     @staticmethod

@@ -1,0 +1,29 @@
+"""The identity of a tokenizer's tokens: what stores, compact files and models compare."""
+
+import hashlib
+import json
+from typing import Any
+
+from vivavoce.errors import RequestError
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """What tells tokenizers apart: their own `fingerprint`, else 16 hex digits of their weights and configuration.
+
+    How many codebooks are in use is no part of it: the first levels of a residual quantizer are the same codes.
+    """
+    own = getattr(tokenizer, "fingerprint", None)
+    if own is not None:
+        return str(own() if callable(own) else own)
+    if not hasattr(tokenizer, "state_dict"):
+        raise RequestError(f"{type(tokenizer).__name__} has neither a fingerprint nor weights to make one of")
+    import torch
+
+    config = getattr(tokenizer, "config", None)
+    options = config.options() if config is not None and hasattr(config, "options") else {}
+    options.pop("use_codebooks", None)
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

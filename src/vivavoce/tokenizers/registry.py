@@ -1,0 +1,20 @@
+"""Tokenizers by kind, untrained, as recipes name them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vivavoce.codecs.registry import CODECS
+from vivavoce.schema.parts import build_part
+from vivavoce.tokenizers.integers import Integers
+from vivavoce.tokenizers.words import WordVocabulary
+
+# Codecs (waveform <-> codes) by their kinds; `words`: a closed vocabulary; `integers`: ids as they come.
+TOKENIZERS: dict[str, Callable[..., Any]] = {**CODECS, "words": WordVocabulary, "integers": Integers}
+
+
+def build_tokenizer(config: Mapping[str, Any]) -> Any:
+    """Build from `{"kind": "mimi", "codebooks": 8}`: options are the kind's own.
+
+    Raises `RecipeError` naming what is unknown or missing.
+    """
+    return build_part("tokenizer", TOKENIZERS, config)
