@@ -63,6 +63,14 @@ class TransformerConfig:
     condition: int | None = None
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        needed = ("layers", "width", "heads")
+        for name in (*needed, "kv_heads", "head_dim", "feedforward", "context", "memory", "condition"):
+            value = getattr(self, name)
+            left_out = value is None and name not in needed
+            if not left_out and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise RecipeError(f"{name} is {value!r}: it must be a whole number, at least 1")
+
     @classmethod
     def of(cls, options: Mapping[str, Any], where: str = "transformer") -> "TransformerConfig":
         """From the options of a recipe; a name that there is not, or a missing one, is a `RecipeError`."""
@@ -73,7 +81,10 @@ class TransformerConfig:
         missing = [name for name in ("layers", "width", "heads") if name not in options]
         if missing:
             raise RecipeError(f"{where}: '{missing[0]}' is missing")
-        return cls(**options)
+        try:
+            return cls(**options)
+        except RecipeError as error:
+            raise RecipeError(f"{where}.{error}") from None
 
     @classmethod
     def classic(cls, layers: int, width: int, heads: int, **options: Any) -> "TransformerConfig":
