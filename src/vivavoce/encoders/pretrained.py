@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
-from vivavoce.errors import CheckpointError, need
+from vivavoce.errors import CheckpointError
+from vivavoce.hub import local_place
+from vivavoce.nn.weights import read_pickle, read_safetensors
 
+PIECES, PICKLE = "model-*-of-*.safetensors", "pytorch_model.bin"
+FILES = ["config.json", "preprocessor_config.json", "model.safetensors", PIECES]
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
+_SIZES = (
+    "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "intermediate_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups",
+    "do_stable_layer_norm", "layer_norm_eps",
+)
+_RELATIVE = ("num_buckets", "max_bucket_distance")
 _ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
 _BLOCK = {
     "layer_norm": "attention_norm",
@@ -22,33 +32,55 @@ _BLOCK = {
 }
 
 
-def load_speech_transformer(source: str | Path, revision: str | None = None) -> SpeechTransformer:
-    """HuBERT, wav2vec 2.0 or WavLM from a directory or hub id in transformers' format, in evaluation mode.
+def load_speech_transformer(
+    source: str | Path, revision: str | None = None, allow_pickle: bool = False
+) -> SpeechTransformer:
+    """HuBERT, wav2vec 2.0 or WavLM in transformers' format, in evaluation mode.
 
-    A directory with safetensors needs no extra; a pickled checkpoint or a hub id is read through transformers (extra
-    `hub`; pickles by weights-only loading). Whether waveforms are normalised is read from preprocessor_config.json.
+    source: a directory, or a hub id `owner/name[@revision]` (extra `hub`; `revision` may also be given apart).
+    allow_pickle: read a pickled checkpoint where there is no other, by weights-only loading. Whether waveforms are
+    normalised is read from preprocessor_config.json. Raises `RequestError` where there is nothing of that name,
+    `CheckpointError` where what is there does not fit.
     """
-    directory = Path(source)
-    if (directory / "config.json").is_file() and (directory / "model.safetensors").is_file():
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            config = json.loads((directory / "config.json").read_text())
-            state: Mapping[str, Tensor] = load_file(directory / "model.safetensors")
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{source}: {error}") from None
-    else:
-        transformers = need("transformers", "hub", f"reading {source}")
-        try:
-            model = transformers.AutoModel.from_pretrained(str(source), revision=revision)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{source}: {str(error).splitlines()[0]}") from None
-        config, state = model.config.to_dict(), model.state_dict()
-    normalize = _preprocessor(source, revision).get("do_normalize", False)
+    directory = local_place(source, "encoder", FILES, revision)
+    config = _json(directory / "config.json")
+    if config is None:
+        raise CheckpointError(f"{directory} holds no encoder: expected transformers' config.json")
+    normalize = (_json(directory / "preprocessor_config.json") or {}).get("do_normalize", False)
     model = SpeechTransformer(read_config(config, normalize, str(source)))
-    load_weights(model, state, str(source))
+    load_weights(model, _weights(source, directory, revision, allow_pickle), str(source))
     return model.eval()
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a file; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: a mapping of settings expected")
+    return found
+
+
+def _weights(source: str | Path, directory: Path, revision: str | None, allow_pickle: bool) -> dict[str, Tensor]:
+    """The tensors of one safetensors file or of its several pieces; of a pickle if that is allowed."""
+    alone = directory / "model.safetensors"
+    files = [alone] if alone.is_file() else sorted(directory.glob(PIECES))
+    if files:
+        return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{source} has no safetensors; a pickle ({PICKLE}) is not read unasked: convert it, or load with "
+            "allow_pickle=True"
+        )
+    if not Path(source).expanduser().exists():
+        directory = local_place(source, "encoder", [PICKLE], revision)
+    if not (directory / PICKLE).is_file():
+        raise CheckpointError(f"{source} has neither safetensors nor {PICKLE}: the weights are missing")
+    return read_pickle(directory / PICKLE)
 
 
 def read_config(config: Mapping[str, Any], normalize: bool = False, source: str = "config") -> SpeechTransformerConfig:
@@ -60,6 +92,9 @@ def read_config(config: Mapping[str, Any], normalize: bool = False, source: str 
                           ("add_adapter", False), ("adapter_attn_dim", None)):
         if config.get(key, expected) != expected:
             raise CheckpointError(f"{source}: {key}={config[key]!r} is not supported, only {expected!r}")
+    missing = [key for key in (*_SIZES, *(_RELATIVE if family == "wavlm" else ())) if key not in config]
+    if missing:
+        raise CheckpointError(f"{source}: the config lacks {', '.join(missing[:3])}")
     return SpeechTransformerConfig(
         conv_widths=tuple(config["conv_dim"]),
         conv_kernels=tuple(config["conv_kernel"]),
@@ -132,11 +167,3 @@ def _rename(key: str) -> str | None:
     theirs = name.split(".")
     short = _BLOCK.get(name) or (_ATTENTION.get(theirs[-1]) if theirs[0] == "attention" else None)
     return f"blocks.{index}.{short or name}.{leaf}"
-
-
-def _preprocessor(source: str | Path, revision: str | None) -> dict[str, Any]:
-    path = Path(source) / "preprocessor_config.json"
-    if Path(source).is_dir():
-        return json.loads(path.read_text()) if path.is_file() else {}
-    hub = need("huggingface_hub", "hub", f"reading {source}")
-    return json.loads(Path(hub.hf_hub_download(str(source), path.name, revision=revision)).read_text())

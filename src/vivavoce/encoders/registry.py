@@ -8,7 +8,9 @@ from vivavoce.errors import RecipeError
 from vivavoce.schema.parts import build_part, tuples
 
 
-def _speech_transformer(source: str | None = None, revision: str | None = None, **sizes: Any) -> Encoder:
+def _speech_transformer(
+    source: str | None = None, revision: str | None = None, allow_pickle: bool = False, **sizes: Any
+) -> Encoder:
     """Published weights from `source` (directory or hub id), or random ones of the given sizes."""
     from vivavoce.encoders.pretrained import load_speech_transformer
     from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
@@ -16,7 +18,7 @@ def _speech_transformer(source: str | None = None, revision: str | None = None, 
     if source is not None:
         if sizes:
             raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
-        return load_speech_transformer(source, revision)
+        return load_speech_transformer(source, revision, allow_pickle)
     return SpeechTransformer(SpeechTransformerConfig(**tuples(sizes))).eval()
 
 

@@ -1,11 +1,12 @@
-"""Weights into modules, strictly: what does not fit is named. And onto a disk, whole or not at all."""
+"""Weights into modules, strictly: what does not fit is named. From files of others, and onto a disk, whole or not."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vivavoce.errors import CheckpointError
@@ -25,6 +26,36 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems[:3])}{more}")
     module.load_state_dict(dict(tensors))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; `CheckpointError` if it is missing, cut short, or of another format."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the weights are expected there")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
+
+
+def read_pickle(path: Path, inside: Sequence[str] = ("model", "state_dict", "best_state")) -> dict[str, Tensor]:
+    """Tensors of a foreign pickled checkpoint, read by torch's weights-only loading: no code in it runs.
+
+    inside: keys under which the tensors may stand. Raises `CheckpointError` for whatever is no such file.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} holds more than weights, or is no checkpoint: {error}".split("\n")[0]) from error
+    for key in inside:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors under their names")
+    return tensors
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from vivavoce.codecs import PUBLISHED, Codec, CodecConfig, build_codec
-from vivavoce.codecs.checkpoint import read_pickle, read_safetensors
 from vivavoce.codecs.names import fill
 from vivavoce.errors import CheckpointError, RecipeError
+from vivavoce.nn.weights import read_pickle, read_safetensors
 
 PAD_MODES = {"constant": "zeros", "replicate": "replicate", "reflect": "reflect"}
 

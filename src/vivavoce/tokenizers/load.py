@@ -1,14 +1,13 @@
 """One door to trained tokenizers: our directories, other people's, single files, hub ids."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vivavoce.codecs import Codec, load_codec
 from vivavoce.codecs.checkpoint import CONFIG
-from vivavoce.errors import CheckpointError, RequestError, need
+from vivavoce.errors import CheckpointError
+from vivavoce.hub import local_place
 from vivavoce.tokenizers.foreign import from_kyutai, from_transformers
 from vivavoce.tokenizers.units import CONFIG as UNITS
 from vivavoce.tokenizers.units import UnitCodec
@@ -32,7 +31,7 @@ def load_tokenizer(
 
     Raises `RequestError` where there is nothing of that name, `CheckpointError` where what is there does not fit.
     """
-    codec = _open(_place(str(name)), allow_pickle)
+    codec = _open(local_place(name, "tokenizer", HUB_FILES), allow_pickle)
     if codebooks is not None:
         codec.codebooks = codebooks
     return codec.to(device=device, dtype=dtype)
@@ -57,22 +56,3 @@ def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
     raise CheckpointError(
         f"{path} holds no tokenizer: expected {CONFIG} (ours), config.json (transformers) or tokenizer-*.safetensors"
     )
-
-
-def _place(name: str) -> Path:
-    """The local place of a name; a hub id is downloaded, unless the environment says offline."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    owner, _, rest = name.partition("/")
-    if not owner or not rest or "/" in rest or name.startswith((".", "~")):
-        raise RequestError(f"no tokenizer '{name}': neither a file, a directory, nor a hub id owner/name[@revision]")
-    repository, _, revision = name.partition("@")
-    hub = need("huggingface_hub", "hub", "a tokenizer from the hub")
-    offline = any(os.environ.get(flag) == "1" for flag in ("VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"))
-    options: dict[str, Any] = {"allow_patterns": HUB_FILES, "local_files_only": offline}
-    try:
-        return Path(hub.snapshot_download(repository, revision=revision or None, **options))
-    except Exception as error:
-        how = "it is not in the cache, and the environment says offline" if offline else str(error).split("\n")[0]
-        raise RequestError(f"no tokenizer '{name}': no such directory, and from the hub: {how}") from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import written_whole
+from vivavoce.nn.weights import read_pickle, written_whole
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.vocoders.unit_hifigan import UnitHiFiGAN, UnitHiFiGANConfig
 
@@ -222,5 +222,4 @@ def _pickled(directory: Path, allow_pickle: bool) -> dict[str, Tensor]:
         raise CheckpointError(f"{directory} has no generator checkpoint (g_* or *.pt)")
     if not allow_pickle:
         raise CheckpointError(f"{files[-1]} is a pickle: pass allow_pickle=True if you trust where it comes from")
-    loaded = torch.load(files[-1], map_location="cpu", weights_only=True)
-    return loaded.get("generator", loaded)
+    return read_pickle(files[-1], ["generator"])

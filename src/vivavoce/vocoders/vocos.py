@@ -14,6 +14,7 @@ from vivavoce.nn.convolution import Conv
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.nn.weights import read_pickle
 from vivavoce.vocoders.hifigan import centred
 from vivavoce.vocoders.istft import TrimmedISTFT
 
@@ -118,7 +119,7 @@ def load_vocos(directory: str | Path, allow_pickle: bool = False) -> Vocos:
         raise CheckpointError(f"{directory}: no config.yaml that can be read ({error})") from None
     if not allow_pickle:
         raise CheckpointError(f"{file} is a pickle: pass allow_pickle=True if you trust where it comes from")
-    return from_vocos(config, torch.load(file, map_location="cpu", weights_only=True))
+    return from_vocos(config, read_pickle(file, []))
 
 
 def from_vocos(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Vocos:
