@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vivavoce.encoders.causal_mel import CausalMelEncoder
+from vivavoce.encoders.registry import build_encoder
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,19 @@ def test_power_spectra_give_the_same_frames(ear):
     wave = torch.randn(12800) * 0.1
     power = torch.from_numpy(power_spectrogram(wave.numpy(), ear.front, 129))[None]
     assert torch.allclose(ear.from_power(power), ear(wave[None, :, None]), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("complete", [False, True])
+def test_half_precision(dtype, complete):
+    """The waveform is heard in float32, the body computes in its own precision."""
+    torch.manual_seed(0)
+    encoder = build_encoder({"kind": "causal_mel", "mels": 20, "stem": 8, "widths": [8, 12], "complete": complete})
+    wave, lengths = torch.randn(2, 1, 7000) * 0.1, torch.tensor([7000, 3000])
+    expected = encoder.eval().features(wave, lengths)
+    found = encoder.to(dtype).features(wave, lengths)
+    assert found.values.dtype == dtype and torch.equal(found.lengths, expected.lengths)
+    assert (found.values.float() - expected.values).square().mean() < 1e-3 * expected.values.square().mean()
+    frames, state = encoder.module.step(wave.transpose(1, 2), encoder.module.initial_state(2), lengths)
+    rest, _ = encoder.module.flush(state)
+    assert frames.dtype == rest.dtype == dtype

@@ -1,6 +1,7 @@
 """The trunk of HuBERT, wav2vec 2.0 and WavLM: batches, lengths, layers, requests."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,3 +138,50 @@ def test_encoders_without_weights_keep_the_same_promises(kind):
         assert not batch.values[row, count:].any()
     with pytest.raises(RequestError, match="no layers"):
         encoder.features(waves, layer=1)
+
+
+def test_true_is_no_layer():
+    with pytest.raises(RequestError, match="layer=True"):
+        build("group").features(torch.randn(1, 1, 800), layer=True)
+
+
+def test_lengths_that_cannot_be():
+    for lengths in ([900], [-1]):
+        with pytest.raises(RequestError, match="room for 0 to 800"):
+            build("group").features(torch.randn(1, 1, 800), torch.tensor(lengths))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What is asked of the hub, which has nothing."""
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append({"repository": repository, **options})
+        raise OSError("there is no such thing\nand more")
+
+    monkeypatch.setattr("vivavoce.hub.need", lambda *_: SimpleNamespace(snapshot_download=snapshot_download))
+    for flag in ("VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(flag, raising=False)
+    return asked
+
+
+@pytest.mark.parametrize("flag", ["VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_the_hub_is_not_asked(hub, flag, monkeypatch):
+    monkeypatch.setenv(flag, "1")
+    with pytest.raises(RequestError, match="'nobody/nothing': .* the environment says offline"):
+        build_encoder({"kind": "hubert", "source": "nobody/nothing"})
+    assert [request["local_files_only"] for request in hub] == [True]
+
+
+def test_a_hub_id_and_its_revision(hub):
+    for source, revision in (("nobody/nothing@v2", None), ("nobody/nothing", "v2"), ("nobody/nothing@v2", "v2")):
+        with pytest.raises(RequestError, match="no encoder 'nobody/nothing.*: there is no such thing$"):
+            build_encoder({"kind": "wavlm", "source": source, "revision": revision})
+        request = hub.pop()
+        assert (request["repository"], request["revision"]) == ("nobody/nothing", "v2")
+        assert not request["local_files_only"] and not any("bin" in name for name in request["allow_patterns"])
+    with pytest.raises(RequestError, match="give one revision"):
+        build_encoder({"kind": "wavlm", "source": "nobody/nothing@v2", "revision": "v3"})
+    with pytest.raises(RequestError, match="no encoder 'nothing': neither a file, a directory, nor a hub id"):
+        build_encoder({"kind": "wavlm", "source": "nothing"})

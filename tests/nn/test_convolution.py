@@ -126,3 +126,11 @@ def test_impossible_convolutions():
         Conv(1, 1, 3, left=-1)
     with pytest.raises(RequestError, match="cuts"):
         ConvTranspose(1, 1, 4, 2, right=3)
+
+
+def test_a_signal_shorter_than_a_window_gives_no_frame():
+    conv = Conv(1, 4, 10, stride=5, left=0, complete=False)
+    lengths = torch.arange(12)
+    assert conv.frames(lengths).tolist() == [0] * 10 + [1, 1] and conv.frames(3) == 0
+    assert conv(torch.randn(1, 3, 1)).shape == (1, 0, 4)
+    assert int(ConvTranspose(1, 4, 8, stride=4, left=9, right=0).frames(torch.tensor(1))) == 0

@@ -8,7 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
+from vivavoce.errors import RequestError
+from vivavoce.nn.convolution import Conv
 from vivavoce.nn.registry import MODULES, input_width
+from vivavoce.nn.streaming import State, Streaming
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 quick = settings(
@@ -56,3 +59,42 @@ def test_gradient_flows(modules, name):
     module = modules[name]
     module.zero_grad()
     check_gradient(module, input_width(module), 4 * max(module.chunk, 8) + int(module.warmup))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_half_precision_is_kept(name, dtype):
+    """Also through the flush of parts that have no parameters, and so no dtype of their own."""
+    module = MODULES[name]().eval().to(dtype)
+    x = torch.randn(2, module.chunk * 4 + 1, input_width(module)).to(dtype)
+    assert module(x, torch.tensor([x.shape[1], 2])).dtype == dtype
+    y, state = module.step(x, module.initial_state(2, dtype=dtype))
+    rest, after = module.flush(state)
+    assert y.dtype == dtype and (rest.dtype == dtype or not rest.numel())
+    kept = {tensor.dtype for tensor in leaves(after) if tensor.is_floating_point()}
+    assert kept <= {dtype}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_everything_stays_on_the_device(name):
+    """A part without parameters does not know its device but by the state."""
+    module = MODULES[name]()
+    state = module.initial_state(2, device="meta")
+    assert {tensor.device.type for tensor in leaves(state)} == {"meta"}
+    y, state = Streaming.nothing(module, state)
+    assert {tensor.device.type for tensor in (y, *leaves(state))} == {"meta"}
+
+
+def leaves(state):
+    return [tensor for value in state.values() for tensor in (leaves(value) if isinstance(value, State) else [value])]
+
+
+def test_lengths_that_cannot_be():
+    module, x = Conv(1, 2, 3), torch.randn(2, 5, 1)
+    for lengths, message in (
+        ([6, 1], "from 1 to 6: the batch has room for 0 to 5"), ([-1, 2], "from -1"), ([5], "one length a row"),
+        ([5.0, 1.0], "whole numbers"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            module(x, torch.tensor(lengths))

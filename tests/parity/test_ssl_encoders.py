@@ -10,6 +10,7 @@ from peers import peer
 from proves import proves
 from vivavoce.encoders.mfcc import MFCCEncoder
 from vivavoce.encoders.pretrained import load_speech_transformer
+from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import CheckpointError
 
 SIZES = dict(
@@ -101,10 +102,27 @@ def test_heads_and_prefixes_are_left_out(tmp_path):
     assert torch.allclose(load_speech_transformer(tmp_path).features(wave[:, None]).values, expected, atol=1e-4)
 
 
-def test_a_pickled_checkpoint_is_read_through_transformers(tmp_path):
+def test_a_pickled_checkpoint_is_read_only_when_asked(tmp_path):
     model = checkpoint("hubert", False, tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="allow_pickle=True"):
+        load_speech_transformer(tmp_path)
+    wave = torch.randn(1, 5000)
+    with torch.no_grad():
+        expected = model(wave).last_hidden_state
+    encoder = build_encoder({"kind": "hubert", "source": str(tmp_path), "allow_pickle": True})
+    assert torch.allclose(encoder.features(wave[:, None]).values, expected, atol=1e-4)
+    torch.save({"model": checkpoint}, tmp_path / "pytorch_model.bin")  # a function: not read, not called
+    with pytest.raises(CheckpointError, match="more than weights"):
+        load_speech_transformer(tmp_path, allow_pickle=True)
+
+
+def test_weights_in_several_files(tmp_path):
+    model = checkpoint("hubert", False, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
     wave = torch.randn(1, 5000)
     with torch.no_grad():
         expected = model(wave).last_hidden_state
@@ -121,6 +139,16 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):
             load_speech_transformer(tmp_path)
+    del config["conv_stride"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="config lacks conv_stride"):
+        load_speech_transformer(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        load_speech_transformer(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no encoder"):
+        load_speech_transformer(tmp_path)
 
 
 def test_mfcc_of_hubert_is_kaldis():

@@ -34,6 +34,56 @@ def test_another_dtype_leaves_the_quantizer_in_float32(directory):
     assert tokenizer.decode(codes).dtype == torch.float64
 
 
+NARROW = {
+    "encodec": {**SMALL, "filters": 4, "true_skip": False, "lstm": 1, "pad_mode": "reflect"},
+    "mimi": {
+        "sample_rate": 16000, "filters": 4, "ratios": [4, 2], "dim": 16, "last_kernel": 3, "codebooks": 4,
+        "codebook_size": 16, "quantizer": {"kind": "split_rvq", "codebook_width": 8}, "downsample": 2,
+        "transformer": {"layers": 2, "heads": 2, "feedforward": 24, "context": 6}, "upsample_groups": 16,
+        "whole_frames": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(name, dtype, tmp_path):
+    """Unlike float64, it is not promoted to by what is float32: every part must keep it. Waveforms are float32."""
+    torch.manual_seed(0)
+    save_codec(build_codec(NARROW[name]), tmp_path)
+    exact, half = load_tokenizer(tmp_path), load_tokenizer(tmp_path, dtype=dtype)
+    wave, lengths = torch.randn(2, 1, 301), torch.tensor([301, 120])
+    with torch.no_grad():
+        latents, expected = half.encode_latents(wave), exact.encode_latents(wave)
+    assert latents.dtype == dtype
+    assert (latents.float() - expected).square().mean() < 1e-3 * expected.square().mean()
+    codes = exact.encode(wave, lengths)
+    assert half.encode(wave, lengths).shape == codes.shape
+    for given in (None, lengths):
+        said, wanted = half.decode(codes, given), exact.decode(codes, given)
+        assert said.dtype == torch.float32
+        assert (said - wanted).square().mean() < 1e-2 * wanted.square().mean()
+    found, state = half.encode_step(wave, half.encoder_state(2), lengths)
+    rest, _ = half.encode_flush(state)
+    first, state = half.decode_step(codes, half.decoder_state(2), torch.tensor([5, 2]))
+    last, _ = half.decode_flush(state)
+    assert first.dtype == last.dtype == torch.float32 and found.dtype == rest.dtype == torch.int64
+
+
+def test_lengths_that_cannot_be(directory):
+    tokenizer, wave = load_tokenizer(directory), torch.randn(2, 1, 500)
+    for lengths in ([600, 10], [-1, 10]):
+        with pytest.raises(RequestError, match="room for 0 to 500"):
+            tokenizer.encode(wave, torch.tensor(lengths))
+        with pytest.raises(RequestError, match="room for 0 to 500"):
+            tokenizer(wave, torch.tensor(lengths))
+    codes = tokenizer.encode(wave)
+    with pytest.raises(RequestError, match="none can be negative"):
+        tokenizer.decode(codes, torch.tensor([-1, 10]))
+    with pytest.raises(RequestError, match="there are 63"):
+        tokenizer.decode(codes, torch.tensor([600, 10]))
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(RequestError, match="neither a file, a directory, nor a hub id"):
         load_tokenizer(tmp_path / "nothing")

@@ -190,3 +190,45 @@ def test_requests_that_cannot_be(vocoder):
         build_vocoder({"kind": "griffin"})
     with pytest.raises(RecipeError, match="unit_widht"):
         build_vocoder({**TINY, "unit_widht": 3})
+
+
+def test_half_precision_speaks_float32(vocoder):
+    units, lengths = torch.randint(20, (3, 6)), torch.tensor([6, 2, 4])
+    for durations in (None, torch.randint(1, 4, (3, 6))):
+        expected, sizes = vocoder.float()(units, lengths, durations, **WHO)
+        for dtype in (torch.bfloat16, torch.float16):
+            half = vocoder.to(dtype)
+            wave, found = half(units, lengths, durations, **WHO)
+            assert wave.dtype == torch.float32
+            if durations is not None:
+                assert torch.equal(found, sizes)
+                assert (wave - expected).square().mean() < 1e-2 * expected.square().mean()
+            state = half.initial_state(3, **WHO, predict=durations is None)
+            first, state = half.step(units, state, lengths, durations)
+            rest, _ = half.flush(state)
+            assert first.dtype == rest.dtype == torch.float32
+
+
+def test_lengths_and_durations_that_cannot_be(vocoder):
+    units = torch.randint(20, (3, 5))
+    for lengths in ([9, 1, 1], [-1, 2, 2]):
+        with pytest.raises(RequestError, match="room for 0 to 5"):
+            vocoder(units, torch.tensor(lengths), **WHO)
+    durations = torch.ones(3, 5, dtype=torch.int64)
+    durations[1, 4] = -2
+    with pytest.raises(RequestError, match="a duration of -2 frames"):
+        vocoder(units, None, durations, **WHO)
+    vocoder(units, torch.tensor([5, 4, 5]), durations, **WHO)  # what lies beyond a row's end may be anything
+    with pytest.raises(RequestError, match="whole numbers of frames"):
+        vocoder(units, None, durations.float(), **WHO)
+
+
+def test_a_pickle_that_holds_no_weights(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_embeddings": 20}')
+    for content in (b"no pickle", b""):
+        (tmp_path / "g_1").write_bytes(content)
+        with pytest.raises(CheckpointError, match="g_1 holds more than weights, or is no checkpoint"):
+            load_unit_vocoder(tmp_path, allow_pickle=True)
+    torch.save([1, 2], tmp_path / "g_1")
+    with pytest.raises(CheckpointError, match="g_1 holds no tensors"):
+        load_unit_vocoder(tmp_path, allow_pickle=True)

@@ -106,5 +106,20 @@ def test_what_does_not_fit_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("head: 3")
     with pytest.raises(CheckpointError, match="allow_pickle"):
         load_vocos(tmp_path)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        load_vocos(tmp_path, allow_pickle=True)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        load_vocos(tmp_path, allow_pickle=True)
     with pytest.raises(CheckpointError, match="not a Vocos config"):
         from_vocos({"head": 3}, {})
+
+
+@pytest.mark.parametrize("padding", ["causal", "center", "same"])
+def test_half_precision_is_kept(padding):
+    vocoder, x = build(padding), torch.randn(2, 12, 10)
+    lengths = torch.tensor([12, 5])
+    expected = vocoder(x, lengths)
+    found = vocoder.bfloat16()(x.bfloat16(), lengths)
+    assert found.dtype == torch.bfloat16
+    assert (found[0] - expected[0]).square().mean() < 1e-2 * expected[0].square().mean()

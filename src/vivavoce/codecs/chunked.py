@@ -14,7 +14,7 @@ from torch import Tensor
 from vivavoce.codecs.codec import Codec, Reconstruction
 from vivavoce.codecs.whole import WholeChain, overlap_frames
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import Chain, valid, zero_padding
+from vivavoce.nn.streaming import Chain, check_lengths, valid, zero_padding
 
 LOUDNESS = 0.1  # the scale of chunks whose own is not given: about -20 dB below full scale
 TOGETHER = 8  # chunks that go through the stacks at once
@@ -63,6 +63,8 @@ class ChunkedCodec(Codec):
     def encode_scaled(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whole waveform [B, C, S] -> codes [B, K, frames(S)] and the scale of each chunk [B, chunks], float32."""
         x = self._channels_last(wave)
+        if lengths is not None:
+            check_lengths(lengths, len(x), x.shape[1])
         sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
         counts = self.frames(torch.tensor(sizes))
         codes = torch.zeros(len(x), self.codebooks, int(counts.max()), dtype=torch.int64, device=x.device)
@@ -84,6 +86,8 @@ class ChunkedCodec(Codec):
         Neighbours fade into each other. Raises `RequestError` for a number of frames that no signal has.
         """
         codes = codes.to(self._home(self.decoder)[0])
+        if lengths is not None:
+            check_lengths(lengths, len(codes), None)
         sizes = [self._samples(codes.shape[2])] * len(codes) if lengths is None else lengths.tolist()
         needed = int(self.frames(torch.tensor(sizes)).max())
         if needed > codes.shape[2]:
@@ -152,6 +156,8 @@ class ChunkedCodec(Codec):
     def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Rows of the same length together: a norm over time must not hear padding."""
         assert isinstance(chain, WholeChain)
+        if lengths is not None:
+            check_lengths(lengths, x.shape[0], x.shape[1])
         if lengths is None or bool((lengths == x.shape[1]).all()):
             return chain(x)
         found = [chain(x[row : row + 1, :length])[0] for row, length in enumerate(lengths.tolist())]

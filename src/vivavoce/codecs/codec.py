@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import Chain, Pointwise, State, Streaming, join_rows, zero_padding
+from vivavoce.nn.streaming import (
+    Chain,
+    Pointwise,
+    State,
+    Streaming,
+    check_lengths,
+    full_precision,
+    join_rows,
+    zero_padding,
+)
 from vivavoce.quantizers import Quantized, Quantizer
 
 Step = Callable[[Tensor, State, Tensor | None], tuple[Tensor, State]]
@@ -160,16 +169,20 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> waveform [B, C, T x hop]; with `lengths` [B] in samples, cut to them (zeros behind)."""
+        """Codes [B, K, T] -> waveform [B, C, T x hop]; with `lengths` [B] in samples, cut to them (zeros behind).
+
+        The waveform is float32 at least, whatever the decoder computes in; so is that of the steps.
+        """
         latents = self._dequantize(codes)
         if lengths is None:
-            return self.decode_latents(latents)
+            return full_precision(self.decode_latents(latents))
+        check_lengths(lengths, len(codes), None)
         counts = self.frames(lengths)
         if int(counts.max()) > codes.shape[2]:
             raise RequestError(
                 f"{int(lengths.max())} samples need {int(counts.max())} frames of codes, there are {codes.shape[2]}"
             )
-        audio = self.decode_latents(latents, counts)[..., : int(lengths.max())]
+        audio = full_precision(self.decode_latents(latents, counts))[..., : int(lengths.max())]
         return zero_padding(audio.transpose(1, 2), lengths).transpose(1, 2)
 
     def decoder_state(self, batch: int) -> State:
@@ -185,13 +198,13 @@ class Codec(nn.Module):
         consume: as in `encode_step`.
         """
         audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths, consume)
-        return audio.transpose(1, 2), state
+        return full_precision(audio).transpose(1, 2), state
 
     @torch.no_grad()
     def decode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
         """End the signal (of `rows` [B] bool): the last samples [B, C, S]; none from a causal decoder."""
         audio, state = self.decoder.flush(state, rows)
-        return audio.transpose(1, 2), state
+        return full_precision(audio).transpose(1, 2), state
 
     # Inside.
 
@@ -216,6 +229,8 @@ class Codec(nn.Module):
 
     def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None) -> Tensor:
         """The whole signal x [B, T, D] through a stack, all frames of every row."""
+        if lengths is not None:
+            check_lengths(lengths, x.shape[0], x.shape[1])
         x = zero_padding(x, lengths)
         y, state = self._steps(chain, x, chain.initial_state(x.shape[0], x.device, x.dtype), lengths)
         emitted = state.emitted
@@ -271,9 +286,7 @@ class Codec(nn.Module):
         return [(sections[tiles], tiles) for tiles in sorted(sections)]
 
 
-def _in_pieces(
-    step: Step, x: Tensor, state: State, lengths: Tensor | None, size: int
-) -> tuple[Tensor, State]:
+def _in_pieces(step: Step, x: Tensor, state: State, lengths: Tensor | None, size: int) -> tuple[Tensor, State]:
     """`step` over x in pieces of at most `size` frames, as if in one."""
     if x.shape[1] <= size:
         return step(x, state, lengths)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vivavoce.audio.waveform import check_waveform
 from vivavoce.errors import AudioError, RequestError
-from vivavoce.nn.streaming import lengths_of, zero_padding
+from vivavoce.nn.streaming import check_lengths, lengths_of, zero_padding
 
 Layer = int | Literal["all"] | None
 
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         """Raise `RequestError` unless the encoder has this layer."""
         if layer is None or (layer == "all" and self.layers):
             return
-        if isinstance(layer, int) and self.layers and 0 <= layer <= self.layers:
+        if isinstance(layer, int) and not isinstance(layer, bool) and self.layers and 0 <= layer <= self.layers:
             return
         having = f"has layers 0 to {self.layers}, or 'all'" if self.layers else "has no layers to choose from"
         raise RequestError(f"layer={layer!r}: this encoder {having}")
@@ -82,9 +82,9 @@ def as_batch(wave: Any, lengths: Tensor | None, sample_rate: int) -> tuple[Tenso
     if isinstance(wave, Tensor):
         if wave.dim() != 3 or wave.shape[1] != 1:
             raise AudioError(f"waveform {tuple(wave.shape)}: [batch, 1, samples] expected (mix channels down first)")
+        if lengths is not None:
+            check_lengths(lengths, len(wave), wave.shape[2])
         lengths = lengths_of(wave[:, 0], lengths)
-        if bool((lengths > wave.shape[2]).any()):
-            raise RequestError(f"lengths up to {int(lengths.max())} for waveforms of {wave.shape[2]} samples")
         batch = zero_padding(wave[:, 0].float(), lengths)
         if not bool(batch.isfinite().all()):
             row = int((~batch.isfinite()).any(1).nonzero()[0])

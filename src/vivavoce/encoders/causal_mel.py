@@ -85,7 +85,9 @@ class CausalMelEncoder(Streaming):
         return -(-length // hop) if self.complete else length // hop
 
     def initial_state(self, batch, device=None, dtype=None):
-        state = self.body.initial_state(batch, device, dtype)
+        """dtype: of the waveform; the frames of the body have that of its parameters."""
+        state = self.body.initial_state(batch, device)
+        device = state.emitted.device
         state["front"] = self.front.initial_state(batch, device, dtype)
         state["heard"] = torch.zeros_like(state["emitted"])
         return state
@@ -104,13 +106,12 @@ class CausalMelEncoder(Streaming):
         missing = -state["heard"] % int(self.hop)
         if rows is not None:
             missing = missing * rows
-        home = self.home()
-        return self.step(torch.zeros(missing.shape[0], int(missing.max()), 1, **home), state, missing)
+        silence = state["front"]["recent"].new_zeros(missing.shape[0], int(missing.max()), 1)
+        return self.step(silence, state, missing)
 
-    @staticmethod
-    def scaled(mel: Tensor) -> Tensor:
-        """Log-mel values brought to about zero mean and unit variance."""
-        return (mel - MEL_MEAN) / MEL_SCALE
+    def scaled(self, mel: Tensor) -> Tensor:
+        """Log-mel values brought to about zero mean and unit variance, in the dtype of the body."""
+        return ((mel - MEL_MEAN) / MEL_SCALE).to(self.body.parts[0].weight.dtype)  # type: ignore[arg-type]
 
     def from_power(self, power: Tensor) -> Tensor:
         """Frames [B, T // 8, width] of power spectra [B, T, bins] (lowest `bins` of the front end's spectrum)."""

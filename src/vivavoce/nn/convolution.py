@@ -24,6 +24,11 @@ PadMode = Literal["zeros", "replicate", "reflect"]
 MANY_FRAMES, MANY_WEIGHTS = 256, 1 << 20
 
 
+def at_least_none(frames):
+    """Numbers of frames (int or tensor) with 0 for those below it: of signals shorter than a window."""
+    return frames.clamp(min=0) if isinstance(frames, Tensor) else max(frames, 0)
+
+
 class Conv(Streaming):
     """Convolution with stride, dilation and groups; causal by default (all padding at the left).
 
@@ -99,7 +104,7 @@ class Conv(Streaming):
     def frames(self, length):
         steps = length + self.left + self.right - self.span
         whole = -(-steps // self.stride) if self.complete else steps // self.stride
-        return (whole + 1) * (length > 0)
+        return at_least_none((whole + 1) * (length > 0))
 
     def emitted_after(self, heard):
         """Frames that a stream has emitted after `heard` inputs (int or tensor)."""
@@ -314,7 +319,8 @@ class ConvTranspose(Streaming):
         return -(-(first + self.left - self.kernel + 1) // self.stride), (last + self.left) // self.stride
 
     def frames(self, length):
-        return (length * self.stride + self.kernel - self.stride - self.left - self.right) * (length > 0)
+        total = length * self.stride + self.kernel - self.stride - self.left - self.right
+        return at_least_none(total * (length > 0))
 
     def initial_state(self, batch, device=None, dtype=None):
         """`buffer` [B, past, D]: the inputs whose taps reach further than what has been emitted."""

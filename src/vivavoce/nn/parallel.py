@@ -49,7 +49,7 @@ class Sum(Streaming):
         home = self.home(device, dtype)
         state = State()
         for i, (branch, wait) in enumerate(zip(self, self.waits)):
-            state[f"branch{i}"] = branch.initial_state(batch, device, dtype)
+            state[f"branch{i}"] = branch.initial_state(batch, home["device"], dtype)
             zero = state[f"branch{i}"].emitted
             if wait:
                 state[f"waiting{i}"] = zero.new_zeros(batch, wait, self.width, dtype=home["dtype"])

@@ -25,6 +25,7 @@ class Residual(Streaming):
         self.receptive_field = max(inner.receptive_field, shortcut.receptive_field if shortcut else 0)
 
     def initial_state(self, batch, device=None, dtype=None):
+        device = self.home(device, dtype)["device"]
         state = State(inner=self.inner.initial_state(batch, device, dtype))
         if self.shortcut is not None:
             state["shortcut"] = self.shortcut.initial_state(batch, device, dtype)

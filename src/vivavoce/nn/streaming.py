@@ -117,6 +117,28 @@ def lengths_of(x: Tensor, lengths: Tensor | None) -> Tensor:
     return lengths.to(device=x.device, dtype=torch.int64)
 
 
+def check_lengths(lengths: Tensor, rows: int, size: int | None) -> None:
+    """Raise `RequestError` unless `lengths` are one whole number a row, from 0 to `size` (None: any).
+
+    For signals as they come in from outside, not for the steps of the layers inside: it waits for the device.
+    """
+    if lengths.shape != (rows,):
+        raise RequestError(f"lengths {tuple(lengths.shape)} for a batch of {rows} rows: give one length a row")
+    if lengths.is_floating_point():
+        raise RequestError(f"lengths of {lengths.dtype}: give whole numbers, of frames or samples")
+    if rows == 0:
+        return
+    least, most = int(lengths.min()), int(lengths.max())
+    if least < 0 or (size is not None and most > size):
+        wanted = "none can be negative" if size is None else f"the batch has room for 0 to {size}"
+        raise RequestError(f"lengths from {least} to {most}: {wanted}")
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x, in float32 where it is in half precision: waveforms that leave a model are at least that."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def valid(lengths: Tensor, size: int) -> Tensor:
     """Mask [B, size] bool of the frames inside each row's length."""
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
@@ -241,12 +263,14 @@ class Streaming(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The whole signal: x [B, T, D] with right padding beyond `lengths` -> [B, max frames(lengths), D']."""
+        if lengths is not None:
+            check_lengths(lengths, x.shape[0], x.shape[1])
         x = zero_padding(x, lengths)  # no output reads the padding, but a gradient of 0 times NaN would
         state = self.initial_state(x.shape[0], x.device, x.dtype)
         y, state = self.step(x, state, lengths)
         emitted = state.emitted
         rest, state = self.flush(state)
-        joined, _ = join_rows([(y, emitted), (rest, state.emitted)])
+        joined, _ = join_rows([(y, emitted), (rest.to(y.dtype), state.emitted)])
         return joined
 
     def home(self, device: Any = None, dtype: Any = None) -> dict[str, Any]:
@@ -257,9 +281,10 @@ class Streaming(nn.Module):
 
     def nothing(self, state: State) -> tuple[Tensor, State]:
         """The answer of a module that has no frames to give: [B, 0, width] and a state with emitted = 0."""
-        home = self.home()
-        zero = torch.zeros(state.batch, dtype=torch.int64, device=home["device"])
-        return torch.zeros(state.batch, 0, self.width, **home), State({**state, "emitted": zero})
+        zero = torch.zeros_like(state.emitted)
+        # A module without parameters knows its device by the state alone.
+        frames = torch.zeros(len(zero), 0, self.width, device=zero.device, dtype=self.home()["dtype"])
+        return frames, State({**state, "emitted": zero})
 
     @property
     def width(self) -> int:
@@ -300,8 +325,9 @@ class Chain(Streaming):
         return iter(self.parts)
 
     def initial_state(self, batch, device=None, dtype=None):
+        device = self.home(device, dtype)["device"]  # parts without parameters do not know it
         state = State({str(i): part.initial_state(batch, device, dtype) for i, part in enumerate(self.parts)})
-        state["emitted"] = torch.zeros(batch, dtype=torch.int64, device=self.home(device, dtype)["device"])
+        state["emitted"] = torch.zeros(batch, dtype=torch.int64, device=device)
         return state
 
     def step(self, x, state, lengths=None, consume=False):
@@ -339,10 +365,12 @@ class Chain(Streaming):
             before = state[str(i)]
             if x is None:
                 x, after[str(i)] = part.flush(before, rows)
+                if not x.shape[1]:  # of a part without parameters it has any dtype
+                    x = x.to(self.home()["dtype"])
             else:
                 y, middle = part.step(x, before, lengths)
                 rest, after[str(i)] = part.flush(middle, rows)
-                x, lengths = join_rows([(y, middle.emitted), (rest, after[str(i)].emitted)])
+                x, lengths = join_rows([(y, middle.emitted), (rest.to(y.dtype), after[str(i)].emitted)])
                 after[str(i)]["emitted"] = lengths
             lengths = after[str(i)].emitted
         after["emitted"] = lengths

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from vivavoce.encoders.units import expand
 from vivavoce.errors import RecipeError, RequestError
-from vivavoce.nn.streaming import State, join_rows, lengths_of, slice_rows, zero_padding
+from vivavoce.nn.streaming import (
+    State,
+    check_lengths,
+    full_precision,
+    join_rows,
+    lengths_of,
+    slice_rows,
+    zero_padding,
+)
 from vivavoce.vocoders.durations import DurationPredictor, to_frames
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
 
@@ -84,7 +92,7 @@ class UnitHiFiGAN(nn.Module):
         speaker: Tensor | None = None,
         language: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Waveform [B, 1, samples], zero beyond its lengths [B], and these."""
+        """Waveform [B, 1, samples] float32 at least, zero beyond its lengths [B], and these."""
         state = self.initial_state(len(units), speaker, language, predict=durations is None)
         first, state = self.step(units, state, lengths, durations)
         emitted = state.emitted
@@ -168,7 +176,7 @@ class UnitHiFiGAN(nn.Module):
             first, emitted = state["before"].new_zeros(state.batch, 0, 1), state.emitted * 0
         rest, generator = self.generator.flush(state["generator"], rows)
         wave, total = join_rows([(first, emitted), (rest, generator.emitted)])
-        return wave.transpose(1, 2), State({**state, "generator": generator, "emitted": total})
+        return full_precision(wave).transpose(1, 2), State({**state, "generator": generator, "emitted": total})
 
     def _last(self, embedded: Tensor, lengths: Tensor, logs: Tensor, state: State, predictor: State):
         """Units of known duration become frames; those that the predictor has not answered yet wait."""
@@ -188,14 +196,22 @@ class UnitHiFiGAN(nn.Module):
         around = [part[:, None].expand(-1, frames.shape[1], -1) if part.dim() == 2 else part for part in parts]
         wave, generator = self.generator.step(torch.cat(around, dim=2), state["generator"], counts)
         kept = State(before=state["before"], after=state["after"], generator=generator, emitted=generator.emitted)
-        return wave.transpose(1, 2), State({**after, **kept})
+        return full_precision(wave).transpose(1, 2), State({**after, **kept})
 
     def _check(self, units: Tensor, lengths: Tensor | None, durations: Tensor | None) -> Tensor:
         if units.dim() != 2 or units.is_floating_point():
             raise RequestError(f"units {tuple(units.shape)} {units.dtype}: whole numbers [batch, units] expected")
+        if lengths is not None:
+            check_lengths(lengths, len(units), units.shape[1])
         lengths = lengths_of(units, lengths)
         if durations is not None and durations.shape != units.shape:
             raise RequestError(f"durations {tuple(durations.shape)} for units {tuple(units.shape)}: give one each")
+        if durations is not None:
+            if durations.is_floating_point():
+                raise RequestError(f"durations {durations.dtype}: whole numbers of frames expected")
+            lasting = zero_padding(durations, lengths)
+            if bool((lasting < 0).any()):
+                raise RequestError(f"a duration of {int(lasting.min())} frames: 0 is the shortest")
         inside = zero_padding(units, lengths)
         if inside.numel() and bool((inside < 0).any() | (inside >= self.config.units).any()):
             raise RequestError(f"units from {int(inside.min())} to {int(inside.max())}: 0 to {self.config.units - 1} "
