@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vivavoce.audio.kaldi import deltas, kaldi_fbank, kaldi_frames, kaldi_mfcc
+from vivavoce.errors import RequestError
 
 
 def test_the_delta_of_a_ramp_is_its_slope():
@@ -31,3 +32,8 @@ def test_padded_rows_have_the_frames_of_single_rows():
     assert counts.tolist() == [0, 1, 29]
     for b, row in enumerate(rows):
         torch.testing.assert_close(together[b, : counts[b]], kaldi_fbank(row[None])[0])
+
+
+def test_a_taper_that_there_is_not():
+    with pytest.raises(RequestError, match="taper 'hann' is unknown; there are povey, hanning, hamming"):
+        kaldi_mfcc(torch.randn(1, 8000), taper="hann")

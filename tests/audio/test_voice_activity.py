@@ -63,3 +63,10 @@ def test_no_speech_and_no_samples():
         speech_segments(iter([]))
     with pytest.raises(AudioError, match=r"use \.resample"):
         VoiceActivity()(Audio(np.zeros(8000, np.float32), 8000))
+
+
+def test_audio_that_is_not_finite_has_no_segments_to_find():
+    good, broken = np.zeros((1, 4000), np.float32), np.zeros((1, 4000), np.float32)
+    broken[0, 5] = np.nan
+    with pytest.raises(AudioError, match="sample 4005 of channel 0 is nan"):
+        speech_segments([Audio(good, 16000), Audio(broken, 16000)])

@@ -1,7 +1,9 @@
 """The running means of a codebook: start, update, dead entries, padding, published weights."""
 
+import pytest
 import torch
 
+from vivavoce.errors import RequestError
 from vivavoce.quantizers import VectorQuantizer
 from vivavoce.quantizers.codebook import Codebook
 
@@ -120,3 +122,19 @@ def test_published_entries_load_with_and_without_usage():
             book = Codebook(16, 4, smoothing=smoothing)
             book.load(entries, usage)
             assert torch.allclose(book.embedding, entries, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("count", [4, 100])
+def test_one_latent_that_is_not_finite_does_not_spoil_the_codebook(started, count):
+    quantizer = VectorQuantizer(4, 16).train()
+    if started:
+        quantizer(torch.randn(1, 100, 4))
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    broken = torch.randn(1, count, 4)
+    broken[0, 3, 2] = torch.nan
+    with pytest.raises(RequestError, match="not finite"):
+        quantizer(broken)
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+    quantizer(torch.randn(1, 100, 4))
+    assert quantizer.levels[0].embedding.isfinite().all()

@@ -81,3 +81,11 @@ def test_impossible_requests():
         kmeans(torch.zeros(3, 2), 4)
     with pytest.raises(RequestError, match="width"):
         kmeans(torch.zeros(3), 1)
+
+
+@pytest.mark.parametrize("method", [kmeans, minibatch_kmeans])
+def test_points_that_are_not_finite_are_refused(method):
+    points = torch.randn(50, 3)
+    points[7, 1] = torch.inf
+    with pytest.raises(RequestError, match="point 7 is not finite"):
+        method(points, 4)

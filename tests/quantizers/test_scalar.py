@@ -55,3 +55,12 @@ def test_impossible_levels():
     for levels in ((), (1, 5), (1 << 31, 1 << 31, 2)):
         with pytest.raises(RequestError, match="levels"):
             FiniteScalarQuantizer(4, levels)
+
+
+def test_latents_that_are_not_finite_are_refused():
+    quantizer = FiniteScalarQuantizer(4)
+    latents = torch.randn(2, 3, 4)
+    latents[1, 2, 0] = torch.nan
+    with pytest.raises(RequestError, match="not finite"):
+        quantizer(latents)
+    assert quantizer(latents, torch.tensor([3, 2])).latents.isfinite().all()  # padding is not looked at

@@ -10,6 +10,7 @@ from torch import Tensor
 from vivavoce.audio.framing import frame, frame_count
 from vivavoce.audio.mel import mel_filters
 from vivavoce.audio.spectrum import power_spectrum
+from vivavoce.errors import RequestError
 
 # Kaldi's smallest value before a logarithm: float32's epsilon.
 _TINY = torch.finfo(torch.float32).eps
@@ -33,7 +34,8 @@ def kaldi_fbank(
 
     `window` and `hop` in seconds; `fmax` <= 0 counts from half the rate; `taper` "povey" or "hamming" or
     "hanning"; `scale` brings [-1, 1] to Kaldi's 16-bit values (1.0 for models trained without it). No dither. With
-    `snip_edges` rows padded at the right have their own frames first: cut them by `kaldi_frames(lengths)`.
+    `snip_edges` rows padded at the right have their own frames first: cut them by `kaldi_frames(lengths)`. Raises
+    `RequestError` for a taper that there is not.
     """
     power, _ = _power(waveform, sample_rate, window, hop, taper, preemphasis, scale, snip_edges)
     return _mel_energies(power, sample_rate, mels, fmin, fmax)
@@ -134,4 +136,6 @@ def _taper(name: str, size: int) -> Tensor:
     """Symmetric windows (period size - 1), as Kaldi's FeatureWindowFunction."""
     hann = torch.hann_window(size, periodic=False, dtype=torch.float64)
     shapes = {"povey": hann**0.85, "hanning": hann, "hamming": 0.08 + 0.92 * hann}
+    if name not in shapes:
+        raise RequestError(f"taper {name!r} is unknown; there are {', '.join(shapes)}")
     return shapes[name].float()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vivavoce.audio.waveform import Audio, check_waveform
+from vivavoce.audio.waveform import Audio, check_finite, check_waveform
 from vivavoce.errors import AudioError
 
 RATE, WINDOW, _CONTEXT, _WIDTH = 16000, 512, 64, 128
@@ -133,7 +133,7 @@ def speech_segments(
     """Where somebody speaks: [(start, end)] in seconds, each widened by `pad` (half the gap where that is less).
 
     `audio` may be an iterable of blocks (`stream(path)`): memory does not grow with it. Any rate; channels are
-    averaged. Raises `AudioError` for audio without samples.
+    averaged. Raises `AudioError` for audio without samples, or with one that is not finite.
     """
     machine = rules or Hysteresis()
     segments, total = [], 0
@@ -173,7 +173,10 @@ def _probabilities(blocks: Iterable[Audio]) -> Iterator[tuple[float, int]]:
             row, state = vad.flush(state)
             yield from ((float(p), total) for p in row[0, : state.emitted[0]])
 
+    given = 0
     for block in blocks:
+        check_finite(block.samples, "voice activity", given)
+        given += len(block)
         mono = block.mono()
         if resampler is None:
             resampler, state = Resampler(mono.sample_rate, RATE), vad.initial_state()

@@ -7,13 +7,17 @@ replacement of dead entries as in SoundStream (arXiv:2107.03312) and EnCodec (ar
 import torch
 from torch import Tensor, nn
 
-from vivavoce.errors import CheckpointError
+from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.quantizers.base import perplexity
 from vivavoce.quantizers.collective import gathered, total
 from vivavoce.quantizers.kmeans import kmeans, sample
 from vivavoce.quantizers.nearest import nearest
 
 EPSILON = 1e-5
+NOT_FINITE = (
+    "latents are not finite (NaN or infinite), the codebooks stay as they were: the training has run away, or a "
+    "recording of the batch is broken"
+)
 
 
 class Codebook(nn.Module):
@@ -115,6 +119,8 @@ class Codebook(nn.Module):
         joint = gathered(points)
         if joint.shape[0] == 0:
             return
+        if not bool(joint.isfinite().all()):
+            raise RequestError(NOT_FINITE)
         generator = self._generator()
         if joint.shape[0] < self.size:
             spread = joint.std(0, unbiased=False) * 0.01
@@ -131,11 +137,17 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, points: Tensor, codes: Tensor) -> None:
-        """Move the averages by a batch: points [N, width] and the codes [N] they chose."""
+        """Move the averages by a batch: points [N, width] and the codes [N] they chose.
+
+        Raises `RequestError`, and moves nothing, where a point is not finite: the averages would never be rid of it.
+        """
         chosen = torch.zeros(self.size, self.width + 1, device=points.device)
         chosen.index_add_(0, codes, torch.cat([points, points.new_ones(points.shape[0], 1)], dim=1))
         chosen = total(chosen)
-        if not bool((chosen[:, -1] > 0).any()):
+        heard, finite = torch.stack([(chosen[:, -1] > 0).any(), chosen.isfinite().all()]).tolist()
+        if not finite:
+            raise RequestError(NOT_FINITE)
+        if not heard:
             return
         self.cluster_usage.lerp_(chosen[:, -1], 1 - self.decay)
         self.embedding_sum.lerp_(chosen[:, :-1], 1 - self.decay)

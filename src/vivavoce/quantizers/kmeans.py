@@ -35,7 +35,7 @@ def kmeans(
 ) -> Clusters:
     """Cluster points [N, D]: the best of `restarts` runs of at most `iterations` Lloyd steps, ended when none moves.
 
-    Raises `RequestError` when there are fewer points than clusters.
+    Raises `RequestError` when there are fewer points than clusters, or one that is not finite.
     """
     _check(points, clusters, restarts)
     generator = torch.Generator().manual_seed(seed)
@@ -168,3 +168,6 @@ def _check(points: Tensor, clusters: int, restarts: int) -> None:
         raise RequestError(f"{clusters} clusters of {len(points)} points: give at least one point for each cluster")
     if restarts < 1:
         raise RequestError(f"restarts={restarts}: at least one run is needed")
+    finite = points.isfinite().all(1)
+    if not bool(finite.all()):
+        raise RequestError(f"point {int((~finite).nonzero()[0])} is not finite: leave such points out")

@@ -58,6 +58,8 @@ class FiniteScalarQuantizer(Quantizer):
             y = zero_padding(self.output_projection(rounded / (self.counts // 2)), lengths)
             codes = self._index(bounded.round())
         inside = valid(lengths_of(latents, lengths), latents.shape[1])
+        if not bool(bounded.isfinite().all(-1)[inside].all()):
+            raise RequestError("latents are not finite (NaN or infinite): no grid point is near them")
         usage, spread = self._health(codes[inside])
         codes = (codes * inside)[:, None]
         return Quantized(y.to(latents.dtype), codes, bounded.new_zeros(()), usage[None], spread[None])
