@@ -169,14 +169,14 @@ def hub(monkeypatch):
 @pytest.mark.parametrize("flag", ["VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_the_hub_is_not_asked(hub, flag, monkeypatch):
     monkeypatch.setenv(flag, "1")
-    with pytest.raises(RequestError, match="'nobody/nothing': .* the environment says offline"):
+    with pytest.raises(RequestError, match=r"'nobody/nothing': .* the environment says offline"):
         build_encoder({"kind": "hubert", "source": "nobody/nothing"})
     assert [request["local_files_only"] for request in hub] == [True]
 
 
 def test_a_hub_id_and_its_revision(hub):
     for source, revision in (("nobody/nothing@v2", None), ("nobody/nothing", "v2"), ("nobody/nothing@v2", "v2")):
-        with pytest.raises(RequestError, match="no encoder 'nobody/nothing.*: there is no such thing$"):
+        with pytest.raises(RequestError, match=r"no encoder 'nobody/nothing.*: there is no such thing$"):
             build_encoder({"kind": "wavlm", "source": source, "revision": revision})
         request = hub.pop()
         assert (request["repository"], request["revision"]) == ("nobody/nothing", "v2")
