@@ -59,6 +59,7 @@ def test_published_size_as_transformers(tmp_path):
     assert codec.quantizer.codebooks == 32
     theirs = compare(model, codec, wave, bandwidth=6.0)
     assert theirs.shape == (1, 8, 300) and len(theirs.unique()) > 100
+    check_modes(codec, wave[..., 10000 : 10000 + 12 * 320 + 77], [320, 7, 1000, 701])
 
 
 @proves("encodec", "weights")

@@ -106,6 +106,7 @@ def test_published_size_as_transformers(tmp_path):
     }
     theirs = compare(model, codec, wave, bandwidth=12.0)
     assert theirs.shape == (1, 8, 150 + 47) and len(theirs.unique()) > 100
+    check_padded_batch(codec, wave[..., 10000:20000], [10000, 3333])
 
 
 # One sample, a frame, a chunk but for one, exactly, more; where two chunks end together; many chunks.
@@ -161,8 +162,14 @@ def codec():
 
 
 def test_a_padded_batch_is_its_rows(codec):
-    wave, lengths = stereo(0.3), torch.tensor([14400, 900, 5001])
-    batch = torch.full((3, 2, 14400), float("nan"))
+    check_padded_batch(codec, stereo(0.3), [14400, 900, 5001])
+
+
+@torch.no_grad()
+def check_padded_batch(codec: ChunkedCodec, wave: torch.Tensor, sizes: list[int]) -> None:
+    """The beginnings of `wave`, padded at the right with NaN: each row as it is alone."""
+    lengths = torch.tensor(sizes)
+    batch = torch.full((len(sizes), 2, wave.shape[-1]), float("nan"))
     for row, length in zip(batch, lengths):
         row[:, :length] = wave[0, :, :length]
     codes, scales = codec.encode_scaled(batch, lengths)

@@ -69,6 +69,7 @@ def test_published_size_as_transformers(tmp_path):
     for frame in range(4):
         piece, state = codec.decode_step(codes[..., frame : frame + 1], state)
         check_wave(piece, whole[..., frame * 1920 : (frame + 1) * 1920])
+    check_modes(codec, wave[..., 10000 : 10000 + 4 * 1920 + 700], [1920, 7, 3000, 701])
 
 
 @proves("mimi", "weights")
@@ -93,15 +94,18 @@ def test_narrow_as_transformers(tmp_path, samples):
 
 
 @torch.no_grad()
-def kyutai_model(wave, dim, filters, layers, books=8, seed=0):
-    """A random Mimi of the moshi package, prepared as above."""
+def kyutai_model(wave, narrow=True, books=8, seed=0):
+    """A random Mimi of the moshi package, of the published size or a narrow one, prepared as above."""
     torch.manual_seed(seed)
     config = copy.deepcopy(loaders._mimi_config)
-    config["seanet"].update(dimension=dim, n_filters=filters)
-    config["quantizer"].update(dimension=dim // 2, n_q=books, bins=256, input_dimension=dim, output_dimension=dim)
-    config["transformer"].update(
-        d_model=dim, num_layers=layers, dim_feedforward=2 * dim, input_dimension=dim, output_dimensions=[dim]
-    )
+    config["quantizer"].update(n_q=books)
+    if narrow:
+        dim = 64
+        config["seanet"].update(dimension=dim, n_filters=4)
+        config["quantizer"].update(dimension=dim // 2, bins=256, input_dimension=dim, output_dimension=dim)
+        config["transformer"].update(
+            d_model=dim, num_layers=2, dim_feedforward=2 * dim, input_dimension=dim, output_dimensions=[dim]
+        )
     model = loaders.get_mimi(None, config, num_codebooks=books)
     for name, parameter in model.named_parameters():
         if "layer_scale" in name:
@@ -122,14 +126,14 @@ def kyutai_model(wave, dim, filters, layers, books=8, seed=0):
 
 
 @proves("mimi", "weights")
-@pytest.mark.parametrize("samples", [100, 1921, 262000])
-def test_kyutais_own_format(tmp_path, samples):
+@pytest.mark.parametrize("samples, narrow", [(100, True), (1921, True), (262000, True), (99000, False)])
+def test_kyutais_own_format(tmp_path, samples, narrow):
     wave = speech_like(11, 24000)[..., :262000]
-    model = kyutai_model(wave, dim=64, filters=4, layers=2)
+    model = kyutai_model(wave[..., -samples:] if samples > 10000 else wave, narrow=narrow)
     file = tmp_path / "tokenizer-e351c8d8-checkpoint125.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
     codec = load_tokenizer(file)
-    assert codec.codebooks == 8
+    assert codec.codebooks == 8 and codec.codebook_size == (256 if narrow else 2048)
     wave = wave[..., -samples:]
     with torch.no_grad():
         theirs = model.encode(wave)
@@ -142,7 +146,7 @@ def test_kyutais_own_format(tmp_path, samples):
 @proves("mimi", "weights")
 def test_streams_as_kyutais_package_streams(tmp_path):
     wave = speech_like(2, 24000)[..., : 20 * 1920]
-    model = kyutai_model(wave, dim=64, filters=4, layers=2)
+    model = kyutai_model(wave)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, tmp_path / "tokenizer-a.safetensors")
     codec = load_tokenizer(tmp_path)

@@ -157,6 +157,15 @@ def test_what_does_not_fit_is_refused_with_its_place(saved, tmp_path):
         (bad / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(CheckpointError, match=r"config\.json|is missing"):
             load_text_lm(bad)
+    shutil.copytree(folder, tmp_path / "odd")
+    odd, whole = tmp_path / "odd" / "config.json", (folder / "config.json").read_text()
+    for key, value in [
+        ("hidden_size", "x"), ("vocab_size", "x"), ("vocab_size", -3), ("num_attention_heads", 0),
+        ("num_hidden_layers", -1), ("rope_parameters", 3), ("rope_parameters", {"rope_type": "llama3"}),
+    ]:  # fmt: skip
+        odd.write_text(json.dumps({**json.loads(whole), key: value}))
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            load_text_lm(odd.parent)
     (bad / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="cut short"):
         load_text_lm(bad)
