@@ -266,7 +266,7 @@ def test_it_trains_on_a_token_store_of_its_own_tokenizer_only(tmp_path):
         ("delay", {"stages.lm.decode.sampling": {"top_q": 1}}, "stages.lm.decode.sampling.voice: option 'top_q'"),
         ("delay", {"stages.lm.heads.voice": {"kind": "flow"}}, "stages.lm.heads.voice: kind 'flow' is unknown"),
         ("delay", {"tokenizers.codes.size": 0}, "tokenizers.codes cannot be built from its options: size 0"),
-        ("delay", {"tokenizers.codes.sizes": 3}, "tokenizers.codes cannot be built"),
+        ("delay", {"tokenizers.codes.sizes": 3}, "tokenizers.codes: tokenizer (integers)"),
         ("delay", {"stages.lm.tasks.continue.given": ["voice[1:]"]}, "stages.lm.tasks.continue: 'voice[1:]'"),
         ("flat", {"stages.lm.heads.voice": {"kind": "depth", "layers": 1, "width": 8, "heads": 1}}, "into one lane"),
         ("flat", {"stages.lm.layout.streams": ["voice"]}, "stages.lm.layout: 'text' has a head, but no place"),
@@ -308,3 +308,13 @@ def test_cells_of_streams_that_are_missing_are_empty():
     system = trained("multi-stream")[0].system
     whole = system.complete(Cells({}, {"text": torch.tensor([2, 0])}))
     assert whole.values["user"].shape == (2, 3, 0) and whole.lengths["voice"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("path, value, said", [
+    ("stages.dialogue.backbone.width", "x", r"mini: stages\.dialogue.*width is 'x'"),
+    ("stages.dialogue.decode.sampling.text.logit_bias", {99: 1.0}, r"mini: stages\.dialogue.*id 99: 'text' has 0"),
+    ("tokenizers.codec", {"kind": "spectral_codec", "stemm": 3}, r"mini: tokenizers\.codec: .*'stemm'"),
+])  # fmt: skip
+def test_what_a_part_refuses_has_its_place_in_the_recipe(path, value, said):
+    with pytest.raises(RecipeError, match=said):
+        vivavoce.build("mini", "smoke", **{path: value})

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.lm.families import Config, Shape, family
 from vivavoce.lm.text_lm import TextLM
 from vivavoce.nn.weights import written_whole
@@ -92,11 +92,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def shape_of(folder: Path, config: Config) -> Shape:
-    """The shape that a configuration describes; a missing key is a `CheckpointError`."""
+    """The shape that a configuration describes; a `CheckpointError` says what is missing or makes no model."""
+    where = folder / "config.json"
     try:
-        return family(config).shape(config)
+        shape = family(config).shape(config)
+        with torch.device("meta"):
+            build(shape)
     except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error.args[0]!r} is missing") from error
+        raise CheckpointError(f"{where}: {error.args[0]!r} is missing") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, RecipeError) as error:
+        raise CheckpointError(f"{where}: no model can be made of it: {error}".split("\n")[0]) from error
+    return shape
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -41,6 +41,9 @@ def _building(recipe: Recipe, where: str) -> Iterator[None]:
     """What a part says of options that it cannot take, as a `RecipeError` with the path in the recipe."""
     try:
         yield
+    except RecipeError as error:
+        place = f"{recipe.system}: {where}"
+        raise error if str(error).startswith(place) else RecipeError(f"{place}: {error}") from error
     except VivavoceError:
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:

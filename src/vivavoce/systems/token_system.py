@@ -89,6 +89,7 @@ class TokenSystem(nn.Module):
             self._check_layout(layout, heads)
             self.stage: GridLM = GridLM(decoder, layout, tokens, heads, widths, begin, std)
             self.sampling = Sampling.of_streams(stage.decode.sampling, self.filled, "decode.sampling")
+            self._check_bias(self.sampling)
         self.codec: Any = None
         for name, part in (parts or {}).items():
             setattr(self, name, part)
@@ -124,6 +125,12 @@ class TokenSystem(nn.Module):
                 raise RecipeError(f"layout: '{name}' has a head, but no place in this layout")
             if head["kind"] == "depth" and len(set(lanes)) < len(lanes):
                 raise RecipeError(f"heads.{name}: depth: the layout puts the levels of '{name}' into one lane, in turn")
+
+    def _check_bias(self, sampling: Mapping[str, Sampling]) -> None:
+        for name, settings in sampling.items():
+            size = self.streams[name].vocabulary[0]
+            if (most := max(settings.logit_bias, default=0)) >= size:
+                raise RecipeError(f"decode.sampling.{name}.logit_bias: id {most}: '{name}' has 0 to {size - 1}")
 
     @property
     def layout(self) -> Layout:
