@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from shown_commands import ROOT, Shown, run_shown, shown_commands
+from streaming_contract import alone, check_lockstep, check_padded_batch, check_published
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 PRINTED = re.compile(r"```python\n(.*?)```\n```text\n(.*?)```", re.DOTALL)  # code, and what it prints
@@ -50,6 +52,20 @@ def test_shown_commands_work(page: Path, tmp_path):
             done = run_shown(shown.command, tmp_path)
             told = done.stdout[-1500:] + done.stderr[-1500:]
             assert done.returncode == 0, f"{page.name}:{shown.line}: {shown.command}\n{told}"
+
+
+@torch.no_grad()
+def test_the_part_that_is_shown_keeps_the_streaming_contract():
+    code = re.search(r"```python\n(import torch\n.*?)```", (ROOT / "docs" / "add-a-part.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code[1], names)
+    module = names["RunningMean"](3).double()
+    signals = [torch.randn(length, 3, dtype=torch.float64) for length in (9, 0, 4, 13)]
+    singles = [alone(module, signal) for signal in signals]
+    torch.testing.assert_close(singles[0][4], signals[0][:5].mean(0))
+    check_padded_batch(module, signals, singles, 1e-9)
+    check_lockstep(module, signals, singles, 1, 1e-9, most=5)
+    check_published(module, 3)
 
 
 @pytest.mark.parametrize("name", ["first-steps.md", "layouts.md", "python.md"])
