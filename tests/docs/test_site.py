@@ -84,6 +84,15 @@ def test_python_prints_what_is_shown(name, tmp_path, monkeypatch):
         assert said.getvalue() == shown, code
 
 
+def test_the_readmes_code_answers(tmp_path, monkeypatch, capsys):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code) == 1
+    exec(code[0], {})
+    assert capsys.readouterr().out == "seven\n" and (tmp_path / "answer.wav").stat().st_size > 10_000
+
+
 def test_shown_commands_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
