@@ -128,7 +128,8 @@ class Codec(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Waveform [B, C, S] through the codec; `lengths` [B] in samples, the rest of each row comes back as zeros."""
         latents = self.encode_latents(wave, lengths)
-        counts = None if lengths is None else self.frames(lengths)
+        # Not `self.frames`, which counts those of overlapping chunks where there are any: here a row is heard whole.
+        counts = None if lengths is None else self.encoder.frames(lengths)
         quantized = self.quantize(latents, counts)
         audio = self.decode_latents(quantized.latents, counts)[..., : wave.shape[-1]]
         if lengths is not None:
