@@ -1,5 +1,7 @@
 """Recipes: validated as a whole, with errors that say where, what was found and what was expected."""
 
+from typing import get_args
+
 import pytest
 
 from vivavoce.errors import RecipeError
@@ -28,6 +30,19 @@ def test_shipped_recipes_are_valid_at_both_sizes(name, size):
         ({"stages.dialogue.tasks.duplex.fills": ["user"]}, "'user' has no head"),
         ({"stages.dialogue.tasks.duplex.given": ["us er"]}, "names no cells"),
         ({"stages.3.name": "x"}, "no '3' in the list; there are dialogue"),
+        ({"streams.heard.clock": {"of": "heard", "ratio": 1}}, "streams.heard.clock.of: heard of heard: a clock needs"),
+        (
+            {
+                "streams.heard.clock": {"of": "text", "ratio": 1},
+                "streams.text.clock": {"of": "heard", "ratio": 1},
+            },
+            "heard of text of heard: a clock needs a rate",
+        ),
+        ({"evaluation": ["digitz"]}, "evaluation[0]: Input should be 'digits'"),
+        ({"training.listen.name": 3}, "training[3].name: Input should be a valid string"),
+        ({"training.listen.name": "../listen"}, "name: String should match pattern"),
+        ({"training.listen.loss_weights": {"text": -1}}, "training[listen].loss_weights.text"),
+        ({"training.listen.tasks": {"duplex": -1}}, "training[listen].tasks.duplex: Input should be greater than or"),
         ({"system.name": "x"}, "'system' is 'mini', not a section"),
     ],
 )
@@ -36,6 +51,13 @@ def test_an_error_names_the_place_and_the_remedy(overrides, expected):
         read_recipe("mini", overrides=overrides)
     assert expected in str(error.value)
     assert "mini.yaml" in str(error.value)
+
+
+def test_evaluations_are_those_that_there_are():
+    from vivavoce.evaluation import TASKS
+    from vivavoce.schema.recipe import Evaluation
+
+    assert get_args(Evaluation) == tuple(sorted(TASKS))
 
 
 def test_smoke_size_replaces_only_what_it_names():

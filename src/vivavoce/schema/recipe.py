@@ -6,10 +6,13 @@ section uses must be declared in another.
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# the names of evaluation/harness.py, which this floor must not import
+Evaluation = Literal["digits", "footprint", "intelligibility", "pairwise_likelihood", "resynthesis"]
 SLICE = re.compile(r"^(?P<stream>[A-Za-z_][\w-]*)(\[(?P<cells>[^\]]*)\])?$")
 
 
@@ -154,15 +157,15 @@ class Phase(Strict):
     trainable: patterns over parameter names (all if empty); one that matches nothing is an error.
     """
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w .-]*$")  # a folder of the run
     trains: str
     objective: Part
     data: Part
     after: tuple[str, ...] | None = None
     start_from: str | None = None
     trainable: tuple[str, ...] = ()
-    tasks: dict[str, float] = Field(default_factory=dict)
-    loss_weights: dict[str, float | tuple[float, ...]] = Field(default_factory=dict)
+    tasks: dict[str, Weight] = Field(default_factory=dict)
+    loss_weights: dict[str, Weight | tuple[Weight, ...]] = Field(default_factory=dict)
     optimizer: dict[str, Any] = Field(default_factory=dict)
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
@@ -189,7 +192,7 @@ class Recipe(Strict):
     stages: list[Stage] = Field(default_factory=list)
     interaction: Interaction | None = None
     training: list[Phase] = Field(default_factory=list)
-    evaluation: list[str] = Field(default_factory=list)
+    evaluation: list[Evaluation] = Field(default_factory=list)
     smoke: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -199,6 +202,7 @@ class Recipe(Strict):
             self._declared(f"streams.{name}.encoder", stream.encoder, self.encoders)
             if isinstance(stream.clock, Clock):
                 self._declared(f"streams.{name}.clock.of", stream.clock.of, self.streams)
+            self._clock_ends(name)
         for stage in self.stages:
             for task_name, task in stage.tasks.items():
                 for field in ("given", "fills"):
@@ -234,6 +238,15 @@ class Recipe(Strict):
                     continue
                 self._declared(f"interaction.{field}", getattr(self.interaction, field), self.streams)
         return self
+
+    def _clock_ends(self, name: str) -> None:
+        """Whether a stream's clock hangs on itself, by itself or through others."""
+        seen, clock = [name], self.streams[name].clock
+        while isinstance(clock, Clock) and clock.of in self.streams:
+            if clock.of in seen:
+                raise ValueError(f"streams.{name}.clock.of: {' of '.join([*seen, clock.of])}: a clock needs a rate")
+            seen.append(clock.of)
+            clock = self.streams[clock.of].clock
 
     def _parts(self, phase: Phase) -> set[str]:
         """What a phase trains: a tokenizer, an encoder, or a stage with the encoders of the streams."""

@@ -1,117 +1,146 @@
-"""How a phase is trained: budget, optimizers, schedules, averaging, intervals. Plain data, as a recipe writes it."""
+"""How a phase is trained: budget, optimizers, schedules, averaging, intervals. Plain data, as a recipe writes it.
+
+Every value is checked by its type below, bounds included; a `RecipeError` names the first that does not fit.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from vivavoce.errors import RecipeError
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("cosine", "linear", "constant", "exponential", "inverse_sqrt", "wsd")
-DTYPES = ("float32", "bfloat16")
+Count: TypeAlias = Annotated[StrictInt, Field(ge=1)]
+Positive: TypeAlias = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+Amount: TypeAlias = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+Share: TypeAlias = Annotated[StrictFloat, Field(ge=0, le=1)]
+Momentum: TypeAlias = Annotated[StrictFloat, Field(ge=0, lt=1)]
+Patterns: TypeAlias = Annotated[
+    tuple[StrictStr, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """One optimizer and its schedule (see `optimizers.factor`)."""
 
-    kind: str = "adamw"
-    learning_rate: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # on matrices only (two dimensions larger than one), never on gains, biases
-    schedule: str = "cosine"
-    warmup: int = 0  # steps of linear warm-up
-    final: float = 0.1  # share of the rate that cosine, linear and wsd end at
-    gamma: float = 0.999996  # exponential: factor per step
-    decay: float = 0.2  # wsd: share of the budget that decays
-    clip: float | None = 1.0  # largest norm of the gradient over all parameters; None: only logged
-    rates: Mapping[str, float] = field(default_factory=dict)  # pattern of parameter names -> factor
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Positive = 3e-4
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: Amount = 0.0  # on matrices only (two dimensions larger than one), never on gains, biases
+    schedule: Literal["cosine", "linear", "constant", "exponential", "inverse_sqrt", "wsd"] = "cosine"
+    warmup: Annotated[StrictInt, Field(ge=0)] = 0  # steps of linear warm-up
+    final: Share = 0.1  # share of the rate that cosine, linear and wsd end at
+    gamma: Positive = 0.999996  # exponential: factor per step
+    decay: Share = 0.2  # wsd: share of the budget that decays
+    clip: Positive | None = 1.0  # largest norm of the gradient over all parameters; None: only logged
+    rates: Mapping[StrictStr, Amount] = field(default_factory=dict)  # pattern of parameter names -> factor
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.kind", self.kind, OPTIMIZERS)
-        _one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if not self.learning_rate > 0:
-            raise RecipeError(f"optimizer.learning_rate is {self.learning_rate}: it must be greater than 0")
-        if self.clip is not None and not self.clip > 0:
-            raise RecipeError(f"optimizer.clip is {self.clip}: it must be greater than 0, or null for no clipping")
+        _check(self, "optimizer.")
 
     @classmethod
     def of(cls, values: "OptimizerSettings | Mapping[str, Any]", where: str = "optimizer") -> "OptimizerSettings":
-        """Settings from a mapping; unknown keys are refused."""
-        return values if isinstance(values, OptimizerSettings) else cls(**_known(cls, values, where))
+        """Settings from a mapping; unknown keys and values that do not fit are a `RecipeError` beginning with
+        `where`."""
+        if isinstance(values, OptimizerSettings):
+            return values
+        _known(cls, values, where)
+        try:
+            return cls(**values)
+        except RecipeError as error:
+            raise RecipeError(f"{where}.{str(error).removeprefix('optimizer.')}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
     """One phase. The budget is `steps`, `minutes`, or both (whichever ends first); schedules are laid out for it."""
 
-    name: str
-    steps: int | None = None
-    minutes: float | None = None
-    seed: int = 0
+    name: StrictStr
+    steps: Count | None = None
+    minutes: Positive | None = None
+    seed: StrictInt = 0
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     optimizers: Mapping[str, OptimizerSettings] = field(default_factory=dict)  # by name, where they differ
-    accumulate: int = 1  # batches per update
-    ema: float | None = None  # decay of the averaged weights
-    dtype: str = "float32"  # of the forward pass (autocast); weights stay float32
-    device: str = "cpu"
-    workers: int = 0  # processes that prepare batches
-    trainable: tuple[str, ...] = ()  # patterns of parameter names; empty: all
-    frozen: tuple[str, ...] = ()
-    start_from: str | None = None  # phase of the same run whose weights are taken
-    log_every: int = 10  # steps
-    evaluate_every: int = 500
-    sample_every: int = 2000
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float = 5.0  # as well: at least this often
-    keep: int = 2  # checkpoints of the phase that stay
+    accumulate: Count = 1  # shares of the batch that each process works through one after another
+    ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass (autocast); weights stay float32
+    device: StrictStr = "cpu"
+    workers: Annotated[StrictInt, Field(ge=0)] = 0  # processes that prepare batches
+    trainable: Patterns = ()  # patterns of parameter names; empty: all
+    frozen: Patterns = ()
+    start_from: StrictStr | None = None  # phase of the same run whose weights are taken
+    log_every: Count = 10  # steps
+    evaluate_every: Count = 500
+    sample_every: Count = 2000
+    checkpoint_every: Count = 1000
+    checkpoint_minutes: Positive = 5.0  # as well: at least this often
+    keep: Count = 2  # checkpoints of the phase that stay
 
     def __post_init__(self) -> None:
+        where = f"phase '{self.name}': "
+        if not isinstance(self.optimizers, Mapping):
+            raise RecipeError(f"{where}optimizers is {self.optimizers!r}: give settings by the optimizer's name")
+        object.__setattr__(self, "optimizer", OptimizerSettings.of(self.optimizer, f"{where}optimizer"))
+        named = {k: OptimizerSettings.of(v, f"{where}optimizers.{k}") for k, v in self.optimizers.items()}
+        object.__setattr__(self, "optimizers", named)
+        _check(self, where)
         if self.steps is None and self.minutes is None:
             raise RecipeError(f"phase '{self.name}' has no budget: give steps, minutes or both")
-        for budget in ("steps", "minutes"):
-            value = getattr(self, budget)
-            if value is not None and not value > 0:
-                raise RecipeError(f"phase '{self.name}': {budget} is {value}: it must be greater than 0")
-        for count in ("accumulate", "log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep"):
-            if getattr(self, count) < 1:
-                raise RecipeError(f"phase '{self.name}': {count} is {getattr(self, count)}: it must be at least 1")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise RecipeError(f"phase '{self.name}': ema is {self.ema}: a decay lies between 0 and 1")
-        _one_of(f"phase '{self.name}': dtype", self.dtype, DTYPES)
-        set_ = object.__setattr__
-        set_(self, "trainable", _patterns(self.trainable))
-        set_(self, "frozen", _patterns(self.frozen))
-        set_(self, "optimizer", OptimizerSettings.of(self.optimizer))
-        named = {key: OptimizerSettings.of(value, f"optimizers.{key}") for key, value in self.optimizers.items()}
-        set_(self, "optimizers", named)
 
     @classmethod
     def of(cls, values: "PhaseSettings | Mapping[str, Any]") -> "PhaseSettings":
-        """Settings from a mapping as a recipe has it; unknown keys are refused."""
-        return values if isinstance(values, PhaseSettings) else cls(**_known(cls, values, "phase"))
+        """Settings from a mapping as a recipe has it; unknown keys and values that do not fit are a `RecipeError`."""
+        if isinstance(values, PhaseSettings):
+            return values
+        _known(cls, values, "phase")
+        return cls(**values)
 
     def optimizer_named(self, name: str) -> OptimizerSettings:
         """Settings of one of the task's optimizers: its own, else the common ones."""
         return self.optimizers.get(name, self.optimizer)
 
 
-def _known(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    types = {f.name: f.type for f in fields(cls)}
-    for key, value in values.items():
-        if key not in types:
-            raise RecipeError(f"{where}: unknown key '{key}'; known are {', '.join(types)}")
-        if isinstance(value, str) and types[key] in (int, float, int | None, float | None):
-            raise RecipeError(f"{where}.{key} is the text '{value}', not a number; YAML wants 5.0e-4, not 5e-4")
-    return dict(values)
+def _known(cls: type, values: Any, where: str) -> None:
+    known = [f.name for f in fields(cls)]
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where} is {_shown(values)}: give a mapping of {', '.join(known)}")
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key '{key}'; known are {', '.join(known)}")
 
 
-def _one_of(where: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise RecipeError(f"{where} is '{value}': choose one of {', '.join(choices)}")
+@cache
+def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
+    """A check of each field's type by the field's name."""
+    types: dict[str, Any] = {f.name: f.type for f in fields(cls) if f.name not in ("optimizer", "optimizers")}
+    return {name: TypeAdapter(kind) for name, kind in types.items()}
 
 
-def _patterns(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _check(settings: Any, where: str) -> None:
+    """Every field as its type has it; a RecipeError that begins with `where` for one that does not fit. Settings of
+    optimizers have been checked by themselves."""
+    kind: Any = type(settings)
+    for name, adapter in _adapters(kind).items():
+        value = getattr(settings, name)
+        try:
+            object.__setattr__(settings, name, adapter.validate_python(value))
+        except ValidationError as error:
+            found = error.errors()[0]
+            path = name + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in found["loc"])
+            if isinstance(found["input"], str) and found["type"] in ("int_type", "float_type"):
+                why = f"the text '{found['input']}', not a number; YAML wants 5.0e-4, not 5e-4"
+            elif found["type"] == "literal_error":
+                why = f"'{found['input']}': choose one of {found['ctx']['expected'].replace(chr(39), '')}"
+            else:
+                said = found["msg"].replace("tuple", "list").replace("dictionary", "mapping")
+                why = f"{_shown(found['input'])}: {said[0].lower()}{said[1:]}"
+            raise RecipeError(f"{where}{path} is {why}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML's readers know it, in one line."""
+    return "null" if value is None else f"{value!r:.60}"
