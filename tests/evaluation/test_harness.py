@@ -3,6 +3,8 @@
 import io
 import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,12 @@ from vivavoce.audio import Audio
 from vivavoce.errors import DataError, RequestError
 from vivavoce.evaluation import Item, Result, Task, estimate, evaluate, task
 from vivavoce.evaluation.report import as_lines, interval, number, table
+
+
+@dataclass(frozen=True)
+class Question:
+    path: Path
+    number: int
 
 
 class Echo:
@@ -81,6 +89,57 @@ def test_answers_of_another_model_or_other_settings_are_refused(tmp_path):
         evaluate(Echo("b"), Halves(), out=tmp_path)
     with pytest.raises(DataError, match="another model or other settings"):
         evaluate(Echo(), Halves(5), out=tmp_path)
+
+
+def test_answers_to_other_data_of_the_same_names_are_refused(tmp_path):
+    class Files(Halves):
+        def items(self, data):
+            return [Item(path.name, [Question(path, 1)], group="g") for path in sorted(data.iterdir())]
+
+        def answers(self, model, items):
+            for item in items:
+                size = len(item.given[0].path.read_bytes())
+                yield item, {"audio": model.echo(size)} if size < 50 else {"error": "unusable"}
+
+    for name, second in (("one", b"22"), ("copy", b"22"), ("other", b"3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_bytes(b"1")
+        (tmp_path / name / "b").write_bytes(second)
+        (tmp_path / name / "c").write_bytes(b"-" * 60)
+    out, model = tmp_path / "out", Echo()
+    evaluate(model, Files(), tmp_path / "one", out, limit=1)
+    evaluate(model, Files(), tmp_path / "one", out)
+    evaluate(model, Files(), tmp_path / "copy", out)
+    assert model.asked == [1, 2]
+    (tmp_path / "copy" / "c").write_bytes(b"333")  # mended: asked again
+    assert [result.metric for result in evaluate(model, Files(), tmp_path / "copy", out)] == ["mean"]
+    with pytest.raises(DataError, match="its answer to 'b' is one to other data"):
+        evaluate(model, Files(), tmp_path / "other", out)
+
+
+def test_names_that_look_alike_on_disk_keep_their_own_answers(tmp_path):
+    class Alike(Halves):
+        def items(self, data):
+            return [Item(name, i, 0) for i, name in enumerate(("a/b", "a_b", "a b"))]
+
+    (mean,) = evaluate(Echo(), Alike(), out=tmp_path)
+    assert mean.value == pytest.approx(1.0, abs=0.01)
+
+
+def test_no_usable_item_is_an_error_and_an_item_twice_too():
+    class Unusable(Halves):
+        def answers(self, model, items):
+            yield from ((item, {"error": "no audio"}) for item in items)
+
+    with pytest.raises(DataError, match="none of 10 items could be used; first: item/0: no audio"):
+        evaluate(Echo(), Unusable())
+
+    class Twice(Halves):
+        def items(self, data):
+            return super().items(data) * 2
+
+    with pytest.raises(RequestError, match="'item/0' would be asked 2 times"):
+        evaluate(Echo(), Twice())
 
 
 def test_limits_are_for_each_group():

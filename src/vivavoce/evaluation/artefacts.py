@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,12 @@ class Artefacts:
 
     Each artefact is on disk before the next is asked for; one that a kill cut short is asked for again. `identity`
     says whose answers these are: raises `DataError` where the folder holds those of another model or settings.
+    `asked` of an item (a digest) says what it was: answers to another item of that name are refused as well.
     """
 
     def __init__(self, folder: Path | None, task: str, identity: Mapping[str, Any]):
         self._rows: dict[str, dict[str, Any]] = {}
+        self._asked: dict[str, str | None] = {}
         self._folder = None if folder is None else Path(folder) / task
         self._journal: Journal | None = None
         if self._folder is None:
@@ -39,17 +42,27 @@ class Artefacts:
                 file.write(text)
         self._journal = Journal(self._folder / "artefacts.jsonl")
         self._rows = {row["id"]: row["artefact"] for row in self._journal.rows}
+        self._asked = {row["id"]: row.get("asked") for row in self._journal.rows}
 
-    def __contains__(self, item: str) -> bool:
-        return item in self._rows
+    def answers(self, item: str, asked: str | None = None) -> bool:
+        """Whether there is an answer to `item`, {"error": …} being none; raises `DataError` for one to other data."""
+        if "error" in self._rows.get(item, {"error": ""}):
+            return False
+        if self._asked.get(item) != asked:
+            raise DataError(
+                f"{self._folder}: its answer to '{item}' is one to other data of that name: give another folder or "
+                "remove it"
+            )
+        return True
 
-    def add(self, item: str, artefact: Mapping[str, Any]) -> None:
+    def add(self, item: str, artefact: Mapping[str, Any], asked: str | None = None) -> None:
         """Keep the answer to `item`."""
+        self._asked[item] = asked
         if self._folder is None or self._journal is None:
             self._rows[item] = dict(artefact)
             return
         row = {k: self._on_disk(item, k, v) if isinstance(v, Audio) else v for k, v in artefact.items()}
-        self._journal.append({"id": item, "artefact": row})
+        self._journal.append({"id": item, "asked": asked, "artefact": row})
         self._rows[item] = row
 
     def get(self, item: str) -> dict[str, Any]:
@@ -60,7 +73,10 @@ class Artefacts:
         assert self._folder is not None
         if len(audio) == 0:
             return {"$audio": None, "channels": audio.channels, "sample_rate": audio.sample_rate}
-        name = f"audio/{re.sub(r'[^A-Za-z0-9._+-]', '_', item)}.{key}.flac"
+        plain = re.sub(r"[^A-Za-z0-9._+-]", "_", item)[:100]
+        if plain != item:  # another item may become the same name
+            plain += f".{zlib.crc32(item.encode()):08x}"
+        name = f"audio/{plain}.{key}.flac"
         write(self._folder / name, audio)
         return {"$audio": name}
 

@@ -14,6 +14,8 @@ from vivavoce.errors import DataError
 from vivavoce.evaluation.conditions import CONDITIONS
 from vivavoce.evaluation.harness import Item
 from vivavoce.evaluation.questions import Question, Recording, Synthetic
+from vivavoce.evaluation.quiet import recordings
+from vivavoce.schema.arguments import Count
 
 # Voices that training never hears: two of flite's, two accents of espeak-ng.
 VOICES = ("flite:awb", "flite:kal16", "espeak:en-029", "espeak:en-gb-x-gbcwmd")
@@ -37,11 +39,11 @@ class Plan:
     data: Path | None = None
     speakers: tuple[str, ...] = ()
     split: str = "test"
-    sums: int = 500
-    each_condition: int = 80
-    other: int = 300
-    barge_ins: int = 60
-    seed: int = 0
+    sums: Count = 500
+    each_condition: Count = 80
+    other: Count = 300
+    barge_ins: Count = 60
+    seed: Count = 0
 
 
 def fsdd(plan: Plan) -> dict[str, dict[str, list[Recording]]]:
@@ -146,7 +148,8 @@ def barge_ins(plan: Plan) -> list[Item]:
 
 def quiet(plan: Plan) -> list[Item]:
     """Ten minutes in which nobody says anything; the pack's non-speech is part of it where there is a pack."""
-    return [Item(f"quiet/{number}", ("quiet", number, plan.seed), "", "quiet") for number in range(QUIET_BLOCKS)]
+    files = recordings(plan.data)
+    return [Item(f"quiet/{number}", ("quiet", number, plan.seed, files), "", "quiet") for number in range(QUIET_BLOCKS)]
 
 
 # name -> (items, whether the recorded-speech pack is needed)

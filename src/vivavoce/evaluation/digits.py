@@ -24,6 +24,7 @@ from vivavoce.evaluation.intelligibility import control_results
 from vivavoce.evaluation.judge import ClosedVocabulary
 from vivavoce.evaluation.questions import Question, sound, split_at_second
 from vivavoce.evaluation.quiet import quiet_minute
+from vivavoce.schema.arguments import Arguments, Positive
 
 NAN = float("nan")
 
@@ -38,7 +39,7 @@ class Digits(Task):
     def __init__(
         self,
         groups: Sequence[str] | str | None = None,
-        rows: int = 16,
+        rows: Positive = 16,
         judge: bool = True,
         control: str | None = "flite:slt",
         **plan: Any,
@@ -52,7 +53,7 @@ class Digits(Task):
         self.groups, self.rows, self.control = wanted, rows, control
         if isinstance(plan.get("speakers"), str):
             plan["speakers"] = tuple(plan["speakers"].split(","))
-        self.plan = Plan(**plan)
+        self.plan = Plan(**Arguments(Plan).check(plan, "task digits"))
         self.judge = ClosedVocabulary(all_answers()) if judge else None
         self.settings = {**asdict(self.plan), "data": None}
         self._left_out: list[str] = []
@@ -82,7 +83,7 @@ class Digits(Task):
     def _call(self, item: Item, rate: int) -> Call:
         seed = zlib.crc32(item.id.encode())
         if item.group == "quiet":
-            _, number, chance = item.given
+            number, chance = item.given[1:3]
             wave = quiet_minute(number, chance, rate, QUIET_BLOCK, self.plan.data)
             return Call(item.id, wave, rate, end=len(wave) / rate, seed=seed)
         if item.group == "barge-in":

@@ -16,6 +16,7 @@ from typing import Any
 
 from vivavoce.errors import RequestError, VivavoceError
 from vivavoce.evaluation.harness import Item, Result, Scored, Task
+from vivavoce.schema.arguments import Positive
 
 # metric -> (unit, target, rows, threads)
 MEASURES = {
@@ -47,7 +48,7 @@ class Footprint(Task):
     name = "footprint"
     verb = "duplex"
 
-    def __init__(self, model_name: str | None = None, steps: int = 200):
+    def __init__(self, model_name: str | None = None, steps: Positive = 200):
         if model_name is None:
             raise RequestError("task footprint loads the model anew: give model_name, its name or directory")
         self.model_name, self.steps = model_name, steps

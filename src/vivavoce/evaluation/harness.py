@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vivavoce.errors import RequestError
+from vivavoce.errors import DataError, RequestError
 from vivavoce.evaluation.artefacts import Artefacts
 from vivavoce.evaluation.statistics import Estimate
+from vivavoce.schema.arguments import Arguments
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to ask a model: `given` goes to the verb, `expected` to the scorer; `group` splits the results."""
+    """One thing to ask a model: `given` goes to the verb, `expected` to the scorer; `group` splits the results.
+
+    Files in `given` stand there as `Path`: answers are kept for what is in them.
+    """
 
     id: str
     given: Any
@@ -116,15 +121,13 @@ TASKS = {
 
 
 def task(name: str, **settings: Any) -> Task:
-    """The task called `name` with its settings; raises `RequestError` for unknown names and settings."""
+    """The task called `name` with its settings; raises `RequestError` for unknown names and settings, and for values
+    that are not of the setting's type."""
     if name not in TASKS:
         raise RequestError(f"task '{name}' does not exist: one of {', '.join(TASKS)}")
     module, kind = TASKS[name]
     factory = getattr(import_module(module), kind)
-    try:
-        return factory(**settings)
-    except TypeError as error:
-        raise RequestError(f"task {name}: {error}") from error
+    return factory(**Arguments(factory).check(settings, f"task {name}"))
 
 
 def evaluate(
@@ -138,9 +141,10 @@ def evaluate(
     """Run `task` on `model` and give its results.
 
     `data`: the folder that the task's loader reads. `out`: a folder for artefacts; a second call with the same one
-    asks only what is missing there. `limit`: only that many items of each group and kind (what an id begins with),
-    evenly chosen. `report(done, total)` is called as items are answered. Items whose audio cannot be used are counted
-    and reported in a result. Raises `RequestError` where the model does not have the verb.
+    asks only what is missing there or could not be used. `limit`: only that many items of each group and kind (what an
+    id begins with), evenly chosen. `report(done, total)` is called as items are answered. Items whose audio cannot be
+    used are counted and reported in a result. Raises `RequestError` where the model does not have the verb,
+    `DataError` where no item could be used, or `out` has answers of another model or to other data.
     """
     verbs = getattr(model, "verbs", None)
     if verbs is not None and task.verb not in verbs:
@@ -150,17 +154,25 @@ def evaluate(
     items = _limited(task.items(data), limit)
     if not items:
         raise RequestError(f"task {task.name}: nothing to ask with these settings")
+    (name, times), *_ = Counter(item.id for item in items).most_common(1)
+    if times > 1:
+        raise RequestError(f"task {task.name}: '{name}' would be asked {times} times: name what is asked once")
+    read: dict[Path, str] = {}
+    asked = {item.id: None if out is None else _digest(item.given, read) for item in items}
     with Artefacts(out, task.name, _identity(model, task)) as store:
-        missing = [item for item in items if item.id not in store]
+        missing = [item for item in items if not store.answers(item.id, asked[item.id])]
         done = len(items) - len(missing)
         for item, artefact in task.answers(model, missing) if missing else ():
-            store.add(item.id, artefact)
+            store.add(item.id, artefact, asked[item.id])
             done += 1
             if report is not None:
                 report(done, len(items))
         kept = [(item, store.get(item.id)) for item in items]
         scored = [Scored(item, a, task.score(item, a)) for item, a in kept if "error" not in a]
         failed = [(item.id, a["error"]) for item, a in kept if "error" in a]
+    if not scored:
+        first = f"first: {failed[0][0]}: {failed[0][1]}"
+        raise DataError(f"task {task.name}: none of {len(failed)} items could be used; {first}")
     results = task.summarize(scored)
     if failed:
         nan = float("nan")
@@ -183,6 +195,36 @@ def _limited(items: list[Item], limit: int | None) -> list[Item]:
 def _identity(model: Any, task: Task) -> dict[str, Any]:
     """What artefacts belong to: reusing those of another model or other settings would be a lie."""
     return {"model": weights_digest(model), "task": task.name, "settings": dict(task.settings)}
+
+
+def _digest(given: Any, read: dict[Path, str]) -> str:
+    """What is asked, as 16 hexadecimal digits; of a file its content counts, not its place. `read`: files so far."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Path):
+            if value not in read:
+                read[value] = _content(value)
+            digest.update(f"file {read[value]};".encode())
+        elif is_dataclass(value):
+            add([getattr(value, field.name) for field in fields(value)])
+        elif isinstance(value, list | tuple):
+            digest.update(f"{len(value)}:".encode())
+            for each in value:
+                add(each)
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(given)
+    return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):  # whoever needs the file says what is wrong with it
+        return "none"
 
 
 def weights_digest(model: Any) -> str | None:

@@ -17,9 +17,10 @@ from vivavoce.audio import read
 from vivavoce.errors import AudioError, DataError
 from vivavoce.evaluation.harness import Item, Result, Scored, Task
 from vivavoce.evaluation.statistics import estimate
+from vivavoce.schema.arguments import Positive
 
 VOCABULARIES = ("full", "stream")
-Segment = tuple[str, str, bool]  # modality, path or text, scored?
+Segment = tuple[str, Path | str, bool]  # modality, path or text, scored?
 
 
 class PairwiseLikelihood(Task):
@@ -34,7 +35,7 @@ class PairwiseLikelihood(Task):
     name = "pairwise_likelihood"
     verb = "loglik"
 
-    def __init__(self, batch: int = 16):
+    def __init__(self, batch: Positive = 16):
         self.batch = batch
 
     def items(self, data: Path | None) -> list[Item]:
@@ -44,7 +45,11 @@ class PairwiseLikelihood(Task):
         if not path.is_file():
             raise DataError(f"{path}: no such file; a row is {{'id', 'positive', 'negative', 'group'?}}")
         items = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not text in UTF-8: a JSON object a line is expected") from error
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 items.append(_pair(line, f"{path}, line {number}", path.parent))
         if len({item.id for item in items}) < len(items):
@@ -123,12 +128,16 @@ def _pair(line: str, where: str, root: Path) -> Item:
 
 def _side(value: Any, root: Path) -> list[Segment]:
     if isinstance(value, str):
-        return [("audio", str(root / value), True)]
+        return [("audio", root / value, True)]
     segments: list[Segment] = []
     for part in value:
         modality = "audio" if "audio" in part else "text"
-        content = str(root / part["audio"]) if modality == "audio" else part["text"]
+        content = root / part["audio"] if modality == "audio" else part["text"]
+        if not isinstance(content, Path | str):
+            raise TypeError(f"{content!r} is no text")
         segments.append((modality, content, bool(part.get("scored", True))))
+    if not any(scored for _, _, scored in segments):
+        raise ValueError("a side without a segment that is scored")
     return segments
 
 

@@ -17,6 +17,16 @@ def quiet_minute(number: int, seed: int, rate: int, seconds: float, data: Path |
     return kinds[number % len(kinds)](size, rate, rng, number, data).astype(np.float32)
 
 
+def recordings(data: Path | None) -> tuple[Path, ...]:
+    """The files of the pack's non-speech; none without a pack."""
+    manifest = None if data is None else Path(data) / "manifests" / "nonspeech.jsonl"
+    if manifest is None or not manifest.exists():
+        return ()
+    from vivavoce.data.clips import read_manifest
+
+    return tuple(clip.path for clip in read_manifest(manifest, data))
+
+
 def _level(rng: np.random.Generator, low: float = -55.0, high: float = -15.0) -> float:
     return float(10 ** (rng.uniform(low, high) / 20))
 
@@ -86,12 +96,11 @@ def _music(size, rate, rng, number, data):
 
 def _recorded(size, rate, rng, number, data):
     """Birds, whales, a trumpet, rooms: the pack's non-speech, one after another; noise where there is no pack."""
-    manifest = None if data is None else Path(data) / "manifests" / "nonspeech.jsonl"
-    if manifest is None or not manifest.exists():
+    files = recordings(data)
+    if not files:
         return _noise(size, rate, rng, 2, data)
     from vivavoce.audio import read
-    from vivavoce.data.clips import read_manifest
 
-    clips = [read(clip.path, rate, mono=True).samples[0] for clip in read_manifest(manifest, data)]
+    clips = [read(file, rate, mono=True).samples[0] for file in files]
     joined = np.concatenate([clips[i] for i in rng.permutation(len(clips))])
     return np.resize(joined, size) * (1.0 if number % 2 == 0 else 0.2)

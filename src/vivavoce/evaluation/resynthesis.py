@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vivavoce.audio import Audio, read
 from vivavoce.errors import AudioError, DataError, need
 from vivavoce.evaluation.harness import Item, Result, Scored, Task
 from vivavoce.evaluation.statistics import estimate
+from vivavoce.schema.arguments import Positive
 
 RATE = 16000  # at which STOI, PESQ and the mel distance are taken
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
@@ -28,7 +30,7 @@ class Resynthesis(Task):
     name = "resynthesis"
     verb = "resynth"
 
-    def __init__(self, clips: int = 100, seconds: float = 10.0):
+    def __init__(self, clips: Positive = 100, seconds: Annotated[float, Field(ge=0)] = 10.0):
         self.clips, self.seconds = clips, seconds
         self.settings = {"clips": clips, "seconds": seconds}
 
