@@ -87,6 +87,20 @@ def test_voices(run):
         (("synth", "OUT", "--rate", "1.2:0.9"), 2, "0.9:1.2"),
         (("synth", "OUT", "--augment", "nowhere.yaml"), 2, "nowhere.yaml"),
         (("synth", "OUT", "--kind", "dialogues", "--voices", "espeak:en"), 2, "two voices"),
+        (("synth", "OUT", "--rate", "inf"), 2, "0.9:1.2"),
+        (("synth", "OUT", "--margin", "-3"), 2, "--margin"),
+        (("synth", "OUT", "--margin", "nan"), 2, "margin"),
+        (("synth", "OUT", "--seed", "-1"), 2, "--seed"),
+        (("synth", "OUT", "--voices", ""), 2, "--voices"),
+        (("synth", "OUT", "--name", "../x", "--voices", "espeak:en"), 2, "'../x/"),
+        (("synth", "OUT", "--name", "/x", "--voices", "espeak:en"), 2, "'/x/"),
+        (("synth", "OUT", "--kind", "dialogues", "--texts", "ESCAPE"), 2, "'../../escaped/x'"),
+        (("synth", "OUT", "--kind", "dialogues", "--texts", "LIST"), 2, "list.jsonl, line 1"),
+        (("import", "EMPTY", "-o", "OUT", "--layout", "vctk"), 1, "vctk"),
+        (("import", "BAD", "-o", "OUT", "--license", "x", "--source", "y"), 1, "none of its 1 files"),
+        (("lhotse", "BAD", "-o", "CUTS"), 2, "--license"),
+        (("lhotse", "BAD", "-o", "CUTS", "--license", "x", "--source", "y"), 1, "none of its 1 files"),
+        (("stats", "BAD"), 1, "none of its 1 files"),
         (("import", "nowhere", "-o", "OUT"), 1, "no such file"),
         (("import", "EMPTY", "-o", "OUT", "--license", "x", "--source", "y"), 1, "no audio found"),
         (("import", "EMPTY", "-o", "OUT", "--layout", "odd"), 2, "librispeech"),
@@ -96,7 +110,18 @@ def test_voices(run):
 )
 def test_one_line_for_what_is_wrong(run, tmp_path, arguments, code, says):
     (tmp_path / "empty").mkdir()
-    places = {"OUT": str(tmp_path / "out.jsonl"), "EMPTY": str(tmp_path / "empty")}
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.wav").write_text("nothing to hear")
+    turns = [{"channel": 0, "text": "one"}]
+    (tmp_path / "escape.jsonl").write_text(json.dumps({"id": "../../escaped/x", "turns": turns}))
+    (tmp_path / "list.jsonl").write_text("[1]")
+    places = {"OUT": str(tmp_path / "out.jsonl"), "EMPTY": str(tmp_path / "empty"), "BAD": str(tmp_path / "bad")}
+    places |= {name.upper(): str(tmp_path / f"{name}.jsonl") for name in ("escape", "list")}
+    places["CUTS"] = str(tmp_path / "cuts.jsonl.gz")
     filled = [places.get(a, a.replace("EMPTY", places["EMPTY"])) for a in arguments]
     found, _, complaint = run(*filled)
-    assert found == code and says in complaint and complaint.count("\n") == 1 and complaint.startswith("error: ")
+    skipped, last = complaint.splitlines()[:-1], complaint.splitlines()[-1]
+    assert found == code and says in last and last.startswith("error: ") and "fault" not in last, complaint
+    assert all(line.startswith("skipped ") for line in skipped)
+    assert not (tmp_path / "cuts.jsonl.gz").exists() and not (tmp_path / "out.jsonl" / "manifest.jsonl").exists()
+    assert not list(tmp_path.rglob("*.flac"))

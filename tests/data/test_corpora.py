@@ -8,7 +8,7 @@ import pytest
 
 import vivavoce
 from vivavoce.data.clips import Clip, Segment, Word, from_row, read_manifest, to_row, write_manifest
-from vivavoce.data.corpora import detect, open_corpus
+from vivavoce.data.corpora import check_ids, detect, open_corpus
 from vivavoce.data.cuts import read_cuts, to_cut, write_cuts
 from vivavoce.data.stats import stats
 from vivavoce.errors import AudioError, DataError, RequestError
@@ -133,6 +133,9 @@ def test_a_piece_of_a_recording(tmp_path):
         replace(clip, audio="y.wav").load()
 
 
+ROW = '{"id": "a", "audio": "a", "duration": 1, "license": "x", "source": "y"'
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -144,6 +147,10 @@ def test_a_piece_of_a_recording(tmp_path):
         ('{"id": "a", "audio": "a", "duration": -1, "license": "x", "source": "y"}', "line 2: a duration of -1"),
         ('{"id": "a", "audio": "a", "duration": NaN, "license": "x", "source": "y"}', "line 2: a duration of nan"),
         ('{"id": "a", "audio": "a", "duration": 1, "license": "x", "source": "y", "segments": [3]}', "line 2"),
+        ('{"id": "a", "audio": "a", "duration": 1e12, "license": "x", "source": "y"}', "line 2: a duration of 1000"),
+        (f"{ROW}, " + '"channels": -1}', "line 2: -1 channels"),
+        (f"{ROW}, " + '"channels": 1e999}', "line 2: a number"),
+        (f"{ROW}, " + '"segments": [{"start": 0, "end": NaN}]}', "line 2: a number or segment"),
         ('{"id": "a", "audio": "a", "duration": 1, "license": "x", "source": "y", "text": 4}', "line 2: field 'text'"),
     ],
 )
@@ -213,6 +220,41 @@ def test_bad_cutsets(tmp_path):
         write_cuts([], tmp_path / "x.tar")
     with pytest.raises(DataError, match="cannot be written"):
         write_cuts([], tmp_path / "none" / "x.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("layout", "files", "says"),
+    [
+        ("vctk", {}, "no audio found in the layout 'vctk'"),
+        ("ljspeech", {"metadata.csv": "x|caf\xe9\n".encode("latin-1")}, "metadata.csv: not text in UTF-8"),
+        ("librispeech", {"a.trans.txt": b"no/such HELLO\n"}, None),
+    ],
+)
+def test_a_layout_that_is_not_there_is_told(tmp_path, layout, files, says):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    if says is None:
+        assert open_corpus(tmp_path, layout).skipped
+        return
+    with pytest.raises(DataError, match=says):
+        open_corpus(tmp_path, layout)
+
+
+def test_a_long_line_of_ljspeech_is_read(tmp_path):
+    (tmp_path / "wavs").mkdir()
+    tone(tmp_path / "wavs" / "x.wav")
+    text(tmp_path / "metadata.csv", f"x|{'la ' * 70_000}\n")
+    (clip,) = open_corpus(tmp_path).clips
+    assert len(clip.text) == 209_999
+
+
+def test_names_that_differ_in_the_suffix_alone_are_told_apart(tmp_path):
+    for name in ("a.wav", "a.flac", "b.wav"):
+        tone(tmp_path / name)
+    clips = open_corpus(tmp_path, license="x", source="y").clips
+    assert [clip.id for clip in clips] == ["a.flac", "a.wav", "b"]
+    with pytest.raises(DataError, match=r"the id 'b' stands for .*b\.wav and .*b\.wav"):
+        check_ids([*clips, clips[-1].relative_to(tmp_path)])
 
 
 def test_stats(pack):

@@ -212,6 +212,34 @@ def test_breaking_in_silences_the_other():
     assert third.start - max(first.end, second.end) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("identity", ["../../out/x", "/tmp/x", "", "a//b", "a/..", "a/.", "a\\b", "a\nb", "a\0b", 3])
+def test_an_id_never_leads_out_of_the_folder(identity, tmp_path):
+    script = Script(identity, (Turn(0, "yes"),))
+    for make, job in (
+        (dialogues.make, script),
+        (spoken.make, spoken.Utterance(identity, "yes", VOICES[0])),
+    ):
+        with pytest.raises(RequestError, match="cannot be an id"):
+            make([job], tmp_path / "deep" / "out", processes=1, quiet=True)
+    assert not list(tmp_path.rglob("*.flac")) and not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "voices", "options", "says"),
+    [
+        ([], VOICES, {}, "nothing to say"),
+        (["yes"], [], {}, "nothing to say"),
+        (["yes"], VOICES, {"margin": -3}, "margin"),
+        (["yes"], VOICES, {"margin": float("nan")}, "margin"),
+        (["yes"], VOICES, {"sample_rate": 3}, "sample_rate"),
+        (["yes"], VOICES, {"tempo": 3}, "tempo"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused(texts, voices, options, says):
+    with pytest.raises(RequestError, match=says):
+        spoken.plan(texts, voices, **options)
+
+
 def test_generated_dialogues(tmp_path):
     scripts = dialogues.generate(6, [*VOICES, "espeak:en+m3"], seed=1, sample_rate=16_000)
     assert scripts == dialogues.generate(6, [*VOICES, "espeak:en+m3"], seed=1, sample_rate=16_000)
@@ -233,6 +261,13 @@ def test_generated_dialogues(tmp_path):
         ({"id": "x", "turns": [{"channel": 2, "text": "a"}]}, r"turns\[0\]"),
         ({"id": "x", "turns": [{"channel": 0, "text": "a", "loud": 1}]}, "loud"),
         ({"id": "x", "turns": [{"channel": 0, "text": "a"}], "tempo": 3}, "tempo"),
+        ([1], "a mapping with 'id'"),
+        ({"id": 3, "turns": [{"channel": 0, "text": "a"}]}, "id: .*valid string"),
+        ({"turns": [{"channel": 0, "text": "a"}]}, "id: Field required"),
+        ({"id": "x", "turns": [3]}, r"turns\[0\]: 3 found"),
+        ({"id": "x", "turns": [{"channel": 0, "text": "a", "gap": 1e9}]}, r"turns\[0\]: gap"),
+        ({"id": "x", "turns": [{"channel": 0, "text": "a"}], "voices": ["espeak:en"]}, "voices"),
+        ({"id": "x", "turns": [{"channel": 0, "text": "a"}], "augment": {"noise": {"snr": "x"}}}, "augment.noise: snr"),
     ],
 )
 def test_bad_scripts_say_where(row, says):

@@ -1,5 +1,7 @@
 """`vivavoce data`: make a corpus by offline synthesis, bring one in, convert to and from lhotse, count it."""
 
+from typing import Any
+
 import typer
 
 GROUP = typer.Typer(help="Make, import and inspect corpora.", no_args_is_help=True, rich_markup_mode=None)
@@ -22,11 +24,11 @@ def synth(
     count: int = typer.Option(10, min=1, help="How many dialogues are made up where no --texts are given."),
     rate: str = typer.Option("1", help="Speaking rate, a ratio or a range LOW:HIGH."),
     pitch: str = typer.Option("1", help="Pitch, a ratio or a range LOW:HIGH."),
-    sample_rate: int = typer.Option(None, help="Hz of the files; default: the voice's own (dialogues 24000)."),
-    margin: float = typer.Option(None, help="Seconds of silence kept around the speech; default: as synthesized."),
+    sample_rate: int = typer.Option(None, min=1000, help="Hz of the files; default: the voice's (dialogues 24000)."),
+    margin: float = typer.Option(None, min=0, max=60, help="Seconds of silence kept around speech; default: as made."),
     augment: str = typer.Option(None, help="YAML file with a recipe of effects: {noise: {snr: [3, 40]}, ...}."),
     name: str = typer.Option(None, help="First part of every id; default: the kind."),
-    seed: int = typer.Option(0, help="Same seed, same corpus."),
+    seed: int = typer.Option(0, min=0, help="Same seed, same corpus."),
     processes: int = typer.Option(2, min=1, help="How many clips are made at a time."),
     source: str = typer.Option("", help="What the rows say of where the clips come from; default: the voice."),
 ) -> None:
@@ -51,7 +53,7 @@ def synth(
             voiced = {"voices": tuple(speakers[:2])} if len(speakers) > 1 else {}
             rows = _json_lines(texts)
             scripts = [
-                dialogues.parse({"id": f"{name or kind}/{i:05d}", **row}, f"{texts}, line {i + 1}", **shared, **voiced)
+                dialogues.parse(row, f"{texts}, line {i + 1}", id=f"{name or kind}/{i:05d}", **shared, **voiced)
                 for i, row in enumerate(rows)
             ]
         made = dialogues.make(scripts, out, processes, source=source)
@@ -100,13 +102,11 @@ def bring(
     The audio stays where it is; bad files are reported, skipped and counted.
     """
     from vivavoce.data.clips import write_manifest
-    from vivavoce.data.corpora import open_corpus
-    from vivavoce.errors import DataError
+    from vivavoce.data.corpora import check_ids, open_corpus
 
     corpus = open_corpus(place, layout, license, source, language, verify)
-    _report_skipped(corpus.skipped)
-    if not corpus.clips:
-        raise DataError(f"{place}: none of its {len(corpus.skipped)} files can be used")
+    _report_skipped(corpus, place)
+    check_ids(corpus.clips, place)
     count = write_manifest(out, corpus.clips)
     typer.echo(f"{out}: {count} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
@@ -115,21 +115,24 @@ def bring(
 def lhotse(
     place: str = typer.Argument(..., help="A corpus, or a CutSet to turn into a manifest."),
     out: str = typer.Option(..., "-o", "--out", help="A CutSet (.jsonl.gz), or a manifest (.jsonl) from a CutSet."),
+    license: str = typer.Option(None, help="Licence for rows that say none; a plain folder needs it."),
+    source: str = typer.Option(None, help="Source for rows that say none; a plain folder needs it."),
 ) -> None:
     """Corpus to lhotse CutSet, or back."""
     from pathlib import Path
 
     from vivavoce.data.clips import write_manifest
-    from vivavoce.data.corpora import detect, open_corpus
+    from vivavoce.data.corpora import Corpus, detect, open_corpus
     from vivavoce.data.cuts import write_cuts
 
-    corpus = open_corpus(place)
+    corpus = open_corpus(place, license=license, source=source)
+    _report_skipped(corpus, place)
     if detect(Path(place)) == "lhotse" and out.endswith(".jsonl"):
         count = write_manifest(out, corpus.clips)
     else:
         count, bad = write_cuts(corpus.clips, out)
+        _report_skipped(Corpus(corpus.clips, bad), place)
         corpus.skipped += bad
-    _report_skipped(corpus.skipped)
     typer.echo(f"{out}: {count} cuts, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
 
@@ -151,7 +154,7 @@ def stats(
         corpus = Corpus(list(clips_of_store(place)))
     else:
         corpus = open_corpus(place, license="unknown", source=place)
-    _report_skipped(corpus.skipped)
+    _report_skipped(corpus, place)
     groups = count(corpus.clips, by)
     if as_json:
         rows = [
@@ -174,22 +177,30 @@ def stats(
     typer.echo(f"{len(corpus.clips)} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
 
-def _report_skipped(skipped: list[tuple[str, str]]) -> None:
-    for identity, problem in skipped[:20]:
+def _report_skipped(corpus: Any, place: str) -> None:
+    """Say what was left out; raise `DataError` where that was all."""
+    from vivavoce.errors import DataError
+
+    for identity, problem in corpus.skipped[:20]:
         typer.echo(f"skipped {identity}: {problem}", err=True)
-    if len(skipped) > 20:
-        typer.echo(f"skipped {len(skipped) - 20} more", err=True)
+    if len(corpus.skipped) > 20:
+        typer.echo(f"skipped {len(corpus.skipped) - 20} more", err=True)
+    if corpus.skipped and not corpus.clips:
+        raise DataError(f"{place}: none of its {len(corpus.skipped)} files can be used")
 
 
 def _speakers(voices: str, variants: str) -> list[str]:
     """The voices asked for, espeak-ng's once for every timbre."""
     from vivavoce.data import espeak
+    from vivavoce.errors import RequestError
 
     timbres = espeak.variants() if variants == "all" else tuple(v.strip() for v in variants.split(",") if v.strip())
     names = []
     for name in (voice.strip() for voice in voices.split(",") if voice.strip()):
         plain = not (name.startswith("espeak:") and timbres and "+" not in name)
         names += [name] if plain else [f"{name}+{timbre}" for timbre in timbres]
+    if not names:
+        raise RequestError(f"--voices '{voices}': name one or more; 'vivavoce data voices' lists them")
     return names
 
 
@@ -201,7 +212,7 @@ def _span(option: str, text: str) -> tuple[float, float]:
         span = float(low), float(high or low)
     except ValueError:
         span = (0.0, 0.0)
-    if not 0 < span[0] <= span[1]:
+    if not 0 < span[0] <= span[1] < float("inf"):
         raise RequestError(f"{option} {text}: a ratio such as 1.1 or a range such as 0.9:1.2 is expected")
     return span
 
@@ -212,7 +223,7 @@ def _lines(path: str) -> list[str]:
     from vivavoce.errors import RequestError
 
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"--texts {path}: cannot be read as text: {error}") from error
     if not lines:

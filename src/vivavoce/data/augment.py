@@ -8,21 +8,29 @@ and `stretch` alone change the length. Silence stays silence: effects that are r
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.random import Generator
+from pydantic import Field
 
 from vivavoce.data import warp
 from vivavoce.errors import AudioError, RecipeError
+from vivavoce.schema.arguments import Arguments, Share
 
+Decibels = Annotated[float, Field(ge=-200, le=200)]
+Factor = Annotated[float, Field(ge=warp.FACTORS[0], le=warp.FACTORS[1])]
+Bands = Annotated[int, Field(ge=1, le=1000)]
+Hertz = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0.01, le=10)]  # seconds
+Color = Literal["white", "pink", "brown", "blue"]
 # slope of the power spectrum, power ~ frequency^-slope
 COLORS = {"white": 0.0, "pink": 1.0, "brown": 2.0, "blue": -1.0}
 
 
-def noise(wave: np.ndarray, rate: int, rng: Generator, snr: float = 20.0, color: str = "white") -> np.ndarray:
+def noise(wave: np.ndarray, rate: int, rng: Generator, snr: Decibels = 20.0, color: Color = "white") -> np.ndarray:
     """Add stationary noise `snr` dB below the signal's mean power: white, pink (-3 dB an octave), brown or blue."""
     if color not in COLORS:
         raise RecipeError(f"noise: color is '{color}'; there are {', '.join(COLORS)}")
@@ -35,7 +43,7 @@ def noise(wave: np.ndarray, rate: int, rng: Generator, snr: float = 20.0, color:
     return wave + shaped * np.sqrt(_power(wave) / max(_power(shaped), 1e-30) * 10 ** (-snr / 10))
 
 
-def room(wave: np.ndarray, rate: int, rng: Generator, rt60: float = 0.4, drr: float = 5.0) -> np.ndarray:
+def room(wave: np.ndarray, rate: int, rng: Generator, rt60: Decay = 0.4, drr: Decibels = 5.0) -> np.ndarray:
     """Reverberation that falls by 60 dB in `rt60` s, with a direct-to-reverberant ratio of `drr` dB.
 
     The response is the direct sound and, 2 ms later, Gaussian noise that decays exponentially (Moorer 1979, "About
@@ -59,48 +67,48 @@ def room_response(rate: int, rng: Generator, rt60: float, drr: float) -> np.ndar
     return response
 
 
-def equalize(wave: np.ndarray, rate: int, rng: Generator, depth: float = 6.0, bands: int = 6) -> np.ndarray:
+def equalize(wave: np.ndarray, rate: int, rng: Generator, depth: Decibels = 6.0, bands: Bands = 6) -> np.ndarray:
     """A smooth random tone curve: gains uniform in +-`depth` dB at `bands` points, even in log frequency."""
     points = np.linspace(np.log(60.0), np.log(rate / 2), max(2, int(bands)))
     gains = rng.uniform(-depth, depth, len(points))
     return _filter(wave, rate, lambda f: 10 ** (_smooth(np.log(np.maximum(f, 1.0)), points, gains) / 20))
 
 
-def speed(wave: np.ndarray, rate: int, rng: Generator, factor: float = 1.0) -> np.ndarray:
+def speed(wave: np.ndarray, rate: int, rng: Generator, factor: Factor = 1.0) -> np.ndarray:
     """Play faster by `factor`, pitch and formants with it (resampling): round(samples / factor) samples."""
     return warp.speed(wave, factor)
 
 
-def stretch(wave: np.ndarray, rate: int, rng: Generator, factor: float = 1.0) -> np.ndarray:
+def stretch(wave: np.ndarray, rate: int, rng: Generator, factor: Factor = 1.0) -> np.ndarray:
     """Speak faster by `factor` at the same pitch (WSOLA): round(samples / factor) samples."""
     return warp.stretch(wave, rate, factor)
 
 
-def pitch(wave: np.ndarray, rate: int, rng: Generator, factor: float = 1.0) -> np.ndarray:
+def pitch(wave: np.ndarray, rate: int, rng: Generator, factor: Factor = 1.0) -> np.ndarray:
     """Multiply the fundamental by `factor`; length and formants stay."""
     moved = warp.speed(warp.stretch(wave, rate, 1 / factor), factor)
     moved = np.pad(moved, (0, max(0, len(wave) - len(moved))))[: len(wave)]
     return warp.formants(moved, rate, 1 / factor)
 
 
-def vocal_tract(wave: np.ndarray, rate: int, rng: Generator, factor: float = 1.0) -> np.ndarray:
+def vocal_tract(wave: np.ndarray, rate: int, rng: Generator, factor: Factor = 1.0) -> np.ndarray:
     """Multiply formant frequencies by `factor` (1.2: a shorter tract, a child); pitch and length stay."""
     return warp.formants(wave, rate, factor)
 
 
-def level(wave: np.ndarray, rate: int, rng: Generator, dbfs: float = -25.0) -> np.ndarray:
+def level(wave: np.ndarray, rate: int, rng: Generator, dbfs: Decibels = -25.0) -> np.ndarray:
     """Scale to a root mean square of `dbfs` dB below full scale (a square wave of +-1 is 0 dBFS)."""
     power = _power(wave)
     return wave * np.sqrt(10 ** (dbfs / 10) / power) if power > 0 else wave
 
 
-def clipping(wave: np.ndarray, rate: int, rng: Generator, amount: float = 6.0) -> np.ndarray:
+def clipping(wave: np.ndarray, rate: int, rng: Generator, amount: Decibels = 6.0) -> np.ndarray:
     """Limit hard at `amount` dB below the peak, as an overdriven input does."""
     limit = np.abs(wave).max(initial=0.0) * 10 ** (-amount / 20)
     return np.clip(wave, -limit, limit)
 
 
-def telephone(wave: np.ndarray, rate: int, rng: Generator, low: float = 300.0, high: float = 3400.0) -> np.ndarray:
+def telephone(wave: np.ndarray, rate: int, rng: Generator, low: Hertz = 300.0, high: Hertz = 3400.0) -> np.ndarray:
     """A telephone line: band from `low` to `high` Hz, then 8-bit mu-law (ITU-T G.711's curve, at the wave's rate)."""
     if not 0 <= low < high:
         raise RecipeError(f"telephone: a band from {low} to {high} Hz; low must be below high")
@@ -149,14 +157,23 @@ def check(recipe: Recipe, where: str = "augment") -> list[tuple[str, dict[str, A
             raise RecipeError(f"{where}.{name}: there is no such effect; there are {', '.join(EFFECTS)}")
         if settings is not None and not isinstance(settings, Mapping):
             raise RecipeError(f"{where}.{name}: {settings!r} found, a mapping of settings is expected")
-        known = [*list(inspect.signature(EFFECTS[name]).parameters)[3:], "p"]
+        known, typed = _settings(name), {}
         for key, value in (settings or {}).items():
-            if key not in known:
-                raise RecipeError(f"{where}.{name}.{key}: no such setting; there are {', '.join(known)}")
-            if not _is_setting(value):
+            if key not in known.names:
+                raise RecipeError(f"{where}.{name}.{key}: no such setting; there are {', '.join(known.names)}")
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            if not _is_setting(value) or (several and key == "p"):
                 raise RecipeError(f"{where}.{name}.{key}: {value!r} found, a value, [low, high] or words are expected")
-        steps.append((name, dict(settings or {})))
+            found = [known.check({key: each}, f"{where}.{name}")[key] for each in (value if several else [value])]
+            typed[key] = found if several else found[0]
+        steps.append((name, typed))
     return steps
+
+
+@cache
+def _settings(name: str) -> Arguments:
+    """What an effect takes: its own settings and `p`."""
+    return Arguments(EFFECTS[name], 3, RecipeError, p=Share)
 
 
 def augment(wave: np.ndarray, rate: int, recipe: Recipe, rng: Generator) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivavoce.audio.waveform import MOST_CHANNELS
 from vivavoce.data.files import atomic
 from vivavoce.errors import AudioError, DataError
 
@@ -96,6 +97,7 @@ class Clip:
         return replace(self, audio=name.as_posix(), root=str(base))
 
 
+_LONGEST = 1e6  # seconds, eleven days: what is beyond it are samples or milliseconds
 _NEEDED = ("id", "audio", "duration", "license", "source")
 _KNOWN = (*_NEEDED, "text", "speaker", "language", "orig_sample_rate", "channels", "segments", "start")
 _SEGMENT = ("start", "end", "text", "speaker", "channel", "words")
@@ -132,10 +134,12 @@ def from_row(row: Mapping[str, Any], where: str = "row", root: str | os.PathLike
         segments = tuple(_segment(segment) for segment in row.get("segments") or ())
         rate = None if row.get("orig_sample_rate") is None else int(row["orig_sample_rate"])
         channels, start = int(row.get("channels") or 1), float(row.get("start") or 0)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(f"{where}: a number or segment cannot be read: {error!r}") from error
-    if not (0 <= duration < float("inf") and 0 <= start < float("inf")):
-        raise DataError(f"{where}: a duration of {row['duration']!r} s from {start} s on")
+    if not (0 <= duration <= _LONGEST and 0 <= start <= _LONGEST):
+        raise DataError(f"{where}: a duration of {row['duration']!r} s from {start} s on; seconds are expected")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise DataError(f"{where}: {channels} channels; 1 to {MOST_CHANNELS} are possible")
     return Clip(
         *(row["id"], row["audio"], duration, row["license"], row["source"]),
         *(row.get("text"), row.get("speaker"), row.get("language")),
@@ -149,9 +153,17 @@ def from_row(row: Mapping[str, Any], where: str = "row", root: str | os.PathLike
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:
+    words = tuple(Word(w["text"], float(w["start"]), float(w["end"])) for w in row.get("words") or ())
+    start, end, text, speaker = float(row["start"]), float(row["end"]), row.get("text"), row.get("speaker")
+    if not all(abs(time) <= _LONGEST for time in (start, end, *(t for w in words for t in (w.start, w.end)))):
+        raise ValueError("a time that is not in seconds")
+    if not isinstance(text, str | None) or not isinstance(speaker, str | None):
+        raise ValueError("text and speaker are texts")
+    if not all(isinstance(w.text, str) for w in words):
+        raise ValueError("words are texts")
     return Segment(
-        *(float(row["start"]), float(row["end"]), row.get("text"), row.get("speaker"), int(row.get("channel") or 0)),
-        words=tuple(Word(w["text"], float(w["start"]), float(w["end"])) for w in row.get("words") or ()),
+        *(start, end, text, speaker, int(row.get("channel") or 0)),
+        words=words,
         extra={name: value for name, value in row.items() if name not in _SEGMENT},
     )
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ def open_corpus(
     return corpus
 
 
+def check_ids(clips: Iterable[Clip], place: str | os.PathLike = "the corpus") -> None:
+    """Raise `DataError` that names an id which several clips have, and their files."""
+    seen: dict[str, Clip] = {}
+    for clip in clips:
+        other = seen.setdefault(clip.id, clip)
+        if other is not clip:
+            raise DataError(f"{place}: the id '{clip.id}' stands for {other.path} and {clip.path}: ids must differ")
+
+
 def detect(place: Path) -> str:
     """The layout of a file or folder, by its characteristic files; "folder" where none fits."""
     if place.is_file():
@@ -139,7 +148,7 @@ def _scan(folder: Path, name: str, license: str | None, source: str | None, lang
             continue
         corpus.clips.append(
             Clip(
-                *(found.id, found.path.relative_to(folder).as_posix(), duration, license, source),
+                *(found.id, Path(os.path.relpath(found.path, folder)).as_posix(), duration, license, source),
                 *(found.text, found.speaker, language or usual.get("language")),
                 orig_sample_rate=rate,
                 channels=channels,
@@ -179,11 +188,15 @@ def _verify(corpus: Corpus) -> None:
 
 
 def _folder(folder: Path) -> Iterator[Found]:
-    """Every audio file below; the text from `NAME.txt` or `NAME.lab` beside it."""
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS):
+    """Every audio file below; the text from `NAME.txt` or `NAME.lab` beside it. Its name is the id, with the suffix
+    where several differ in that alone."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    same = Counter(path.with_suffix("") for path in paths)
+    for path in paths:
         sides = [side for side in (path.with_suffix(".txt"), path.with_suffix(".lab")) if side.is_file()]
         text = _text(sides[0]) if sides else None
-        yield Found(path.relative_to(folder).with_suffix("").as_posix(), path, text)
+        name = path if same[path.with_suffix("")] > 1 else path.with_suffix("")
+        yield Found(name.relative_to(folder).as_posix(), path, text)
 
 
 def _librispeech(folder: Path) -> Iterator[Found]:
@@ -199,20 +212,20 @@ def _librispeech(folder: Path) -> Iterator[Found]:
             if not name:
                 continue
             speaker = name.partition("-")[0]
-            extra = {"subset": transcripts.parents[2].name}
+            extra = {"subset": (*transcripts.absolute().parents[:3],)[-1].name}
             if speaker in genders:
                 extra["gender"] = genders[speaker]
-            yield Found(name, transcripts.with_name(f"{name}.flac"), text.strip(), f"librispeech_{speaker}", extra)
+            yield Found(name, transcripts.parent / f"{name}.flac", text.strip(), f"librispeech_{speaker}", extra)
 
 
 def _ljspeech(folder: Path) -> Iterator[Found]:
     """`metadata.csv` (id | text as written | text with numbers spelled out) and `wavs/ID.wav`."""
-    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE):
-            if row and row[0]:
-                raw = row[1].strip() if len(row) > 1 else None
-                text = row[2].strip() if len(row) > 2 and row[2].strip() else raw
-                yield Found(row[0], folder / "wavs" / f"{row[0]}.wav", text, "ljspeech", {"text_raw": raw})
+    for line in (_text(folder / "metadata.csv") or "").split("\n"):
+        row = line.split("|")
+        if row[0]:
+            raw = row[1].strip() if len(row) > 1 else None
+            text = row[2].strip() if len(row) > 2 and row[2].strip() else raw
+            yield Found(row[0], folder / "wavs" / f"{row[0]}.wav", text, "ljspeech", {"text_raw": raw})
 
 
 _VCTK_AUDIO = ("wav48_silence_trimmed", "wav48")
@@ -227,7 +240,9 @@ def _vctk(folder: Path) -> Iterator[Found]:
             row = line.split()
             if len(row) >= 4:
                 about[row[0].removeprefix("p")] = {"gender": row[2], "accent": row[3]}
-    audio = next(folder / name for name in _VCTK_AUDIO if (folder / name).is_dir())
+    audio = next((folder / name for name in _VCTK_AUDIO if (folder / name).is_dir()), None)
+    if audio is None:
+        raise DataError(f"{folder}: no audio found in the layout 'vctk': it has one of {', '.join(_VCTK_AUDIO)}")
     paths = [*audio.glob("*/*.wav"), *audio.glob("*/*_mic1.flac")]
     # A few utterances have only the second microphone.
     first = {path.stem.removesuffix("_mic1") for path in paths}

@@ -64,7 +64,10 @@ _CUSTOM = ("license", "source", "text", "speaker", "language", "orig_sample_rate
 
 
 def write_cuts(clips: Iterable[Clip], path: str | os.PathLike) -> tuple[int, list[tuple[str, str]]]:
-    """Write a CutSet (`.jsonl.gz` or `.jsonl`), whole or not at all: the number of cuts, and what was left out."""
+    """Write a CutSet (`.jsonl.gz` or `.jsonl`), whole or not at all: the number of cuts, and what was left out.
+
+    Raises `DataError` where nothing is left, or the file cannot be written.
+    """
     _lhotse()
     target = Path(path)
     if not target.name.endswith((".jsonl", ".jsonl.gz")):
@@ -81,6 +84,9 @@ def write_cuts(clips: Iterable[Clip], path: str | os.PathLike) -> tuple[int, lis
                 count += 1
             except AudioError as error:
                 skipped.append((clip.id, str(error)))
+        if not count:
+            why = f"; first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+            raise DataError(f"{target}: not written: none of {len(skipped)} clips can be used{why}")
     return count, skipped
 
 

@@ -9,18 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vivavoce.audio import Audio
+from vivavoce.data import augment
 from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.jobs import Made, run
 from vivavoce.data.spoken import Utterance, say
-from vivavoce.data.synthesis import LICENSES, language, sample_rate, slug, synthesize
+from vivavoce.data.synthesis import LICENSES, Rate, language, sample_rate, slug, synthesize
 from vivavoce.errors import RecipeError
+from vivavoce.schema.arguments import Arguments, Count
 
+Seconds = Annotated[float, Field(ge=-3600, le=3600)]
 _FADE = 0.02  # seconds in which a voice that was broken in upon falls silent
 
 
@@ -31,10 +36,10 @@ class Turn:
     `stops` is for breaking in: that many seconds after this turn begins, the other channel falls silent.
     """
 
-    channel: int
+    channel: Annotated[int, Field(ge=0, le=1)]
     text: str
-    gap: float = 0.3
-    stops: float | None = None
+    gap: Seconds = 0.3
+    stops: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -45,29 +50,30 @@ class Script:
     turns: tuple[Turn, ...]
     voices: tuple[str, str] = ("espeak:en-us+f3", "espeak:en-gb")
     rates: tuple[float, float] = (1.0, 1.0)
-    sample_rate: int = 24_000
-    lead: float = 0.4
-    augment: Mapping[str, Any] | None = None
-    seed: int = 0
+    sample_rate: Rate = 24_000
+    lead: Annotated[float, Field(ge=0, le=3600)] = 0.4
+    augment: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    seed: Count = 0
+
+
+@cache
+def _arguments(kind: type) -> Arguments:
+    return Arguments(kind, error=RecipeError)
 
 
 def parse(row: Mapping[str, Any], where: str = "script", **defaults: Any) -> Script:
-    """A script from plain data, `{id, turns: [{channel, text, gap, stops}], voices, …}`; raises `RecipeError`."""
-    if not isinstance(row, Mapping) or not isinstance(row.get("turns"), Sequence) or not row["turns"]:
+    """A script from plain data, `{id, turns: [{channel, text, gap, stops}], voices, …}`; raises `RecipeError`.
+
+    `defaults` are for what the row does not say.
+    """
+    turns = row.get("turns") if isinstance(row, Mapping) else None
+    if not isinstance(turns, list | tuple) or not turns:
         raise RecipeError(f"{where}: a mapping with 'id' and a list of 'turns' is expected")
-    turns = []
-    for number, turn in enumerate(row["turns"]):
-        try:
-            turns.append(Turn(**turn))
-            if turns[-1].channel not in (0, 1) or not isinstance(turns[-1].text, str):
-                raise TypeError("channel is 0 or 1, text a text")
-        except TypeError as error:
-            raise RecipeError(f"{where}.turns[{number}]: {error}; a turn has channel, text, gap, stops") from error
-    try:
-        rest = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name != "turns"}
-        return Script(turns=tuple(turns), **{**defaults, **rest})
-    except TypeError as error:
-        raise RecipeError(f"{where}: {error}") from error
+    made = [Turn(**_arguments(Turn).check(turn, f"{where}.turns[{number}]")) for number, turn in enumerate(turns)]
+    given = _arguments(Script).check({**defaults, **row, "turns": ()}, where)
+    if given.get("augment"):
+        augment.check(given["augment"], f"{where}.augment")
+    return Script(**{**given, "turns": tuple(made)})
 
 
 def render(script: Script) -> tuple[Audio, tuple[Segment, ...]]:
@@ -136,6 +142,7 @@ def generate(
     """
     if len(speakers) < 2:
         raise RecipeError("dialogues need two voices or more")
+    _arguments(Script).check({"id": name, "turns": (), **options}, "dialogues")
     scripts = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])

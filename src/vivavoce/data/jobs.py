@@ -42,8 +42,11 @@ def run(
 
     A clip that an earlier call finished and whose job is unchanged is kept; rows of other NAMEs stay in the manifest,
     rows of the same NAME that are no longer asked for leave it. A job that raises a `VivavoceError` is reported in
-    the result and skipped. Raises `RequestError` for ids that occur twice, `DataError` where `out` cannot be written.
+    the result and skipped. Raises `RequestError` for ids that occur twice or do not name a file below `out/audio`,
+    `DataError` where `out` cannot be written.
     """
+    for job in jobs:
+        _check_id(job.id)
     folder = Path(out)
     try:
         (folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,16 @@ def run(
     for place in {folder, *(Path(folder, row["audio"]).parent for row in rows)}:
         sweep(place)
     return Made(manifest, count, len(todo) - len(failed), tuple(failed))
+
+
+def _check_id(identity: Any) -> None:
+    """Ids come from outside and become files: none may lead out of the folder."""
+    parts = identity.split("/") if isinstance(identity, str) else [""]
+    if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+        raise RequestError(
+            f"{identity!r:.80} cannot be an id: it names a file in the corpus, as NAME/0001; no part of it is empty, "
+            "'.' or '..'"
+        )
 
 
 def digest(job: Any) -> str:

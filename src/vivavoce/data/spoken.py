@@ -11,13 +11,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.jobs import Made, run
-from vivavoce.data.synthesis import LICENSES, Speech, language, sample_rate, slug, synthesize, voices
+from vivavoce.data.synthesis import LICENSES, Rate, Speech, language, sample_rate, slug, synthesize, voices
+from vivavoce.errors import RequestError
+from vivavoce.schema.arguments import Arguments
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -32,9 +35,9 @@ class Utterance:
     voice: str
     rate: float = 1.0
     pitch: float = 1.0
-    sample_rate: int | None = None
-    margin: float | None = None
-    augment: Mapping[str, Any] | None = None
+    sample_rate: Rate | None = None
+    margin: Annotated[float, Field(ge=0, le=60)] | None = None
+    augment: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     seed: int = 0
 
 
@@ -50,8 +53,12 @@ def plan(
 ) -> list[Utterance]:
     """Every text by every voice of `speakers`, `each` times, with rate and pitch uniform in the logarithm.
 
-    Voices whose pitch is fixed keep it. `options` go to every `Utterance` (sample_rate, margin, augment).
+    Voices whose pitch is fixed keep it. `options` go to every `Utterance` (sample_rate, margin, augment). Raises
+    `RequestError` where there is no voice, no text, or an option is not of its kind.
     """
+    if not texts or not speakers:
+        raise RequestError("nothing to say: give a text and a voice or more")
+    Arguments(Utterance).check({"id": name, "text": texts[0], "voice": speakers[0], **options}, "clips")
     pitched = {voice.name: voice.pitched for voice in voices()}
     jobs = []
     for voice in speakers:

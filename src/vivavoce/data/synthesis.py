@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vivavoce.audio import Audio
 from vivavoce.data import espeak, festival, flite, pico, rhvoice
 from vivavoce.data.clips import Word
 from vivavoce.errors import RequestError
 
+Rate = Annotated[int, Field(ge=1000, le=768_000)]  # Hz that a file can have
 ENGINES: dict[str, Any] = {
     "espeak": espeak,
     "flite": flite,

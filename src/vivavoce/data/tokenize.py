@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from vivavoce.data.clips import Clip
+from vivavoce.data.corpora import check_ids
 from vivavoce.data.progress import progress
 from vivavoce.data.store import TokenWriter
 from vivavoce.data.tokens import StreamSpec, TokenRow, row_of
-from vivavoce.errors import AudioError, DataError, RequestError
+from vivavoce.errors import AudioError, RequestError
 from vivavoce.tokenizers.fingerprint import fingerprint
 
 _LONG = 60.0  # seconds: longer clips go through in pieces, so that memory does not grow with them
@@ -66,9 +67,7 @@ def tokenize(
     padded. A clip that cannot be read is skipped, counted and reported. Raises `DataError` as `TokenWriter` does.
     """
     specs = {stream: spec_of(t, (names or {}).get(stream, stream)) for stream, t in tokenizers.items()}
-    repeated = len(clips) - len({clip.id for clip in clips})
-    if repeated:
-        raise DataError(f"{repeated} clips of the corpus have an id that another one has: ids must differ")
+    check_ids(clips)
     writer = TokenWriter(store, specs, rows_per_shard)
     todo = [clip for clip in clips if clip.id not in writer.done]
     total, hours = (sum(clip.duration for clip in some) / 3600 for some in (clips, todo))
