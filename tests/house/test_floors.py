@@ -13,6 +13,7 @@ from house.sources import FILES, PACKAGE, ROOT, imports, tree
 # From below; floors that share a line may use each other.
 FLOORS = [
     {"errors"},
+    {"hub"},
     {"schema"},
     {"audio"},
     {"nn"},
