@@ -1,7 +1,9 @@
 """Phases beside each other: the same weights as one after another, whoever is stopped or killed meanwhile."""
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +124,49 @@ def test_a_phase_depends_on_those_it_needs_and_on_no_other(whole, tmp_path):
     same(RunDirectory(tmp_path), whole)
     with pytest.raises(RequestError, match="builds on 'voice', which is not finished"):
         train_recipe(recipe, tmp_path / "new", make_task=parts_task, phase="converse")
+
+
+def test_results_that_do_not_fit_each_other_are_not_joined(tmp_path):
+    """A phase that was trained on another result of one that it needs than there is now."""
+    train_recipe(parts_recipe(), tmp_path, make_task=parts_task)
+    run = RunDirectory(tmp_path)
+    made = {path: path.read_bytes() for path in (tmp_path / "model.safetensors", tmp_path / "recipe.yaml")}
+
+    def longer(steps, **options):
+        phases = [phase.model_copy(update={"steps": steps[phase.name]}) for phase in parts_recipe(**options).training]
+        return parts_recipe().model_copy(update={"training": phases})
+
+    recipe = longer({"voice": 8, "listen": 6, "converse": 6})
+    with pytest.raises(RequestError, match=r"'voice' would train on, and phase 'converse'.*delete .*converse to train"):
+        train_recipe(recipe, tmp_path, make_task=parts_task)
+    assert all(path.read_bytes() == found for path, found in made.items()) and len(list(tmp_path.glob("recipe*"))) == 1
+    # what nothing was trained on may go on
+    train_recipe(longer({"voice": 6, "listen": 6, "converse": 8}), tmp_path, make_task=parts_task)
+    assert checkpoints.latest(run.checkpoints("converse")).step == 8
+    # the same weights again are as good as before, others are not
+    shutil.rmtree(run.checkpoints("voice"))
+    train_recipe(longer({"voice": 6, "listen": 6, "converse": 8}), tmp_path, make_task=parts_task)
+    shutil.rmtree(run.checkpoints("voice"))
+    another = longer({"voice": 6, "listen": 6, "converse": 8}, voice={"target": 1.0})
+    for _ in range(2):  # when it has been trained, and whenever the run is taken up again
+        with pytest.raises(RequestError, match=r"phase 'converse' was trained on another result of 'voice'.*delete"):
+            train_recipe(another, tmp_path, make_task=parts_task)
+    shutil.rmtree(run.checkpoints("converse"))
+    train_recipe(another, tmp_path, make_task=parts_task)
+    assert (tmp_path / "model.safetensors").read_bytes() != made[tmp_path / "model.safetensors"]
+
+
+def test_checkpoints_that_do_not_say_what_they_were_begun_on_are_taken(tmp_path):
+    train_recipe(parts_recipe(), tmp_path, make_task=parts_task)
+    run = RunDirectory(tmp_path)
+    assert set(checkpoints.needs(run.checkpoints("converse"))) == {"voice", "listen"}
+    for file in run.checkpoints("converse").glob("*/state.json"):
+        record = json.loads(file.read_text())
+        del record["needs"]
+        file.write_text(json.dumps(record))
+    shutil.rmtree(run.checkpoints("voice"))
+    train_recipe(parts_recipe(voice={"target": 1.0}), tmp_path, make_task=parts_task)
+    assert checkpoints.load(checkpoints.latest_path(run.checkpoints("converse"))).needs == {}
 
 
 def test_a_phase_that_nothing_can_run_beside_has_all_the_cores(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toys import Adversaries, Regression
 
-from vivavoce.errors import RecipeError, RequestError
+from vivavoce.errors import RequestError
 from vivavoce.training import PhaseSettings, RunDirectory, loop, train_phase
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.errors import TrainingError
@@ -166,20 +166,3 @@ def test_a_run_is_held_against_a_second_process(tmp_path):
     run = RunDirectory.open(tmp_path)
     with run.training("fit"), pytest.raises(RequestError, match="another process"):
         train(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"steps": None}, "no budget"),
-        ({"steps": 0}, "greater than 0"),
-        ({"stepz": 3}, "unknown key 'stepz'"),
-        ({"optimizer": {"kind": "adamx"}}, "choose one of"),
-        ({"dtype": "int8"}, "choose one of"),
-        ({"ema": 1.5}, "decay"),
-        ({"optimizer": {"learning_rate": -1}}, "greater than 0"),
-    ],
-)
-def test_settings_refuse(values, message):
-    with pytest.raises(RecipeError, match=message):
-        settings(**values)

@@ -35,8 +35,12 @@ def test_the_loss_falls_on_every_stream(task, tmp_path):
 
 def test_batches_depend_on_the_step_only_and_ranks_share_them(task):
     assert torch.equal(task.batch(3, 0, 1)["user"], task.batch(3, 0, 1)["user"])
-    whole = torch.cat([task.batch(0, rank, 2)["text"] for rank in range(2)])
-    assert torch.equal(whole[:6], task.batch(0, 0, 1)["text"]) and whole.shape[0] == 12
+    for step in (0, 3):
+        shares, whole = [task.batch(step, rank, 2) for rank in range(2)], task.batch(step, 0, 1)
+        assert all(torch.equal(torch.cat([share[key] for share in shares]), whole[key]) for key in whole)
+    assert not torch.equal(whole["user"], task.batch(4, 0, 1)["user"]) and len(whole["user"]) == 6
+    with pytest.raises(RecipeError, match="a batch of 6 cannot be shared by 4"):
+        task.batch(0, 0, 4)
 
 
 def test_told_text_gives_no_loss_but_its_result_does(task):
@@ -69,6 +73,19 @@ def test_pads_weigh_what_each_stream_says(task):
     assert mixed == [low[0], high[1]] and low[0] != high[0] and low[1] != high[1]
     with pytest.raises(RecipeError, match="herd is not trained"):
         ConversationTask("t", task.encoder, task.stage, task.conversations, ["heard"], 2, pad_weight={"herd": 0.5})
+
+
+@pytest.mark.parametrize(
+    "streams, weights, message",
+    [
+        (["herd"], {}, "objective.streams: no 'herd' is filled; there is heard, text, voice"),
+        (["heard"], {"text": 1}, "loss_weights: text is not trained"),
+        (["voice"], {"voice": (1, 1)}, "loss_weights.voice: 2 weights for 3 levels"),
+    ],
+)
+def test_streams_that_are_not_there_are_refused(task, streams, weights, message):
+    with pytest.raises(RecipeError, match=f"training.t.{message}"):
+        ConversationTask("t", task.encoder, task.stage, task.conversations, streams, 2, loss_weights=weights)
 
 
 def test_a_share_of_the_voice_is_learned_at_a_time(task, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from vivavoce.training import RunDirectory
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.metrics import read_metrics
 
+ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).parent / "worker.py"
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 
@@ -60,6 +62,29 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     for a, b in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert a == pytest.approx(b, abs=1e-6)
     assert len(losses(tmp_path / "one")) >= 8
+
+
+def test_the_documented_command_shares_each_batch(tmp_path):
+    """Two processes train on the data of one, to the same losses and weights."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"`(torchrun [^`]+ RECIPE --run DIR)`", page)
+    assert shown in (ROOT / "src/vivavoce/training/distributed.py").read_text(encoding="utf-8")
+    small = " --size smoke --device cpu --set training.patterns.steps=4 --set training.patterns.settings.log_every=1"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": path, "PET_MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    for run, command in (("two", shown), ("one", shown.partition(" -- ")[2])):
+        command = command.replace("RECIPE", "layout-delay").replace("DIR", str(tmp_path / run)) + small
+        done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    two, one = newest(tmp_path / "two", "patterns"), newest(tmp_path / "one", "patterns")
+    for key, value in one.modules["stage"].items():
+        torch.testing.assert_close(two.modules["stage"][key], value, atol=1e-4, rtol=1e-4)
+    for a, b in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    assert two.step == one.step == 4 and (tmp_path / "two" / "model.safetensors").exists()
 
 
 def test_kill_at_any_moment_costs_nothing_finished(tmp_path):

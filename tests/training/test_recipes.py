@@ -14,8 +14,9 @@ from vivavoce.schema import read_recipe
 from vivavoce.systems import assemble
 from vivavoce.training import RunDirectory
 from vivavoce.training import checkpoint as checkpoints
-from vivavoce.training.assembly import task_for
+from vivavoce.training.assembly import plan_for, task_for
 from vivavoce.training.metrics import read_metrics
+from vivavoce.training.recipes import train_recipe
 
 PHASE = {"trains": "codec", "data": {"kind": "speech_synthesis", "voice": "flite:slt"}, "batch": 2}
 SETTINGS = {"settings": {"log_every": 1, "ema": 0.5}, "optimizer": {"learning_rate": 1e-3}}
@@ -134,6 +135,67 @@ def test_a_wrong_request_is_one_line(recipe, train, tmp_path, arguments, message
     assert code == 2 and message in said.err and said.err.count("\n") == 1, said.err
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"objective": {"kind": "reconstruktion"}}, "objective 'reconstruktion' on data 'speech_synthesis' is not one"),
+        ({"data": {"kind": "speech"}}, "on data 'speech' is not one"),
+        ({"data": {"kind": "speech_synthesis", "voise": "x"}}, "training.second.data: unknown voise"),
+        ({"data": {"kind": "speech_synthesis", "voice": 3}}, "training.second.data: give voice (a text); found 3"),
+        ({"data": {"kind": "recordings", "corpora": "all"}}, "training.second.data: give corpora (a list)"),
+        ({"objective": {"kind": "reconstruction", "secondz": 1}}, "training.second.objective: "),
+        ({"objective": {"kind": "reconstruction", "mel": {"windows": 3}}}, "training.second.objective: 'int' object"),
+        ({"objective": {"kind": "reconstruction", "mel": "loud"}}, "choose one of"),
+        ({"trainable": ["codek"]}, "training.second: trainable: pattern 'codek' matches no parameter"),
+        ({"optimizer": {"rates": {"codek": 1}}}, "training.second: optimizer.rates: pattern 'codek'"),
+        ({"settings": {"optimizers": {"codek": {}}}}, "training.second.settings.optimizers: no optimizer 'codek'"),
+        ({"settings": {"accumulate": 3}}, "training.second: a batch of 2 cannot be shared by 3"),
+        ({"settings": {"name": "first"}}, "training.second.settings.name: it stands beside settings"),
+        ({"settings": {"log_every": [1]}}, "phase 'second': log_every is [1]"),
+    ],
+)
+def test_a_recipe_is_checked_as_a_whole_before_anything_is_written(recipe, train, tmp_path, change, message):
+    """What is wrong in the last phase is not found after the first has trained."""
+    data = yaml.safe_load(recipe.read_text())
+    data["training"][1] |= change
+    recipe.write_text(yaml.safe_dump(data))
+    code, said = train(recipe, "--size", "smoke", "--run", tmp_path / "run")
+    assert code == 2 and message in said.err and said.err.count("\n") == 1, said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_system_that_cannot_be_built_leaves_no_recipe_behind(tmp_path):
+    recipe = read_recipe("layout-delay", "smoke", {"stages.lm.backbone.layers": -1})
+    with pytest.raises(RecipeError, match=r"stages\.lm\.backbone\.layers is -1"):
+        train_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_mini_trains_is_checked_without_data(monkeypatch):
+    """And the check changes neither the model nor chance."""
+    for name in ("data.answers.voice_clips", "data.digit_bank.build_bank"):
+        monkeypatch.delattr(f"vivavoce.{name}")
+    recipe = read_recipe("mini", "smoke")
+    model, state = assemble(recipe), torch.get_rng_state()
+    before = {key: value.clone() for key, value in model.system.state_dict().items()}
+    plans = [plan_for(recipe, phase, model) for phase in recipe.training]
+    assert [plan.pack for plan in plans] == [False, False, True, True, True]
+    assert set(plans[2].task.modules()) == {"encoder", "word_head"}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in model.system.state_dict().items())
+    assert all(p.requires_grad for p in model.system.parameters())
+
+
+@pytest.mark.parametrize(
+    "scene, message",
+    [({"snr": 3}, "data.scene: snr: Input should be"), ({"episodes": [1]}, "data.scene: episodes"), (3, "mapping")],
+)
+def test_a_scene_of_the_wrong_kind_is_named(scene, message):
+    recipe = read_recipe("mini", "smoke", {"training.hear.data.scene": scene})
+    with pytest.raises(RecipeError, match=message):
+        plan_for(recipe, recipe.phase("hear"), assemble(recipe))
+
+
 def test_a_missing_run_recipe_or_device_is_said(recipe, train, capsys):
     assert train(recipe)[0] == 2
     assert train("nowhere.yaml", "--run", "x")[0] == 2
@@ -180,7 +242,8 @@ def test_what_a_phase_lacks_is_named(name, phase, message):
     [
         ({"leave_uot": ["theo"]}, "data: unknown leave_uot"),
         ({"scene": {"dictaton": 1}}, "data.scene: .*dictaton"),
-        ({"leave_out": "theo"}, "give a list of some of george, lucas, nicolas, theo, yweweler"),
+        ({"leave_out": "theo"}, r"data: give leave_out \(a list\); found 'theo'"),
+        ({"leave_out": ["thea"]}, "give a list of some of george, lucas, nicolas, theo, yweweler"),
     ],
 )
 def test_a_slip_in_what_is_left_out_is_not_passed_over(data, message, pack, monkeypatch):

@@ -31,6 +31,8 @@ WRONG = [
     ({"accumulate": 1.5}, "accumulate is 1.5"),
     ({"accumulate": True}, "accumulate is True"),
     ({"ema": 1}, "ema is 1"),
+    ({"dtype": "int8"}, "dtype is 'int8': choose one of float32 or bfloat16"),
+    ({"steps": 0}, "steps is 0"),
     ({"steps": None}, "has no budget"),
     ({"stepz": 3}, "unknown key 'stepz'"),
 ]

@@ -39,6 +39,12 @@ def test_labels_stand_where_each_word_has_been_heard_whole(task):
     assert batch["user"].shape == (6, 48 * 8, 129)
 
 
+def test_processes_share_the_batch(task):
+    shares, whole = [task.batch(2, rank, 3) for rank in range(3)], task.batch(2, 0, 1)
+    assert all(torch.equal(torch.cat([share[key] for share in shares]), whole[key]) for key in whole)
+    assert len(whole["user"]) == 6
+
+
 def test_answers_are_no_words_of_the_user(task):
     usual = maker(task.encoder.front, 129)(frames=48, dictation=0, told=1)
     alone = task._collate([usual(1)])  # a silent user; the answers' words are digits too

@@ -4,12 +4,14 @@
         MODULE.safetensors      weights and buffers of each module
         ema/MODULE.safetensors  averaged weights, where the phase keeps them
         state.safetensors       tensors of optimizers and task
-        state.json              step, time, the rest of the state, and the size of every file
+        state.json              step, time, the rest of the state, the results that the phase was begun on (phase ->
+                                digest of its weights), and the size of every file
 
 A checkpoint is written beside its final name, synced and renamed: what bears the name is whole, whenever the machine
 stops.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -38,6 +40,7 @@ class Checkpoint:
     modules: Mapping[str, Mapping[str, Tensor]]
     averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)  # tree of tensors and JSON values
+    needs: Mapping[str, str] = field(default_factory=dict)  # phase -> digest of its weights when this one began
 
 
 def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
@@ -63,6 +66,7 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
             "modules": list(checkpoint.modules),
             "averages": list(checkpoint.averages),
             "state": state,
+            "needs": dict(checkpoint.needs),
             "sizes": sizes,
         }
         with open(writing / "state.json", "w") as file:
@@ -109,6 +113,22 @@ def is_finished(folder: Path) -> bool:
     return path is not None and bool(_record(path)["finished"])
 
 
+def needs(folder: Path) -> dict[str, str]:
+    """The results that a phase was begun on: phase -> digest. Empty where there is no checkpoint, or an older one that
+    does not say."""
+    path = latest_path(folder)
+    return {} if path is None else dict(_record(path).get("needs", {}))
+
+
+def digest(files: Mapping[str, Path]) -> str:
+    """What tells weights from others: of safetensors files by name of their module."""
+    found = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        with open(path, "rb") as file:
+            found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return found.hexdigest()[:32]
+
+
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint; a damaged one raises CheckpointError."""
     record = _record(path)
@@ -120,6 +140,7 @@ def load(path: Path) -> Checkpoint:
             modules={name: read_tensors(path / f"{name}.safetensors") for name in record["modules"]},
             averages={name: read_tensors(path / "ema" / f"{name}.safetensors") for name in record["averages"]},
             state=_unflatten(record["state"], read_tensors(path / "state.safetensors")),
+            needs=record.get("needs", {}),
         )
     except KeyError as error:
         raise CheckpointError(f"{path} is damaged: {error} is missing") from error

@@ -22,7 +22,7 @@ from vivavoce.training.adversarial import Judgement, discriminator_loss, feature
 from vivavoce.training.balancer import Balancer
 from vivavoce.training.initialise import is_convolution, unit_variance
 from vivavoce.training.reconstruction import MultiScaleMel, MultiScaleSTFT
-from vivavoce.training.task import Task, step_seed
+from vivavoce.training.task import Task, share, step_seed
 
 WEIGHTS = {"mel": 2.0, "wave": 0.1, "stft": 0.0, "adversarial": 4.0, "features": 4.0, "quantizer": 1.0}
 
@@ -101,11 +101,8 @@ class CodecTask(Task):
 
     def batch(self, step: int, rank: int, world: int) -> Tensor:
         """Crops [batch / world, channels, samples]; clips that are shorter are followed by silence."""
-        if self.batch_size % world:
-            raise RecipeError(f"a batch of {self.batch_size} cannot be shared by {world} processes: choose a multiple")
-        size = self.batch_size // world
         rows = []
-        for row in range(rank * size, (rank + 1) * size):
+        for row in share(self.batch_size, rank, world):
             chance = torch.Generator().manual_seed(step_seed(self.seed, step, row))
             clip = self.clips[int(torch.randint(len(self.clips), (), generator=chance))]
             low, high = self.level

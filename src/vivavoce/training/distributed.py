@@ -1,6 +1,8 @@
 """Data-parallel training under `torchrun`: gradients averaged by hand, so that what is exchanged can be read here.
 
-    torchrun --nproc-per-node 2 -m vivavoce train RECIPE --run DIR
+    torchrun --nproc-per-node 2 -m -- vivavoce train RECIPE --run DIR
+
+Each process works on its share of the batch that one alone would have (see `Task.batch`).
 """
 
 import os

@@ -26,20 +26,29 @@ def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter
 def freeze(
     modules: Mapping[str, nn.Module], trainable: Sequence[str] = (), frozen: Sequence[str] = ()
 ) -> dict[str, nn.Parameter]:
-    """Set `requires_grad` by patterns and return the parameters that train, by full name.
+    """Set `requires_grad` as `chosen` says, and return the parameters that train, by full name."""
+    trained = chosen(modules, trainable, frozen)
+    for name, parameter in named_parameters(modules).items():
+        parameter.requires_grad_(name in trained)
+    return trained
+
+
+def chosen(
+    modules: Mapping[str, nn.Module], trainable: Sequence[str] = (), frozen: Sequence[str] = ()
+) -> dict[str, nn.Parameter]:
+    """The parameters that train, by full name; nothing is changed.
 
     A pattern is a regular expression that the beginning of "module.parameter" must match: "lm\\.layers\\.[01]\\.".
     Without `trainable` all parameters train that are not `frozen`; `frozen` wins over `trainable`. Parameters that
-    the model's maker has frozen (`requires_grad` False) stay so unless `trainable` names them.
+    the model's maker has frozen (`requires_grad` False) stay so unless `trainable` names them. `RecipeError` where a
+    pattern matches nothing, or nothing is left to train.
     """
     named = named_parameters(modules)
-    chosen = _matched("trainable", trainable, named) if trainable else {n for n, p in named.items() if p.requires_grad}
-    chosen -= _matched("frozen", frozen, named)
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in chosen)
-    if not chosen:
+    names = _matched("trainable", trainable, named) if trainable else {n for n, p in named.items() if p.requires_grad}
+    names -= _matched("frozen", frozen, named)
+    if not names:
         raise RecipeError("nothing is left to train: every parameter is frozen")
-    return {name: parameter for name, parameter in named.items() if name in chosen}
+    return {name: parameter for name, parameter in named.items() if name in names}
 
 
 def train_mode(modules: Mapping[str, nn.Module]) -> None:

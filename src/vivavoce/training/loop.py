@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.weights import load_module
@@ -29,17 +29,24 @@ from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task, seed_everything, step_seed
 
 
-def train_phase(task: Task, run: RunDirectory, settings: PhaseSettings, patience: float = 0.0) -> None:
+def train_phase(
+    task: Task,
+    run: RunDirectory,
+    settings: PhaseSettings,
+    patience: float = 0.0,
+    needs: Mapping[str, str] | None = None,
+) -> None:
     """Train one phase to the end of its budget, from its newest checkpoint if there is one.
 
     Afterwards the modules hold the last weights, `run` the last checkpoints (with averaged weights, if asked for),
     metrics, samples and the report. A finished phase is only loaded. Raises TrainingError where it cannot go on;
     SIGINT and SIGTERM end it after the present step with a checkpoint, as Interrupted. Another process that trains the
-    phase has `patience` seconds to save and end.
+    phase has `patience` seconds to save and end. `needs`: phase -> digest of the result that this one starts from; its
+    checkpoints keep it.
     """
     ranks = Ranks.current(settings.device)
     with run.training(settings.name, patience) if ranks.first else nullcontext():
-        phase = Phase(task, run, settings, ranks)
+        phase = Phase(task, run, settings, ranks, needs)
         phase.restore()
         if not phase.finished:
             try:
@@ -58,20 +65,25 @@ def train_phase(task: Task, run: RunDirectory, settings: PhaseSettings, patience
 class Phase:
     """A phase while it trains: modules, optimizers, average, step number and time."""
 
-    def __init__(self, task: Task, run: RunDirectory, settings: PhaseSettings, ranks: Ranks):
+    def __init__(
+        self,
+        task: Task,
+        run: RunDirectory,
+        settings: PhaseSettings,
+        ranks: Ranks,
+        needs: Mapping[str, str] | None = None,
+    ):
         self.task, self.run, self.settings, self.ranks = task, run, settings, ranks
         self.device = torch.device(settings.device)
         self.modules = dict(task.modules())
         for module in self.modules.values():
             module.to(self.device)
         trained = freeze(self.modules, settings.trainable, settings.frozen)
-        self.parameters = {}  # optimizer name -> parameter name -> parameter
-        self.optimizers = {}
-        for name, owned in task.optimizers().items():
-            mine = {key: p for key, p in trained.items() if key.split(".", 1)[0] in owned}
-            if mine:
-                self.parameters[name] = mine
-                self.optimizers[name] = build_optimizer(mine, settings.optimizer_named(name))
+        self.parameters = owned(task, trained)
+        self.optimizers = {
+            name: build_optimizer(mine, settings.optimizer_named(name)) for name, mine in self.parameters.items()
+        }
+        self.needs = dict(needs or {})
         self.averaging, averaged = next(iter(task.optimizers().items()))
         self.average = (
             WeightAverage({key: self.modules[key] for key in averaged}, settings.ema) if settings.ema else None
@@ -98,6 +110,7 @@ class Phase:
             for name, optimizer in self.optimizers.items():
                 self._load_optimizer(optimizer, saved.state["optimizers"].get(name, {}), name)
             self.task.load_state_dict(saved.state["task"])
+            self.needs = dict(saved.needs)  # what it was begun on, not what lies there now
             self.window = Window(saved.state["window"])
             self.step, self.elapsed = saved.step, saved.elapsed
             self.finished = saved.finished and self.progress() >= 1  # a longer budget goes on
@@ -123,6 +136,7 @@ class Phase:
                 modules={name: module.state_dict() for name, module in self.modules.items()},
                 averages=self.average.shadow if self.average else {},
                 state=state,
+                needs=self.needs,
             )
             checkpoint.save(saved, self.folder, self.settings.keep)
         self.ranks.wait()
@@ -339,6 +353,15 @@ class Phase:
             if not any(folder.iterdir()):
                 folder.rmdir()
         self.ranks.wait()
+
+
+def owned(task: Task, trained: Mapping[str, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
+    """Optimizer name -> those of the `trained` parameters (by full name) that are its own; none without any."""
+    found = {
+        name: {key: p for key, p in trained.items() if key.split(".", 1)[0] in modules}
+        for name, modules in task.optimizers().items()
+    }
+    return {name: mine for name, mine in found.items() if mine}
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

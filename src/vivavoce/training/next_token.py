@@ -11,7 +11,7 @@ from vivavoce.data.conversations import Conversation
 from vivavoce.encoders.causal_mel import CausalMelEncoder
 from vivavoce.errors import RecipeError
 from vivavoce.lm.grid import GridLM, Read
-from vivavoce.training.task import Task, step_seed
+from vivavoce.training.task import Task, share, step_seed
 
 
 class ConversationTask(Task):
@@ -47,16 +47,25 @@ class ConversationTask(Task):
             pad_weight = dict.fromkeys(self.streams, float(pad_weight))
         self.pad_weight = dict(pad_weight)
         self.voice_frames = voice_frames
-        unknown = sorted(set(self.pad_weight) - set(self.streams))
+        unknown = [stream for stream in self.streams if stream not in stage.filled]
         if unknown:
-            raise RecipeError(f"training.{name}.objective.pad_weight: {', '.join(unknown)} is not trained")
+            known = ", ".join(stage.filled)
+            raise RecipeError(f"training.{name}.objective.streams: no '{unknown[0]}' is filled; there is {known}")
+        for place, named in (("objective.pad_weight", self.pad_weight), ("loss_weights", self.loss_weights)):
+            unknown = sorted(set(named) - set(self.streams))
+            if unknown:
+                raise RecipeError(f"training.{name}.{place}: {', '.join(unknown)} is not trained")
+        for stream, weight in self.loss_weights.items():
+            levels = len(stage.slots[stream])
+            if isinstance(weight, Sequence) and len(weight) != levels:
+                raise RecipeError(f"training.{name}.loss_weights.{stream}: {len(weight)} weights for {levels} levels")
 
     def modules(self):
         return {"encoder": self.encoder, "stage": self.stage}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        first = (step * world + rank) * self.batch_size
-        return collate([self.conversations(first + i) for i in range(self.batch_size)])
+        rows = share(self.batch_size, rank, world)
+        return collate([self.conversations(step * self.batch_size + row) for row in rows])
 
     def loss(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         read = self.read(batch, masked=True)

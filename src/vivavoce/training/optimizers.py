@@ -16,14 +16,24 @@ def is_matrix(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """An optimizer over parameters by full name. Each group keeps its own factor; `set_rate` applies the schedule."""
+def rate_factors(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> dict[str, float]:
+    """Factor of the learning rate of each parameter, by full name; a pattern that matches nothing is a
+    `RecipeError`."""
     scales = {name: 1.0 for name in parameters}
     for pattern, scale in settings.rates.items():
-        matched = [name for name in parameters if re.match(pattern, name)]
+        try:
+            matched = [name for name in parameters if re.match(pattern, name)]
+        except re.error as error:
+            raise RecipeError(f"optimizer.rates: '{pattern}' is not a regular expression: {error}") from error
         if not matched:
             raise RecipeError(f"optimizer.rates: pattern '{pattern}' matches no trained parameter")
         scales.update(dict.fromkeys(matched, scale))
+    return scales
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """An optimizer over parameters by full name. Each group keeps its own factor; `set_rate` applies the schedule."""
+    scales = rate_factors(parameters, settings)
     grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = settings.weight_decay if is_matrix(parameter) else 0.0

@@ -1,21 +1,23 @@
 """Training a recipe in one run directory: its phases, each from the results of those that it needs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vivavoce.errors import RequestError
+from vivavoce.errors import RecipeError, RequestError
 from vivavoce.nn.weights import load_module
 from vivavoce.schema import Recipe
 from vivavoce.schema.recipe import Phase
 from vivavoce.training import checkpoint
 from vivavoce.training.distributed import Ranks
+from vivavoce.training.freezing import chosen
 from vivavoce.training.jobs import train_beside
-from vivavoce.training.loop import train_phase
+from vivavoce.training.loop import owned, train_phase
+from vivavoce.training.optimizers import rate_factors
 from vivavoce.training.run_directory import RunDirectory
 from vivavoce.training.settings import PhaseSettings
-from vivavoce.training.task import Task, seed_everything, step_seed
+from vivavoce.training.task import Task, seed_everything, share, step_seed
 
 PATIENCE = 30.0  # seconds that a process has to save and end whose parent was killed
 # (recipe, phase, assembled model) -> a task whose modules are parts of `model.system`, called by their names there
@@ -36,9 +38,13 @@ def train_recipe(
     """Train all phases of `recipe` into `directory`, or only `phase`; finished ones are passed over.
 
     Each phase works on a freshly assembled system that holds the results (averaged, where the phase averages) of the
-    phases that it needs, and of no others. Up to `jobs` phases that do not need each other train beside each other,
+    phases that it needs, and of no others. What the recipe says is checked as a whole before anything is written or
+    trained (of `make_task` only the settings). Up to `jobs` phases that do not need each other train beside each other,
     each in its own process (`make_task` must then pickle). Once all are finished the run directory is a model
-    directory too. Raises RequestError for an unknown phase, or one that needs what is not finished.
+    directory too.
+
+    Raises RecipeError for what is wrong in the recipe; RequestError for an unknown phase, one that needs what is not
+    finished, and one that was trained on another result of what it needs than there is now: they would not fit.
     """
     if not recipe.training:
         raise RequestError(f"the recipe '{recipe.system}' has no training phases: nothing to do")
@@ -48,11 +54,15 @@ def train_recipe(
     if jobs > 1 and Ranks.current(device).world > 1:
         raise RequestError(f"--jobs {jobs} under torchrun: its processes already share each phase; leave --jobs out")
     settings = {each.name: phase_settings(each, device, dtype, workers) for each in recipe.training}
-    run = RunDirectory.open(directory, recipe.model_dump(mode="json", exclude_defaults=True))
+    packed = check_phases(recipe, settings) if make_task is None else []
+    run = RunDirectory(directory)
     for name in recipe.needs(phase) if phase is not None else []:
         if not checkpoint.is_finished(run.checkpoints(name)):
             raise RequestError(f"phase '{phase}' builds on '{name}', which is not finished in {run.path}")
     todo = [name for name in names if phase in (None, name) and not _is_done(run, settings[name])]
+    _refuse_stale(recipe, run, names, todo)
+    _need_pack(recipe, [name for name in packed if name in todo])
+    run = RunDirectory.open(directory, recipe.model_dump(mode="json", exclude_defaults=True))
     work = partial(_train_one, recipe, run, settings, make_task or task_of)
     if jobs > 1:
         needs = {name: recipe.needs(name) for name in names}
@@ -61,6 +71,7 @@ def train_recipe(
         for name in todo:
             work(name)
     if Ranks.current(device).first and all(checkpoint.is_finished(run.checkpoints(name)) for name in names):
+        _refuse_stale(recipe, run, names)
         _finish(recipe, run)
     return run
 
@@ -73,9 +84,75 @@ def _train_one(
     name: str,
     patience: float = 0.0,
 ) -> None:
+    _refuse_stale(recipe, run, [name])
+    needed = {other: run.digest(other) for other in recipe.needs(name)}
     model = trained_model(recipe, run, recipe.needs(name))
     seed_everything(step_seed(settings[name].seed, name, "task"))  # not what an earlier phase has left of chance
-    train_phase(make_task(recipe, recipe.phase(name), model), run, settings[name], patience)
+    train_phase(make_task(recipe, recipe.phase(name), model), run, settings[name], patience, needed)
+
+
+def check_phases(recipe: Recipe, settings: Mapping[str, PhaseSettings]) -> list[str]:
+    """Check every phase against the system that the recipe describes: objective, data, tasks, options, and the patterns
+    and optimizers of its settings. No data are read. Returns the phases whose data are in the recorded-speech pack.
+    Raises RecipeError."""
+    from vivavoce.systems import assemble
+    from vivavoce.training.assembly import Plan, plan_for
+
+    model = assemble(recipe)
+    plans: dict[str, Plan] = {}
+    for phase in recipe.training:
+        plan = plans[phase.name] = plan_for(recipe, phase, model)
+        mine, where = settings[phase.name], f"training.{phase.name}"
+        modules = plan.task.modules()
+        try:
+            share(phase.batch, 0, mine.accumulate * Ranks.current(mine.device).world)
+            optimized = owned(plan.task, chosen(modules, mine.trainable, mine.frozen))
+            for name, parameters in optimized.items():
+                rate_factors(parameters, mine.optimizer_named(name))
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+        for name in mine.optimizers:
+            if name not in plan.task.optimizers():
+                known = ", ".join(plan.task.optimizers())
+                raise RecipeError(f"{where}.settings.optimizers: no optimizer '{name}'; there is {known}")
+        if mine.start_from is not None and not set(modules) & set(plans[mine.start_from].task.modules()):
+            raise RecipeError(f"{where}.start_from: '{mine.start_from}' trains none of {', '.join(modules)}")
+    return [name for name, plan in plans.items() if plan.pack]
+
+
+def _need_pack(recipe: Recipe, names: list[str]) -> None:
+    """That a later phase lacks its data is said before an earlier one has trained for hours."""
+    from vivavoce.training.assembly import default_pack, needed_pack
+
+    for name in names:
+        needed_pack(recipe.phase(name), default_pack())
+
+
+def _refuse_stale(recipe: Recipe, run: RunDirectory, names: list[str], todo: Collection[str] = ()) -> None:
+    """RequestError where one of the phases `names` was trained on a result that is no more, or will be no more because
+    a phase in `todo` is finished and would now go on. Checkpoints that do not say what they were begun on pass."""
+    there = {phase.name for phase in recipe.training if checkpoint.latest_path(run.checkpoints(phase.name))}
+    longer = {name for name in todo if checkpoint.is_finished(run.checkpoints(name))}
+    digests: dict[str, str] = {}
+    stale: dict[str, str] = {}  # phase -> one that it was trained on
+    for name in names:
+        for other, found in checkpoint.needs(run.checkpoints(name)).items():
+            if other not in there or (other in todo and other not in longer):
+                continue  # it trains (again) first, perhaps to the very same weights
+            if other not in longer and other not in digests:
+                digests[other] = run.digest(other)
+            if other in longer or digests[other] != found:
+                stale.setdefault(name, other)
+    if not stale:
+        return
+    name, other = next(iter(stale.items()))
+    folders = " and ".join(str(run.checkpoints(each)) for each in stale)
+    if other in longer:
+        what = f"'{other}' would train on, and phase '{name}' was trained on its present result: leave the budget of "
+        what += f"'{other}' as it was, or"
+    else:
+        what = f"phase '{name}' was trained on another result of '{other}' than there is now:"
+    raise RequestError(f"{run.path}: {what} delete {folders} to train {', '.join(stale)} again")
 
 
 def phase_settings(

@@ -95,6 +95,10 @@ class RunDirectory:
             files.update({p.stem: p for p in sorted((path / "ema").glob("*.safetensors"))})
         return files
 
+    def digest(self, phase: str) -> str:
+        """What tells a phase's result (see `weights`) from another."""
+        return checkpoint.digest(self.weights(phase))
+
     def training(self, phase: str, patience: float = 0.0) -> AbstractContextManager[None]:
         """Hold a phase against a second training of it; RequestError where it is held `patience` seconds later."""
         return self.locked(f"phase-{phase}", patience)

@@ -14,6 +14,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from vivavoce.errors import RecipeError
+
 MAIN = "main"
 
 
@@ -28,6 +30,8 @@ class Task:
 
     def batch(self, step: int, rank: int, world: int) -> Any:
         """Share `rank` of `world` of the batch of `step` (from 0): a pure function of these (see `step_seed`).
+
+        The batch of a step is the same however many share it (see `share`); with `world` 1 it is all of it.
 
         Runs in data workers when the phase has some: CPU tensors in dicts, lists, tuples, dataclasses.
         """
@@ -62,6 +66,13 @@ class Task:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+
+def share(size: int, rank: int, world: int) -> range:
+    """The rows of a batch of `size` that share `rank` of `world` has; `RecipeError` where they do not divide it."""
+    if size % world:
+        raise RecipeError(f"a batch of {size} cannot be shared by {world} processes: choose a multiple")
+    return range(rank * (size // world), (rank + 1) * (size // world))
 
 
 def step_seed(*numbers: int | str) -> int:

@@ -16,14 +16,16 @@ from vivavoce.training.task import Task, step_seed
 
 @dataclass
 class TokenBatch:
-    """Cells, and the task that they are an example of."""
+    """Cells, and the task that they are an example of. counts: whether they do; a share that no row is left for has
+    one all the same, since the network needs something to work on."""
 
     cells: Cells
     task: str
+    counts: bool = True
 
 
 class TokenTask(Task):
-    """Train the `stage` of `system` on the cells that `source(number of the batch)` gives.
+    """Train the `stage` of `system` on the cells that `source(step)` gives: the whole batch, of any number of rows.
 
     tasks: task of the stage -> weight; each batch is one task's, chosen by weight. loss_weights: stream -> weight, or
     one a level. held_out: as source, for `evaluate`.
@@ -42,9 +44,14 @@ class TokenTask(Task):
         self.name, self.system, self.source, self.held_out, self.seed = name, system, source, held_out, seed
         self.tasks = dict(tasks or {key: task.weight for key, task in system.tasks.items()})
         for task in self.tasks:
-            system.task(task)
+            if task not in system.tasks:
+                raise RecipeError(f"training.{name}.tasks: no task '{task}'; there are {', '.join(system.tasks)}")
         if not sum(self.tasks.values()) > 0:
             raise RecipeError(f"training.{name}.tasks: {self.tasks}: at least one weight is greater than 0")
+        for stream in loss_weights or {}:
+            if stream not in system.filled:
+                known = ", ".join(system.filled)
+                raise RecipeError(f"training.{name}.loss_weights: no stream '{stream}' is filled; there are {known}")
         self.weights: dict[str, list[float]] = {}
         for stream in system.filled:
             weight = (loss_weights or {}).get(stream, 1.0)
@@ -61,12 +68,18 @@ class TokenTask(Task):
         draw = np.random.default_rng(step_seed(self.seed, self.name, step))  # all ranks draw the same task
         weights = np.array(list(self.tasks.values()), dtype=np.float64)
         task = list(self.tasks)[int(draw.choice(len(weights), p=weights / weights.sum()))]
-        return TokenBatch(self.source(step * world + rank), task)
+        cells = self.source(step)
+        if world == 1:
+            return TokenBatch(cells, task)
+        count = next(iter(cells.lengths.values())).shape[0]
+        first, last = count * rank // world, count * (rank + 1) // world
+        return TokenBatch(_rows(cells, first, max(last, first + 1)), task, counts=last > first)
 
     def loss(self, batch: TokenBatch, step: int) -> dict[str, Tensor]:
         predictions = self.system(batch.cells, batch.task)
         total, weight, logged = self._sum(predictions)
-        return {"loss": total / weight.clamp(min=1e-9), "weight": weight, **logged}
+        loss = total / weight.clamp(min=1e-9)
+        return {"loss": loss, "weight": weight if batch.counts else torch.zeros_like(weight), **logged}
 
     def _sum(self, predictions: Mapping[str, Prediction]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weighted sum of nats, sum of the weights, and for each stream its mean (nats a token)."""
@@ -100,6 +113,15 @@ class TokenTask(Task):
             figures[f"{prefix}nats"] = float(total / weight.clamp(min=1e-9))
             figures.update({f"{prefix}{name}_nats": float(value) for name, value in each.items()})
         return figures
+
+
+def _rows(cells: Cells, first: int, last: int) -> Cells:
+    """Rows `first` to `last - 1` of a batch, padded as the whole batch is."""
+    values, lengths, counts, frames = (
+        {name: value[first:last] for name, value in part.items()}
+        for part in (cells.values, cells.lengths, cells.counts, cells.frames)
+    )
+    return Cells(values, lengths, counts, None if cells.seeds is None else cells.seeds[first:last], frames)
 
 
 def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mapping[str, Tensor], where: str) -> Cells:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vivavoce.data.conversations import Conversation, frame_deciding
 from vivavoce.encoders.causal_mel import CausalMelEncoder
 from vivavoce.training.next_token import hide_bands
-from vivavoce.training.task import Task
+from vivavoce.training.task import Task, share
 
 
 class WordTask(Task):
@@ -48,8 +48,8 @@ class WordTask(Task):
         return {"encoder": self.encoder, "word_head": self.head}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        first = (step * world + rank) * self.batch_size
-        return self._collate([self.conversations(first + i) for i in range(self.batch_size)])
+        rows = share(self.batch_size, rank, world)
+        return self._collate([self.conversations(step * self.batch_size + row) for row in rows])
 
     def _collate(self, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
         """user [B, T * 8, bins] float32, words [B, T] int64: classes."""
