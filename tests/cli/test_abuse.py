@@ -61,23 +61,34 @@ AUDIO = {
 }
 
 
+HEARERS = {
+    **LISTENERS,
+    "eval": lambda model, audio, out: ["eval", model, "--task", "resynthesis", "--data", audio.parent, "-o", out],
+    "data stats": lambda model, audio, out: ["data", "stats", audio.parent],
+    "data lhotse": lambda model, audio, out: [
+        *("data", "lhotse", audio.parent, "-o", out / "cuts.jsonl.gz", "--license", "CC0", "--source", "here")
+    ],
+}
+HEADERS_ALONE = ("data stats", "data lhotse")  # what only decoding tells passes
+
+
 @pytest.mark.parametrize("kind", AUDIO)
-@pytest.mark.parametrize("command", LISTENERS)
+@pytest.mark.parametrize("command", HEARERS)
 def test_audio(command, kind, model, tmp_path, capsys):
     make, usable = AUDIO[kind]
+    usable |= command in HEADERS_ALONE and kind in ("truncated", "NaN")
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     audio = make(tmp_path / "in")
-    code, err = run(capsys, LISTENERS[command](model, audio, tmp_path / "out"))
+    code, err = run(capsys, HEARERS[command](model, audio, tmp_path / "out"))
     if usable:
         assert code == 0, err
-        assert list((tmp_path / "out").iterdir())
+        assert list((tmp_path / "out").iterdir()) or command == "data stats"
         return
-    folder_given = command in ("data import", "tokenize")
+    folder_given = command in ("data import", "tokenize", "eval", *HEADERS_ALONE)
     refused(code, err, str(audio.parent) if folder_given else audio.name, expected=1)
-    left = [
-        file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix in (".wav", ".vvc", ".parquet")
-    ]
+    made = (".wav", ".vvc", ".parquet", ".gz", ".flac")
+    left = [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix in made]
     assert not left, left
 
 
@@ -186,19 +197,46 @@ def test_settings_and_runs(tmp_path, capsys):
         refused(code, err, culprit, 2)
 
 
+def test_a_seed_that_is_too_large(model, tmp_path, capsys):
+    audio = wav(tmp_path, "good.wav", tone(8000))
+    code, err = run(capsys, ["ask", model, audio, "--seed", "9" * 23])
+    refused(code, err, "seed is 999", 2)
+
+
 def test_codes(model, tmp_path, capsys):
     audio = wav(tmp_path, "good.wav", tone(8000))
     assert run(capsys, ["encode", model, audio, "-o", tmp_path / "good.vvc"])[0] == 0
     good = (tmp_path / "good.vvc").read_bytes()
-    fewer = json.loads(good[8 : 8 + int.from_bytes(good[4:8], "little")])
-    fewer["sizes"] = fewer["sizes"] * 9
-    header = json.dumps(fewer).encode()
+    size = int.from_bytes(good[4:8], "little")
+    told = json.loads(good[8 : 8 + size])
+
+    def saying(**changes) -> bytes:
+        """The same codes under another header."""
+        header = json.dumps({**told, **changes}).encode()
+        return good[:4] + len(header).to_bytes(4, "little") + header + good[8 + size :]
+
     damaged = {
         "cut.vvc": good[:-3],
         "text.vvc": b"hello",
         "empty.vvc": b"",
         "audio.vvc": audio.read_bytes(),
-        "more-codebooks.vvc": good[:4] + len(header).to_bytes(4, "little") + header,
+        "more-codebooks.vvc": saying(sizes=told["sizes"] * 9),
+        "no-codebooks.vvc": saying(sizes=[], frames=10**12, crc32=0),
+        "sizes-text.vvc": saying(sizes="abc"),
+        "sizes-zero.vvc": saying(sizes=[0] * len(told["sizes"])),
+        "sizes-other.vvc": saying(sizes=[size - 1 for size in told["sizes"]]),
+        "frames-text.vvc": saying(frames="x"),
+        "frames-negative.vvc": saying(frames=-1),
+        "samples-text.vvc": saying(samples="x"),
+        "samples-none.vvc": saying(samples=None),
+        "samples-many.vvc": saying(samples=10**12),
+        "rate-zero.vvc": saying(sample_rate=0),
+        "rate-text.vvc": saying(sample_rate="x"),
+        "rate-other.vvc": saying(sample_rate=8000),
+        "scales.vvc": saying(scales=[1.0]),
+        "scales-text.vvc": saying(scales=["x"]),
+        "unknown.vvc": saying(colour="red"),
+        "list.vvc": good[:4] + (3).to_bytes(4, "little") + b"[1]" + good[8 + size :],
     }
     for name, content in damaged.items():
         raw(tmp_path, name, content)

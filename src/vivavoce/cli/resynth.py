@@ -88,6 +88,7 @@ def register(app: typer.Typer) -> None:
             raise DataError(
                 f"{codes_file}: made by another tokenizer ('{header.tokenizer}') than '{model}': name that one"
             )
+        _check_header(header, tokenizer, codes_file)
         extra = {"scales": torch.tensor([header.scales]).to(place["device"])} if header.scales else {}
         samples = _decode(tokenizer, torch.from_numpy(codes)[None].to(place["device"]), header.samples, extra)
         vivavoce.write(output, vivavoce.Audio(samples, tokenizer.sample_rate))
@@ -129,6 +130,24 @@ def _decode(tokenizer: Any, codes: Any, samples: int, extra: dict[str, Any]) -> 
     with torch.inference_mode():
         wave = tokenizer.decode(codes, lengths=torch.tensor([samples]), **extra)
     return wave[0, :, :samples].float().cpu().numpy()
+
+
+def _check_header(header: Any, tokenizer: Any, name: str) -> None:
+    """Raise `DataError` where a file's header says what this tokenizer cannot have written."""
+    from vivavoce.errors import DataError
+
+    most = float((header.frames + 1) * header.sample_rate / tokenizer.frame_rate)
+    if header.sample_rate != tokenizer.sample_rate:
+        wrong = f"{header.sample_rate} Hz, and the tokenizer has {tokenizer.sample_rate} Hz"
+    elif tuple(header.sizes) != tuple(tokenizer.codebook_sizes):
+        wrong = f"codebooks of {header.sizes}, and the tokenizer's are of {list(tokenizer.codebook_sizes)}"
+    elif header.samples > most:
+        wrong = f"{header.samples} samples, and {header.frames} frames are {most:.0f} at most"
+    elif bool(header.scales) != hasattr(tokenizer, "encode_scaled"):
+        wrong = "scales, which the tokenizer does not take" if header.scales else "no scales, which the tokenizer needs"
+    else:
+        return
+    raise DataError(f"{name}: damaged: its header says {wrong}; encode again")
 
 
 def _fingerprint(tokenizer: Any) -> str:
