@@ -312,16 +312,21 @@ def test_half_precision_on_disk_is_float32_in_memory(model, tmp_path):
     assert {p.dtype for p in vivavoce.load(tmp_path / "half").system.parameters()} == {torch.float32}
 
 
-def test_reply_has_the_answer_from_the_end_of_the_turn(model):
+def test_reply_has_the_answer_from_the_end_of_the_turn(model, monkeypatch):
     audio = vivavoce.Audio(frames(5).reshape(1, -1)[:, :6000], 16000)
     reply = model.reply([("user", audio)], limit=1.0)
     assert reply.audio.sample_rate == 16000
     assert all(seconds > -0.4 for seconds, _ in reply.pieces)
     pieces = list(model.reply([("user", audio)], stream=True, limit=1.0))
     assert " ".join(p.text for p in pieces if p.text) == reply.text
+    steps, step = [], model.system.step
+    monkeypatch.setattr(model.system, "step", lambda *given, **named: steps.append(1) or step(*given, **named))
     stopped = model.reply([("user", audio)], stream=True)
     next(stopped)
+    next(stopped)
     stopped.close()
+    assert next(stopped, None) is None and len(steps) == 2  # none ahead of what was taken, none after
+    monkeypatch.undo()
     other_rate = vivavoce.Audio(np.zeros((2, 22050), np.float32), 44100)
     assert len(model.reply([[("user", audio)], [("user", other_rate)]], limit=0.5)) == 2
 

@@ -5,9 +5,12 @@ randomness (seed, counter). Rows advance, hold and reset independently; what a r
 because every step computes with the full number of rows.
 """
 
+import math
+import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -80,21 +83,36 @@ class Prompt:
     at: int = 0
 
 
+def whole(value: Any, what: str, low: int, high: int = 2**63 - 1) -> int:
+    """A whole number from `low` to `high`; raises `RequestError` naming `what` for anything else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high or isinstance(value, bool):
+        raise RequestError(f"{what} is {value!r:.60}: a whole number from {low} to {high} is expected")
+    return number
+
+
+def seed_of(value: Any) -> int:
+    """A seed: a whole number of 64 bits."""
+    return whole(value, "seed", -(2**63))
+
+
 class DuplexRows:
     """`rows` conversations in lockstep with `system`, a full-duplex model (see `vivavoce.systems.duplex_system`).
 
-    `frame_size` samples a step at `sample_rate` Hz.
+    `frame_size` samples a step at `sample_rate` Hz. `seeds`: one a row (default: 0, 1, …), whole numbers of 64 bits.
     """
 
     def __init__(self, system: Any, rows: int, seeds: Sequence[int] | None = None):
-        if rows < 1:
-            raise RequestError(f"duplex needs at least one row, not {rows}")
-        self.system, self.rows = system, rows
+        self.system, self.rows = system, whole(rows, "duplex needs at least one row: rows", 1)
         self.frame_size, self.sample_rate = system.frame_size, system.sample_rate
         self.device = next(system.parameters()).device
-        self.seeds = torch.tensor(list(seeds or range(rows)), dtype=torch.int64, device=self.device)
-        if len(self.seeds) != rows:
-            raise RequestError(f"{len(self.seeds)} seeds for {rows} rows: give one a row")
+        given = list(range(self.rows) if seeds is None else seeds)
+        if len(given) != self.rows:
+            raise RequestError(f"{len(given)} seeds for {rows} rows: give one a row")
+        self.seeds = torch.tensor([seed_of(seed) for seed in given], dtype=torch.int64, device=self.device)
         self.state: State = system.initial_state(rows, self.seeds)
         self._script = [Script() for _ in range(rows)]
         self._prompts: dict[int, Prompt] = {}
@@ -103,15 +121,18 @@ class DuplexRows:
         """frames [rows, frame_size] float32, active [rows] bool -> list of `DuplexOutput`, None where not active, or
         where the row still reads its prompt (what it should have heard meanwhile is lost).
 
-        Raises `AudioError` for a wrong shape or samples that are not finite, naming the row.
+        Raises `AudioError` for a wrong shape or samples that are not finite, naming the row, `RequestError` for what
+        is no array of numbers, and for `active` of another shape.
         """
-        frames = torch.as_tensor(np.asarray(frames), dtype=torch.float32)  # checked and chosen from on the CPU
+        frames = _tensor(frames, torch.float32, "frames")  # checked and chosen from on the CPU
         if frames.shape != (self.rows, self.frame_size):
             raise AudioError(
                 f"duplex step: frames {tuple(frames.shape)}; expected [{self.rows}, {self.frame_size}] "
                 f"({self.frame_size / self.sample_rate * 1000:.0f} ms at {self.sample_rate} Hz)"
             )
-        mask = torch.ones(self.rows, dtype=torch.bool) if active is None else torch.as_tensor(np.asarray(active)).bool()
+        mask = torch.ones(self.rows, dtype=torch.bool) if active is None else _tensor(active, torch.bool, "active")
+        if mask.shape != (self.rows,):
+            raise RequestError(f"duplex step: active {tuple(mask.shape)}; expected [{self.rows}], one a row")
         finite = torch.isfinite(frames).all(1)
         if not bool((finite | ~mask).all()):
             row = int((~finite & mask).nonzero()[0])
@@ -150,10 +171,12 @@ class DuplexRows:
 
         prompt: streams that were before it, from its first frame on: the heard stream as Audio, filled ones as ids or
         what their tokenizer reads (of text ids alone, frame by frame); what it leaves out is silence, or is chosen. It
-        is read in pieces of a few frames inside the next steps, in which the row gives None.
+        is read in pieces of a few frames inside the next steps, in which the row gives None. Raises `RequestError` for
+        a row or a stream that there is not, and for what is no seed.
         """
-        if not 0 <= row < self.rows:
-            raise RequestError(f"row {row}: there are rows 0 to {self.rows - 1}")
+        row, seed = self._row(row), seed_of(seed)
+        if not isinstance(prompt, Mapping | None):
+            raise RequestError(f"prompt is {prompt!r:.60}: a mapping of streams to what they held is expected")
         samples, ids = self.system.prompt(prompt or {})
         self.state = self.state.put([row], self.system.initial_state(1, torch.tensor([seed], device=self.device)))
         self._script[row] = Script()
@@ -172,16 +195,26 @@ class DuplexRows:
 
         A string: its words in order, the first at once, each other one when the model finds a word due (see
         `Script.extend`). Ids: one a frame, 0 for none. Afterwards the text is the model's own again. Raises
-        `RequestError` for a word that is not in the vocabulary.
+        `RequestError` for a word that is not in the vocabulary, and for what is neither a text nor ids.
         """
+        script = self._script[self._row(row)]
         if isinstance(text, str):
-            self._script[row].extend(self.system.script(text), threshold, within)
-        else:
-            self._script[row].extend_frames(self.system.script(text))
+            if not isinstance(threshold, Real) or not math.isfinite(threshold):
+                raise RequestError(f"say: threshold is {threshold!r:.60}: a probability is expected")
+            script.extend(self.system.script(text), float(threshold), whole(within, "say: within", FRAME + 1))
+            return
+        try:
+            ids = [operator.index(word) for word in text]
+        except TypeError as error:
+            raise RequestError(f"say: {text!r:.60}: a text, or ids frame by frame, is expected") from error
+        script.extend_frames(self.system.script(ids))
 
     def saying(self, row: int) -> int:
         """How many forced words or frames of the row are still to come."""
-        return len(self._script[row].words)
+        return len(self._script[self._row(row)].words)
+
+    def _row(self, row: Any) -> int:
+        return whole(row, f"there are rows 0 to {self.rows - 1}: row", 0, self.rows - 1)
 
     def _forced(self, mask: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """What scripts and prompts force: ids as the system's step takes them, and thresholds of the text's."""
@@ -205,6 +238,16 @@ class DuplexRows:
         )
 
 
+def _tensor(values: Any, dtype: torch.dtype, what: str) -> Tensor:
+    """Numbers as a tensor on the CPU."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    try:
+        return torch.as_tensor(np.asarray(values), dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"duplex step: {what} is {values!r:.60}: an array of numbers is expected") from error
+
+
 class DuplexSession:
     """One conversation: `out = session.step(frame)` with frame [frame_size] float32 at `sample_rate`.
 
@@ -213,15 +256,15 @@ class DuplexSession:
 
     def __init__(self, system: Any, seed: int = 0, prompt: Mapping[str, Any] | None = None):
         self.lockstep = DuplexRows(system, 1, [seed])
-        if prompt:
+        if prompt is not None:
             self.lockstep.reset(0, seed, prompt)
             while self.lockstep.prompted:
                 self.lockstep.step(torch.zeros(1, self.lockstep.frame_size), [False])
         self.frame_size, self.sample_rate = self.lockstep.frame_size, self.lockstep.sample_rate
 
     def step(self, frame: np.ndarray | Tensor) -> DuplexOutput:
-        """Hear one frame [frame_size], say one."""
-        return self.lockstep.step(torch.as_tensor(np.asarray(frame), dtype=torch.float32)[None])[0]
+        """Hear one frame [frame_size], say one. Raises as `DuplexRows.step`."""
+        return self.lockstep.step(_tensor(frame, torch.float32, "frame")[None])[0]
 
     def say(self, text: str | Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
         """Force words, or ids frame by frame, into the text stream from the next step on; see `DuplexRows.say`."""

@@ -1,14 +1,19 @@
 """A spoken turn from a full-duplex model: feed the user's audio, then silence until the answer is over."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from vivavoce.audio import Audio
 from vivavoce.dialogue.duplex import DuplexOutput, DuplexSession
+from vivavoce.errors import RequestError
 
 LOUD = 10 ** (-50 / 20)  # a frame whose RMS is above this is heard as speech
+LIMITS = ("quiet", "wait", "limit")  # of `reply_pieces`
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,15 @@ class Reply:
     audio: Audio
     pieces: list[tuple[float, str]]
     user_text: str = ""
-    outputs: list[DuplexOutput] = field(default_factory=list)
+
+
+def check_limits(limits: Mapping[str, Any]) -> None:
+    """Raise `RequestError` for what is no limit of `reply_pieces`, or not in seconds."""
+    for name, value in limits.items():
+        if name not in LIMITS:
+            raise RequestError(f"reply: there is no '{name}'; there are {', '.join(LIMITS)}")
+        if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+            raise RequestError(f"reply: {name} is {value!r:.60}: seconds, 0 or more, are expected")
 
 
 def reply_pieces(
@@ -62,9 +75,8 @@ def reply_pieces(
 
 def whole_reply(session: DuplexSession, samples: np.ndarray, **limits: float) -> Reply:
     """The pieces of `reply_pieces`, put together."""
-    pieces, audio, outputs, user = [], [], [], []
-    for piece, out in reply_pieces(session, samples, **limits):
-        outputs.append(out)
+    pieces, audio, user = [], [], []
+    for piece, _ in reply_pieces(session, samples, **limits):
         if piece.text:
             pieces.append((piece.seconds, piece.text))
         if piece.user_text:
@@ -80,5 +92,4 @@ def whole_reply(session: DuplexSession, samples: np.ndarray, **limits: float) ->
         audio=Audio(samples_out[None], session.sample_rate),
         pieces=pieces,
         user_text=" ".join(user),
-        outputs=outputs,
     )

@@ -9,6 +9,8 @@ import torch
 
 from vivavoce.audio import Audio
 from vivavoce.dialogue import DuplexOutput, DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
+from vivavoce.dialogue.duplex import whole
+from vivavoce.dialogue.turns import check_limits
 from vivavoce.errors import RequestError
 from vivavoce.systems.codec_model import mono_samples, resynthesize
 from vivavoce.systems.duplex_system import DuplexSystem
@@ -53,14 +55,20 @@ class SpeechLM(TokenLM):
 
         task: "answer" (the model answers), "transcribe" (`.text` is the user's words). stream=True gives an iterator of
         `Piece`s; leaving the loop cancels. Earlier user turns are heard first, each with the model's own answer to it.
-        Raises `AudioError` for unusable audio, `RequestError` for turns that cannot be answered.
+        `limits` in seconds: how long the answer is waited for (`wait`), how long it must be `quiet` to be over, and the
+        longest (`limit`). Raises `AudioError` for unusable audio, `RequestError` for turns that cannot be answered.
         """
+        if not isinstance(turns, list | tuple):
+            raise RequestError(f"reply: turns are a list, [('user', audio)], not {turns!r:.60}")
+        check_limits(limits)
         if turns and isinstance(turns[0], list):
             if stream:
                 raise RequestError("reply: stream=True takes one conversation at a time")
             return [self.reply(one, task=task, seed=seed, **limits) for one in turns]
         if task not in ("answer", "transcribe"):
             raise RequestError(f"reply: task '{task}': {self.name} has answer, transcribe")
+        if strange := [turn for turn in turns if not isinstance(turn, tuple) or len(turn) != 2]:
+            raise RequestError(f"reply: a turn is ('user', audio), not {strange[0]!r:.60}")
         audio = [self._heard(role, value) for role, value in turns]
         if not audio:
             raise RequestError("reply: no turns; give [('user', audio)]")
@@ -93,11 +101,15 @@ class SpeechLM(TokenLM):
         scripted = writes in asked.given
         if strange := [name for name in asked.given if name not in (hears, writes)]:
             raise RequestError(f"fill: task '{task}': '{strange[0]}' cannot be given while the conversation goes on")
+        length = None if length is None else whole(length, "fill: length", 0)
+        limit = whole(limit, "fill: limit", 0)
         if isinstance(given, list):
-            seeds = [seed] * len(given) if isinstance(seed, int) else list(seed)
+            seeds = list(seed) if isinstance(seed, list | tuple | range | np.ndarray) else [seed] * len(given)
             if len(seeds) != len(given):
                 raise RequestError(f"fill: {len(seeds)} seeds for {len(given)} items")
             return [self.fill(task, one, length, own, limit) for one, own in zip(given, seeds)]
+        if not isinstance(given, Mapping | None):
+            raise RequestError(f"fill: given is {given!r:.60}: a mapping of streams to what they hold is expected")
         given = given or {}
         session, size = self.duplex(seed), self.system.frame_size
         samples = np.zeros(0, dtype=np.float32)
