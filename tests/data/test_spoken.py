@@ -166,6 +166,9 @@ def test_what_cannot_be_said_is_reported_and_the_rest_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be made"):
         spoken.make(jobs, tmp_path / "file", quiet=True)
+    made.manifest.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(DataError, match=r"manifest.jsonl, line 1: damaged"):
+        spoken.make(jobs, tmp_path, quiet=True)
 
 
 @pytest.mark.skipif(flite.program() is None, reason="the program 'flite' is not installed")

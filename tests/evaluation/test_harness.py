@@ -142,6 +142,18 @@ def test_no_usable_item_is_an_error_and_an_item_twice_too():
         evaluate(Echo(), Twice())
 
 
+@pytest.mark.parametrize("line", [b"5\n", b"[1]\n", b'{"id": "a"}\n', b'{"id": [], "artefact": {}}\n', b"\xff\n"])
+def test_damaged_answers_are_named(tmp_path, line):
+    evaluate(Echo(), Halves(), out=tmp_path)
+    journal = tmp_path / "halves/artefacts.jsonl"
+    journal.write_bytes(line + journal.read_bytes())
+    with pytest.raises(DataError, match=r"artefacts\.jsonl, line 1"):
+        evaluate(Echo(), Halves(), out=tmp_path)
+    (tmp_path / "halves/identity.json").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="another model"):
+        evaluate(Echo(), Halves(), out=tmp_path)
+
+
 def test_limits_are_for_each_group():
     model = Echo()
     evaluate(model, Halves(20), limit=2)

@@ -88,10 +88,17 @@ def test_the_rule():
 
 @pytest.mark.parametrize(
     "content,message",
-    [("{", "line 1"), ('{"id": 1}', "positive"), ('{"id": 1, "positive": 2, "negative": 3}', "line 1")],
+    [
+        ("{", "line 1"),
+        ('{"id": 1}', "positive"),
+        ('{"id": 1, "positive": 2, "negative": 3}', "line 1"),
+        ('{"id": 1, "positive": [{"text": 3}], "negative": "b.wav"}', "line 1.*3 is no text"),
+        ('{"id": 1, "positive": [], "negative": "b.wav"}', "line 1.*scored"),
+        ("\udcff", "pairs.jsonl: not text in UTF-8"),
+    ],
 )
 def test_broken_pairs_are_named(tmp_path, content, message):
-    (tmp_path / "pairs.jsonl").write_text(content)
+    (tmp_path / "pairs.jsonl").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message):
         results_of(PrefersLoud(), tmp_path)
 

@@ -103,7 +103,7 @@ def _finished(folder: Path) -> dict[str, dict[str, Any]]:
     for name in ("manifest.jsonl", ".journal.jsonl"):
         if (folder / name).exists():
             # A line that a kill cut short has no newline and is left out.
-            for number, line in enumerate((folder / name).read_text(encoding="utf-8").split("\n")[:-1], 1):
+            for number, line in enumerate((folder / name).read_bytes().split(b"\n")[:-1], 1):
                 try:
                     row = json.loads(line)
                     if (folder / row["audio"]).exists():

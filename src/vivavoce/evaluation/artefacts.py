@@ -33,7 +33,7 @@ class Artefacts:
         (self._folder / "audio").mkdir(parents=True, exist_ok=True)
         about = self._folder / "identity.json"
         text = json.dumps(identity, sort_keys=True, indent=1, default=str)
-        if about.exists() and about.read_text() != text:
+        if about.exists() and about.read_bytes() != text.encode():
             raise DataError(
                 f"{self._folder}: holds answers of another model or other settings: give another folder or remove it"
             )
@@ -41,8 +41,11 @@ class Artefacts:
             with atomic(about) as file:
                 file.write(text)
         self._journal = Journal(self._folder / "artefacts.jsonl")
-        self._rows = {row["id"]: row["artefact"] for row in self._journal.rows}
-        self._asked = {row["id"]: row.get("asked") for row in self._journal.rows}
+        for number, row in enumerate(self._journal.rows, 1):
+            try:
+                self._rows[row["id"]], self._asked[row["id"]] = dict(row["artefact"]), row.get("asked")
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise DataError(f"{self._journal.path}, line {number}: damaged; remove it to start anew") from error
 
     def answers(self, item: str, asked: str | None = None) -> bool:
         """Whether there is an answer to `item`, {"error": …} being none; raises `DataError` for one to other data."""
