@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from vivavoce.nn.streaming import INFINITE, State, Streaming, join_rows, valid
+from vivavoce.nn.streaming import INFINITE, State, Streaming, join_rows, stack, valid
 
 NAN = float("nan")
 
@@ -24,7 +24,7 @@ def check_padded_batch(module: Streaming, signals: list[Tensor], singles: list[T
         row[: len(signal)] = signal
     y = module(batch, lengths)
     for row, single, length in zip(y, singles, lengths):
-        assert len(single) == max(0, int(module.frames(length))), "frames() does not tell the length of the output"
+        assert len(single) == int(module.frames(length)), "frames() does not tell the length of the output"
         same(row[: len(single)], single, tolerance)
 
 
@@ -33,8 +33,8 @@ def check_lockstep(
 ) -> None:
     """Rows begin at different times, hear chunks of different sizes, pause; one is reset and starts again.
 
-    Every row must say what it says alone, and a row that hears nothing must keep its state to the bit. One row is also
-    heard by itself, chunk by chunk.
+    Now and then rows leave the batch for a turn and are put or stacked back. Every row must say what it says alone, and
+    a row that hears nothing must keep its state to the bit. One row is also heard by itself, chunk by chunk.
     """
     chance = random.Random(seed)
     rows = len(signals)
@@ -47,8 +47,10 @@ def check_lockstep(
     turn = 0
     while any(heard[row] < len(signals[row]) for row in range(rows)) or not restarted:
         if not restarted and (heard[restart] > len(signals[restart]) // 2 or heard[restart] == len(signals[restart])):
-            mask = torch.arange(rows) == restart
-            state = state.where(mask, fresh)
+            if chance.random() < 0.5:
+                state = state.where(torch.arange(rows) == restart, fresh)
+            else:
+                state = state.put([restart], module.initial_state(1, dtype=signals[0].dtype))
             heard[restart], said[restart], restarted = 0, [], True
         counts = []
         for row in range(rows):
@@ -62,12 +64,15 @@ def check_lockstep(
             chunk[row, :count] = signals[row][heard[row] : heard[row] + count]
         before = state
         everything = min(counts) == chunk.shape[1] and chance.random() < 0.5
-        y, state = module.step(chunk, state, None if everything else torch.tensor(counts))
+        if everything:
+            y, state = module.step(chunk, state)
+        else:
+            y, state = step_somehow(module, chunk, state, torch.tensor(counts), chance)
         for row, count in enumerate(counts):
             if count == 0:
                 assert int(state.emitted[row]) == 0
                 unchanged(before.take([row]), state.take([row]))
-            said[row].append(y[row, : int(state.emitted[row])])
+            said[row].append(y[row][: int(state.emitted[row])])
             heard[row] += count
         turn += 1
     ending = torch.tensor([chance.random() < 0.7 for _ in range(rows)])
@@ -84,10 +89,30 @@ def check_lockstep(
     same(in_chunks(module, signals[longest], chance, most), singles[longest], tolerance)
 
 
+def step_somehow(
+    module: Streaming, chunk: Tensor, state: State, counts: Tensor, chance: random.Random
+) -> tuple[list[Tensor], State]:
+    """A step of all rows: most times together, else one row apart and put back, or in two batches, stacked again."""
+    rows, way = len(counts), chance.random()
+    if way < 0.1:
+        apart = chance.randrange(rows)
+        here = torch.arange(rows) == apart
+        mine, own = module.step(chunk[here], state.take([apart]), counts[here])
+        y, state = module.step(chunk, state, counts * ~here)
+        return [mine[0] if row == apart else y[row] for row in range(rows)], state.put([apart], own)
+    if way < 0.2 and rows > 1:
+        cut = chance.randrange(1, rows)
+        y, first = module.step(chunk[:cut], state.take(range(cut)), counts[:cut])
+        more, second = module.step(chunk[cut:], state.take(range(cut, rows)), counts[cut:])
+        return [*y, *more], stack([first, second])
+    y, state = module.step(chunk, state, counts)
+    return list(y), state
+
+
 def in_chunks(module: Streaming, signal: Tensor, chance: random.Random, most: int) -> Tensor:
     """The signal [T, D] as a batch of one, chunk by chunk: rows of one age go through modules by a shorter way."""
     state, parts, at = module.initial_state(1, dtype=signal.dtype), [], 0
-    while at < len(signal):
+    while at < len(signal) or not parts:
         size = chance.randint(1, most)
         y, state = module.step(signal[None, at : at + size], state)
         parts.append((y, state.emitted))

@@ -18,19 +18,26 @@ def speech_like(seconds=0.5, rate=16000, channels=1, seed=0):
     return Audio(np.stack([slow * rng.standard_normal(len(slow)).clip(-3, 3) for _ in range(channels)]), rate)
 
 
+def low_voice(seconds, rate, channels):
+    """The above between 150 Hz and 1 kHz, which lossy formats keep almost as it was; one sample late it is 8 % off."""
+    audio = speech_like(seconds, rate, channels)
+    spectrum, hertz = np.fft.rfft(audio.samples), np.fft.rfftfreq(len(audio), 1 / rate)
+    spectrum[:, (hertz < 150) | (hertz > 1000)] = 0
+    samples = np.fft.irfft(spectrum, len(audio))
+    return Audio((0.5 * samples / np.abs(samples).max()).astype(np.float32), rate)
+
+
 @pytest.mark.parametrize(
-    "suffix,error", [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.5), (".opus", 0.5), (".mp3", 0.5)]
+    "suffix,error", [(".wav", 1e-3), (".flac", 1e-3), (".ogg", 0.12), (".opus", 0.12), (".mp3", 0.12)]
 )
 def test_written_and_read_again(tmp_path, suffix, error):
-    audio = speech_like(rate=48000, channels=2)
-    audio = Audio(audio.samples.cumsum(axis=1) * 0.01, 48000)  # low-pass: what lossy formats keep
+    """As loud, as long and in its place: whatever delay a codec has is taken out."""
+    audio = low_voice(0.5103, 48000, 2)  # ends within a frame of every codec
     write(tmp_path / f"a{suffix}", audio)
     back = read(tmp_path / f"a{suffix}")
-    assert back.sample_rate == 48000 and back.channels == 2
-    assert abs(len(back) - len(audio)) <= (0 if suffix in (".wav", ".flac") else 1200)
-    size = min(len(back), len(audio))
-    difference = np.abs(back.samples[:, :size] - audio.samples[:, :size]).max()
-    assert difference < error * np.abs(audio.samples).max()
+    assert back.sample_rate == 48000 and back.samples.shape == audio.samples.shape
+    difference = np.sqrt(np.mean((back.samples - audio.samples) ** 2))
+    assert difference < error * np.sqrt(np.mean(audio.samples**2))
     assert os.listdir(tmp_path) == [f"a{suffix}"]
 
 

@@ -56,7 +56,7 @@ def test_every_length_as_the_reference_pads(options):
     for length in lengths:
         x = torch.randn(1, length, 4, dtype=torch.float64)
         expected = reference(conv, x)
-        assert conv.frames(torch.tensor(length)).clamp(min=0) == expected.shape[1]
+        assert conv.frames(torch.tensor(length)) == expected.shape[1]
         torch.testing.assert_close(conv(x), expected)
     # All lengths as one padded batch.
     sizes = torch.tensor(lengths)
