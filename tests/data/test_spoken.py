@@ -215,7 +215,7 @@ def test_breaking_in_silences_the_other():
     assert third.start - max(first.end, second.end) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("identity", ["../../out/x", "/tmp/x", "", "a//b", "a/..", "a/.", "a\\b", "a\nb", "a\0b", 3])
+@pytest.mark.parametrize("identity", ["../../out/x", "/away/x", "", "a//b", "a/..", "a/.", "a\\b", "a\nb", "a\0b", 3])
 def test_an_id_never_leads_out_of_the_folder(identity, tmp_path):
     script = Script(identity, (Turn(0, "yes"),))
     for make, job in (

@@ -80,9 +80,10 @@ def check_ids(clips: Iterable[Clip], place: str | os.PathLike = "the corpus") ->
     """Raise `DataError` that names an id which several clips have, and their files."""
     seen: dict[str, Clip] = {}
     for clip in clips:
-        other = seen.setdefault(clip.id, clip)
-        if other is not clip:
-            raise DataError(f"{place}: the id '{clip.id}' stands for {other.path} and {clip.path}: ids must differ")
+        if clip.id in seen:
+            both = f"{seen[clip.id].path} and {clip.path}"
+            raise DataError(f"{place}: the id '{clip.id}' stands for {both}: ids must differ")
+        seen[clip.id] = clip
 
 
 def detect(place: Path) -> str:
