@@ -11,7 +11,7 @@ from codec_parity import check_modes, speech_like
 from proves import proves
 from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
 from vivavoce.codecs import PUBLISHED, CodecConfig, build_codec, codec_of, load_codec, save_codec, seanet
-from vivavoce.codecs.frames import WholeFrames
+from vivavoce.codecs.whole_frames import WholeFrames
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.tokenizers.fingerprint import fingerprint
 

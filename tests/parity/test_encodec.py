@@ -10,8 +10,8 @@ from codec_parity import check_codes, check_modes, check_wave, speech_like, spre
 from peers import peer
 from proves import proves
 from vivavoce.codecs import CodecConfig, build_codec
-from vivavoce.codecs.names import fill
 from vivavoce.codecs.published import PUBLISHED
+from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError
 from vivavoce.tokenizers import load_tokenizer
 

@@ -10,8 +10,8 @@ from codec_parity import check_codes, check_wave, speech_like, spread_residual
 from peers import peer
 from proves import proves
 from vivavoce.codecs import ChunkedCodec, CodecConfig, build_codec, load_codec, save_codec
-from vivavoce.codecs.names import fill
 from vivavoce.codecs.published import PUBLISHED
+from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.tokenizers import load_tokenizer
 

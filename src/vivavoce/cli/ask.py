@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from vivavoce.cli.devices import DEVICE, DTYPE, JSON
+from vivavoce.cli.options import DEVICE, DTYPE, JSON
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +55,7 @@ def _answer(name: str, question: str, task: str, seed: int, device: str, dtype: 
     import time
 
     import vivavoce
-    from vivavoce.cli.devices import placed, use_few_threads
+    from vivavoce.cli.options import placed, use_few_threads
     from vivavoce.evaluation.conversation import converse, first_sound
 
     audio = vivavoce.read(question)

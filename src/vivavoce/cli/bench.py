@@ -4,7 +4,7 @@ import json
 
 import typer
 
-from vivavoce.cli.devices import DTYPE, JSON
+from vivavoce.cli.options import DTYPE, JSON
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         start = time.perf_counter()
         import torch
 
-        from vivavoce.cli.devices import placed
+        from vivavoce.cli.options import placed
         from vivavoce.evaluation.speed import time_steps
 
         torch.set_num_threads(threads)

@@ -37,6 +37,7 @@ def synth(
     espeak-ng or flite speak; out come flac files and a manifest with the words' times.
     """
     from vivavoce.data import dialogues, spoken
+    from vivavoce.data.sums import DIGITS
     from vivavoce.errors import DataError, RequestError
 
     if kind not in KINDS:
@@ -58,7 +59,7 @@ def synth(
             ]
         made = dialogues.make(scripts, out, processes, source=source)
     else:
-        sentences = list(spoken.DIGITS) if texts is None else _lines(texts)
+        sentences = list(DIGITS) if texts is None else _lines(texts)
         spans = (_span("--rate", rate), _span("--pitch", pitch))
         shared = {"sample_rate": sample_rate, "margin": margin, "augment": recipe}
         jobs = spoken.plan(sentences, speakers, name or kind, each, *spans, seed, **shared)

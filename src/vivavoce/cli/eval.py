@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from vivavoce.cli.devices import DEVICE
+from vivavoce.cli.options import DEVICE
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Measure MODEL and print a table: value, 95 % interval, items, and the target where there is one."""
         import vivavoce
-        from vivavoce.cli.devices import placed
+        from vivavoce.cli.options import placed
         from vivavoce.errors import DataError, RequestError
         from vivavoce.evaluation import TASKS
         from vivavoce.evaluation import task as task_named

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from vivavoce.cli.devices import DEVICE, DTYPE, JSON
+from vivavoce.cli.options import DEVICE, DTYPE, JSON
 
 MODEL = typer.Argument(..., metavar="MODEL", help="mini, a model or tokenizer directory, or a hub id.")
 RECORDING = typer.Argument(..., metavar="IN.wav", help="The audio to tokenize.")
@@ -77,7 +77,7 @@ def register(app: typer.Typer) -> None:
         import torch
 
         import vivavoce
-        from vivavoce.cli.devices import placed
+        from vivavoce.cli.options import placed
         from vivavoce.errors import DataError
         from vivavoce.tokenizers.compact_file import read_codes
 
@@ -107,7 +107,7 @@ def _encode(
 
     import vivavoce
     from vivavoce.audio import check_waveform, resample
-    from vivavoce.cli.devices import placed
+    from vivavoce.cli.options import placed
 
     audio = vivavoce.read(recording)
     check_waveform(audio, where=recording)

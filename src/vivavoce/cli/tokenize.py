@@ -2,7 +2,7 @@
 
 import typer
 
-from vivavoce.cli.devices import DEVICE
+from vivavoce.cli.options import DEVICE
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         call goes on. Clips that cannot be read are reported, skipped and counted.
         """
         import vivavoce
-        from vivavoce.cli.devices import placed
+        from vivavoce.cli.options import placed
         from vivavoce.data.corpora import open_corpus
         from vivavoce.data.tokenize import tokenize as run
         from vivavoce.errors import DataError, RequestError

@@ -2,7 +2,7 @@
 
 import typer
 
-from vivavoce.cli.devices import DEVICE
+from vivavoce.cli.options import DEVICE
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
-        from vivavoce.cli.devices import placed
+        from vivavoce.cli.options import placed
         from vivavoce.errors import RequestError
         from vivavoce.schema.reading import read_recipe
         from vivavoce.training.recipes import train_recipe

@@ -8,8 +8,8 @@ from typing import Any
 from vivavoce.codecs import seanet
 from vivavoce.codecs.chunked import ChunkedCodec
 from vivavoce.codecs.codec import Codec
-from vivavoce.codecs.frames import WholeFrames
 from vivavoce.codecs.seanet import SEANetConfig
+from vivavoce.codecs.whole_frames import WholeFrames
 from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
 from vivavoce.nn.streaming import Chain, Streaming

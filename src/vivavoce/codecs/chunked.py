@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.codecs.codec import Codec, Reconstruction
-from vivavoce.codecs.whole import WholeChain, overlap_frames
+from vivavoce.codecs.time_norm import WholeChain, overlap_frames
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import Chain, check_lengths, valid, zero_padding
 

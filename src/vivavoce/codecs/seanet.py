@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vivavoce.codecs.whole import TimeNorm, WholeChain, WholeResidual
+from vivavoce.codecs.time_norm import TimeNorm, WholeChain, WholeResidual
 from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
 from vivavoce.nn.elu import ELU

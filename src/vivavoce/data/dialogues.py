@@ -21,6 +21,7 @@ from vivavoce.data import augment
 from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.jobs import Made, run
 from vivavoce.data.spoken import Utterance, say
+from vivavoce.data.sums import DIGITS
 from vivavoce.data.synthesis import LICENSES, Rate, language, sample_rate, slug, synthesize
 from vivavoce.errors import RecipeError
 from vivavoce.schema.arguments import Arguments, Count
@@ -181,7 +182,6 @@ _REMARKS = (
     "It looks like rain, take a coat with you.",
     "I have never been there, have you?",
 )
-_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def _line(rng: np.random.Generator, before: Sequence[Turn]) -> str:
@@ -189,11 +189,11 @@ def _line(rng: np.random.Generator, before: Sequence[Turn]) -> str:
     last = before[-1].text if before else ""
     if last.startswith("What is "):
         asked = last.removeprefix("What is ").removesuffix("?").split(" plus ")
-        return f"{asked[0]} plus {asked[1]} is {_NAMES.index(asked[0]) + _NAMES.index(asked[1])}."
+        return f"{asked[0]} plus {asked[1]} is {DIGITS.index(asked[0]) + DIGITS.index(asked[1])}."
     if not before:
         return str(rng.choice(_OPENINGS))
     if rng.random() < 0.5:
-        return f"What is {rng.choice(_NAMES)} plus {rng.choice(_NAMES)}?"
+        return f"What is {rng.choice(DIGITS)} plus {rng.choice(DIGITS)}?"
     return str(rng.choice(_REMARKS))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from vivavoce.codecs import PUBLISHED, Codec, CodecConfig, build_codec
-from vivavoce.codecs.names import fill
+from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.nn.weights import read_pickle, read_safetensors
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vivavoce.codecs.codec import Codec
-from vivavoce.codecs.frames import WholeFrames
-from vivavoce.codecs.whole import TimeNorm, WholeResidual
+from vivavoce.codecs.time_norm import TimeNorm, WholeResidual
+from vivavoce.codecs.whole_frames import WholeFrames
 from vivavoce.errors import CheckpointError
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.lstm import LSTM
