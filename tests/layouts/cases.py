@@ -1,6 +1,6 @@
 """Layouts to be tested with any lengths: every kind, alone and in company, and what it is given."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,11 @@ class Case:
     turns: tuple[str, ...] = ()
     chunks: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
+    core: dict[str, Any] = field(default_factory=dict)  # what a template is put around, else spec
     layout: Layout = field(init=False)
 
     def __post_init__(self):
+        self.core = self.core or self.spec
         self.layout = build_layout(self.spec, self.streams)
 
 
@@ -95,6 +97,17 @@ CASES = [
         "text", "voice[0]", {"kind": "parallel", "streams": ["voice[1:]"]}]}, [TEXT, VOICE]),
 ]
 
+# Every case between two literals: no kind may count on beginning or ending the sequence.
+WRAPPED = [
+    replace(
+        case,
+        name=f"{case.name}, in a template",
+        spec={"kind": "template", "order": [11, case.spec, 12]}
+        | {key: case.spec[key] for key in ("literals", "lanes", "positions") if key in case.spec},  # of the whole
+    )
+    for case in CASES
+]
+
 
 @dataclass
 class Drawn:
@@ -129,7 +142,7 @@ def drawn(draw, case: Case, batch: int = 3, longest: int = 9) -> Drawn:
             for row, size in enumerate(segments):
                 low = 1 if kind == "word" and name == "text" else 0
                 table[row, :size] = torch.tensor(draw(st.lists(st.integers(low, 4), min_size=size, max_size=size)))
-            if kind == "word" and name == "text" and case.spec["kind"] == "text-aligned" and not case.spec.get("words"):
+            if kind == "word" and name == "text" and case.core["kind"] == "text-aligned" and not case.core.get("words"):
                 table = table.clamp(max=1)
             counts[f"{kind}/{name}"] = table
             lengths[name] = table.clamp(min=0).sum(1)

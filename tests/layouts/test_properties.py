@@ -7,16 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layouts.cases import CASES, Drawn, drawn
+from layouts.cases import CASES, WRAPPED, Drawn, drawn
 from vivavoce.layouts import LITERAL, PADDING, Given
 from vivavoce.layouts.cells import level_lengths
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 FIELDS = ("stream", "level", "index", "position", "loss")
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+alone_and_wrapped = pytest.mark.parametrize("case", [*CASES, *WRAPPED], ids=[c.name for c in [*CASES, *WRAPPED]])
 # Those whose counts are not given as a whole (such counts say themselves what is later).
 OPEN_ENDED = [case for case in CASES if not (case.words or case.turns or case.chunks or "turn" in case.spec)]
-quickly = settings(max_examples=60 if LONG else 4, deadline=None, derandomize=True)
+quickly = settings(max_examples=60 if LONG else 4)
 
 
 def place(d: Drawn):
@@ -57,7 +58,7 @@ def walk(layout, state, filled=None, most=2000):
     raise AssertionError("the layout never ends")
 
 
-@each_case
+@alone_and_wrapped
 @quickly
 @given(data=st.data())
 def test_inverse_of_layout_is_identity(case, data):
@@ -100,7 +101,7 @@ def test_a_place_holds_one_cell_and_indices_ascend(case, data):
                     assert places.index[row, mine].tolist() == sorted(places.index[row, mine].tolist())
 
 
-@each_case
+@alone_and_wrapped
 @quickly
 @given(data=st.data())
 def test_streaming_equals_offline(case, data):
@@ -120,7 +121,7 @@ def test_streaming_equals_offline(case, data):
         assert not bool(((column.loss == 1) & column.given).any())
 
 
-@each_case
+@alone_and_wrapped
 @quickly
 @given(data=st.data())
 def test_a_row_never_depends_on_its_neighbours(case, data):
