@@ -64,7 +64,7 @@ def same(run, whole):
 
 def begun(run, *names):
     """Until each of the phases has a checkpoint."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not all(checkpoints.latest_path(run.checkpoints(name)) for name in names):
         assert time.monotonic() < end, "nothing was saved"
         time.sleep(0.02)

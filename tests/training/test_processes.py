@@ -31,7 +31,7 @@ def start(directory, *arguments, **environment):
 
 def finish(*processes):
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
 
 
@@ -77,7 +77,7 @@ def test_the_documented_command_shares_each_batch(tmp_path):
     environment = {**os.environ, "PATH": path, "PET_MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     for run, command in (("two", shown), ("one", shown.partition(" -- ")[2])):
         command = command.replace("RECIPE", "layout-delay").replace("DIR", str(tmp_path / run)) + small
-        done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
     two, one = newest(tmp_path / "two", "patterns"), newest(tmp_path / "one", "patterns")
     for key, value in one.modules["stage"].items():
@@ -120,7 +120,7 @@ def test_a_polite_stop_saves_first(tmp_path):
     while not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").stat().st_size == 0:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     saved = newest(tmp_path)
     assert process.returncode == 1 and f"stopped after step {saved.step} and saved" in errors
     assert saved.step % 5 or saved.step > 0
