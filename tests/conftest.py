@@ -22,11 +22,9 @@ hypothesis.settings.load_profile("vivavoce")
 
 
 def pack_path() -> Path | None:
-    """The recorded-speech pack: `$VIVAVOCE_TEST_DATA`, else `../shared/data` beside the checkout, else None."""
-    for candidate in (os.environ.get("VIVAVOCE_TEST_DATA"), ROOT.parent / "shared" / "data"):
-        if candidate and (Path(candidate) / "manifests").is_dir():
-            return Path(candidate)
-    return None
+    """The recorded-speech pack: `$VIVAVOCE_TEST_DATA` if set, else `../shared/data` beside the checkout; or None."""
+    path = Path(os.environ.get("VIVAVOCE_TEST_DATA") or ROOT.parent / "shared" / "data")
+    return path if (path / "manifests").is_dir() else None
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +34,17 @@ def pack() -> Path:
     if path is None:
         pytest.skip("no recorded-speech pack: set VIVAVOCE_TEST_DATA to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def speech_files() -> list[Path]:
+    """Some real speech, sentences first: of the pack where there is one, else the recordings that are shipped."""
+    path = pack_path()
+    if path is None:
+        shipped = (ROOT / "examples" / "recordings").glob("*.wav")
+        return sorted(shipped, key=lambda file: (not file.name.startswith("sentence"), file.name))
+    folders = ["jfk", "ami_excerpts", "dialogue_sim", "librispeech_other", "nonspeech"]
+    return [sorted((path / "audio" / name).glob("*.flac"))[0] for name in folders]
 
 
 @pytest.fixture(autouse=True)

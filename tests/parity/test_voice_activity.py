@@ -17,10 +17,8 @@ def package():
 
 
 @pytest.fixture(scope="module")
-def recordings(pack):
-    names = ["jfk", "ami_excerpts", "dialogue_sim", "librispeech_other", "nonspeech"]
-    files = [sorted((pack / "audio" / name).glob("*.flac"))[0] for name in names]
-    return [read(f, 16000, mono=True)[:20.0] for f in files]
+def recordings(speech_files):
+    return [read(f, 16000, mono=True)[:20.0] for f in speech_files]
 
 
 def test_probabilities(package, recordings):
@@ -49,4 +47,4 @@ def test_segments(package, recordings, on, silence, speech, pad):
         ours = speech_segments(audio, Hysteresis(on, on - 0.15, silence, speech), pad)
         assert [(round(a * 16000), round(b * 16000)) for a, b in ours] == [(s["start"], s["end"]) for s in theirs]
         total += len(ours)
-    assert total > 10
+    assert total > 3
