@@ -18,7 +18,6 @@ from pydantic import Field
 
 from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.jobs import Made, run
-from vivavoce.data.sums import DIGITS
 from vivavoce.data.synthesis import LICENSES, Rate, Speech, language, sample_rate, slug, synthesize, voices
 from vivavoce.errors import RequestError
 from vivavoce.schema.arguments import Arguments
