@@ -42,7 +42,7 @@ def recipe_without(left_out: Sequence[str], steps: Mapping[str, int]) -> Recipe:
         phase("listen", "base-listen", SPEAKERS, after=["base-hear"]),
     ]
     if left_out:
-        made.append(phase("hear", "hear", left_out, after=["base-listen"], start_from="base-hear"))
+        made.append(phase("hear", "hear", left_out, after=["base-listen"]))
         made.append(phase("listen", "listen", left_out, after=["base-listen", "hear"]))
     return read_recipe(values | {"training": made})
 
