@@ -67,7 +67,8 @@ def _answer(name: str, question: str, task: str, seed: int, device: str, dtype: 
     lasts = audio.duration + reply.audio.duration
     onset = first_sound(reply.audio.samples.mean(axis=0), reply.audio.sample_rate) if len(reply.audio) else None
     # What one frame's computing adds to the onset in a live conversation is its share of the whole.
-    frame = getattr(model.system, "frame_size", 0) / model.sample_rate
+    size = getattr(getattr(model, "system", None), "frame_size", None)
+    frame = size / model.sample_rate if size else 0.0
     if page is not None:
         from vivavoce.data.files import atomic
         from vivavoce.evaluation.conversation_page import conversation_page
