@@ -156,6 +156,8 @@ def test_damaged_answers_are_named(tmp_path, line):
 
 def test_limits_are_for_each_group():
     model = Echo()
+    with pytest.raises(RequestError, match="limit is 0"):
+        evaluate(model, Halves(20), limit=0)
     evaluate(model, Halves(20), limit=2)
     assert len(model.asked) == 4 and {v % 2 for v in model.asked} == {0, 1}
 

@@ -151,6 +151,8 @@ def evaluate(
         raise RequestError(
             f"task {task.name} needs the verb '{task.verb}'; this model has {', '.join(verbs) or 'none'}"
         )
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit is {limit}: at least one item of each kind is asked")
     items = _limited(task.items(data), limit)
     if not items:
         raise RequestError(f"task {task.name}: nothing to ask with these settings")
