@@ -24,7 +24,7 @@ def local_place(name: str | Path, kind: str, files: Sequence[str], revision: str
     repository, _, asked = name.partition("@")
     if asked and revision and asked != revision:
         raise RequestError(f"{kind} '{name}' with revision '{revision}': give one revision")
-    hub = need("huggingface_hub", "hub", f"a {kind} from the hub")
+    hub = need("huggingface_hub", "hub", f"{kind} '{name}' is nothing on this disk; fetching it from the hub")
     offline = any(os.environ.get(flag) == "1" for flag in ("VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"))
     try:
         return Path(

@@ -17,6 +17,7 @@ FLOORS = [
     {"schema"},
     {"audio"},
     {"nn"},
+    {"pretrained"},
     {"quantizers"},
     {"layouts"},
     {"encoders"},

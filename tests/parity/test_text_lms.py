@@ -147,8 +147,10 @@ def test_shards_and_names_without_prefix_load(saved, tmp_path):
 
 def test_what_does_not_fit_is_refused_with_its_place(saved, tmp_path):
     _, folder = saved("llama")
-    with pytest.raises(RequestError, match=r"config\.json is missing"):
+    with pytest.raises(RequestError, match="no such directory"):
         load_text_lm(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        load_text_lm(tmp_path)
     changes = {"hidden_size": 64, "model_type": "mamba", "hidden_act": "mish", "num_hidden_layers": 4}
     for key, value in changes.items():
         bad = tmp_path / key

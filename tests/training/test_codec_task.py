@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from vivavoce.codecs.discriminators import PRESETS, build_discriminators
 from vivavoce.errors import DataError, RecipeError
+from vivavoce.nn.weights import read_safetensors
 from vivavoce.training import PhaseSettings, RunDirectory, train_phase
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.codec_task import CodecTask, codebook_use
@@ -98,10 +99,10 @@ def test_at_first_only_the_judges_learn(tmp_path):
     settings = {**PHASE, "name": "adversarial", "ema": None, "checkpoint_every": 2, "steps": 4, "log_every": 1}
     train_phase(task(discriminators=SMALL, turns=1.0, judge_first=2), run, PhaseSettings.of(settings))
     first, last = sorted(run.checkpoints("adversarial").glob("step-*"))
-    before, after = (checkpoints.read_tensors(folder / "codec.safetensors") for folder in (first, last))
+    before, after = (read_safetensors(folder / "codec.safetensors") for folder in (first, last))
     fresh = task(discriminators=SMALL)
     assert all(torch.equal(value, before[key]) for key, value in fresh.codec.state_dict().items())
-    judged = checkpoints.read_tensors(first / "discriminators.safetensors")
+    judged = read_safetensors(first / "discriminators.safetensors")
     assert any(not torch.equal(value, judged[key]) for key, value in fresh.judges.state_dict().items())
     assert any(not torch.equal(value, after[key]) for key, value in before.items())
     names = [set(line) for line in read_metrics(run.metrics) if "seconds" in line]

@@ -10,6 +10,7 @@ import yaml
 import vivavoce
 from vivavoce.cli import main
 from vivavoce.errors import RecipeError, VivavoceError
+from vivavoce.nn.weights import read_safetensors
 from vivavoce.schema import read_recipe
 from vivavoce.systems import assemble
 from vivavoce.training import RunDirectory
@@ -93,7 +94,7 @@ def test_a_codec_learns_from_recordings(train, tmp_path):
     code, said = train("speech-codec", "--size", "smoke", "--run", tmp_path / "run", *places)
     assert code == 0, said.err
     run = RunDirectory(tmp_path / "run")
-    first, second = (checkpoints.read_tensors(run.weights(name)["codec"]) for name in run.phases())
+    first, second = (read_safetensors(run.weights(name)["codec"]) for name in run.phases())
     changed = {key.split(".")[0] for key, value in first.items() if not torch.equal(value, second[key])}
     assert changed == {"decoder"}
     codes = vivavoce.load(run.path).resynth(vivavoce.Audio(np.zeros((1, 1000), np.float32), 16000)).codes

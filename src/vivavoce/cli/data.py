@@ -4,6 +4,8 @@ from typing import Any
 
 import typer
 
+from vivavoce.cli.options import report_skipped
+
 GROUP = typer.Typer(help="Make, import and inspect corpora.", no_args_is_help=True, rich_markup_mode=None)
 KINDS = ("digits", "sentences", "dialogues")
 
@@ -64,8 +66,7 @@ def synth(
         shared = {"sample_rate": sample_rate, "margin": margin, "augment": recipe}
         jobs = spoken.plan(sentences, speakers, name or kind, each, *spans, seed, **shared)
         made = spoken.make(jobs, out, processes, source=source)
-    for identity, problem in made.failed[:20]:
-        typer.echo(f"skipped {identity}: {problem}", err=True)
+    report_skipped(made.failed)
     typer.echo(f"{made.manifest}: {made.clips} clips, {made.fresh} made now, {len(made.failed)} skipped")
     if made.failed and not made.clips:
         raise DataError(f"{out}: none of {len(made.failed)} clips could be made")
@@ -106,7 +107,7 @@ def bring(
     from vivavoce.data.corpora import check_ids, open_corpus
 
     corpus = open_corpus(place, layout, license, source, language, verify)
-    _report_skipped(corpus, place)
+    _require_some(corpus, place)
     check_ids(corpus.clips, place)
     count = write_manifest(out, corpus.clips)
     typer.echo(f"{out}: {count} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
@@ -123,16 +124,16 @@ def lhotse(
     from pathlib import Path
 
     from vivavoce.data.clips import write_manifest
-    from vivavoce.data.corpora import Corpus, detect, open_corpus
+    from vivavoce.data.corpora import detect, open_corpus
     from vivavoce.data.cuts import write_cuts
 
     corpus = open_corpus(place, license=license, source=source)
-    _report_skipped(corpus, place)
+    _require_some(corpus, place)
     if detect(Path(place)) == "lhotse" and out.endswith(".jsonl"):
         count = write_manifest(out, corpus.clips)
     else:
         count, bad = write_cuts(corpus.clips, out)
-        _report_skipped(Corpus(corpus.clips, bad), place)
+        report_skipped(bad)
         corpus.skipped += bad
     typer.echo(f"{out}: {count} cuts, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
@@ -155,7 +156,7 @@ def stats(
         corpus = Corpus(list(clips_of_store(place)))
     else:
         corpus = open_corpus(place, license="unknown", source=place)
-    _report_skipped(corpus, place)
+    _require_some(corpus, place)
     groups = count(corpus.clips, by)
     if as_json:
         rows = [
@@ -178,14 +179,11 @@ def stats(
     typer.echo(f"{len(corpus.clips)} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
 
 
-def _report_skipped(corpus: Any, place: str) -> None:
+def _require_some(corpus: Any, place: str) -> None:
     """Say what was left out; raise `DataError` where that was all."""
     from vivavoce.errors import DataError
 
-    for identity, problem in corpus.skipped[:20]:
-        typer.echo(f"skipped {identity}: {problem}", err=True)
-    if len(corpus.skipped) > 20:
-        typer.echo(f"skipped {len(corpus.skipped) - 20} more", err=True)
+    report_skipped(corpus.skipped)
     if corpus.skipped and not corpus.clips:
         raise DataError(f"{place}: none of its {len(corpus.skipped)} files can be used")
 

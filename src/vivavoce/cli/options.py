@@ -1,5 +1,6 @@
 """Options that several commands have; `--device` and `--dtype` are checked before anything is loaded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -30,6 +31,14 @@ def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
     if not there[kind]:
         raise RequestError(f"--device {device}: this machine has none that torch can use; take --device cpu")
     return {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}
+
+
+def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Say which items were left out and why: the first twenty, and how many more."""
+    for identity, problem in skipped[:20]:
+        typer.echo(f"skipped {identity}: {problem}", err=True)
+    if len(skipped) > 20:
+        typer.echo(f"skipped {len(skipped) - 20} more", err=True)
 
 
 def use_few_threads(model: Any) -> None:

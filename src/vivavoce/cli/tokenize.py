@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         call goes on. Clips that cannot be read are reported, skipped and counted.
         """
         import vivavoce
-        from vivavoce.cli.options import placed
+        from vivavoce.cli.options import placed, report_skipped
         from vivavoce.data.corpora import open_corpus
         from vivavoce.data.tokenize import tokenize as run
         from vivavoce.errors import DataError, RequestError
@@ -41,10 +41,7 @@ def register(app: typer.Typer) -> None:
         tokenizers = {name: vivavoce.load_tokenizer(m, codebooks=codebooks, **place) for name, m in models.items()}
         result = run(corpus.clips, tokenizers, out, models, batch_seconds, rows_per_shard)
         skipped = [*corpus.skipped, *result.skipped]
-        for identity, problem in skipped[:20]:
-            typer.echo(f"skipped {identity}: {problem}", err=True)
-        if len(skipped) > 20:
-            typer.echo(f"skipped {len(skipped) - 20} more", err=True)
+        report_skipped(skipped)
         typer.echo(f"{out}: {result.rows} utterances, {result.fresh} made now, {len(skipped)} skipped")
         if not result.rows:
             raise DataError(f"{places[-1]}: none of its {len(skipped)} clips could be tokenized")

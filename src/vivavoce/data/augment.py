@@ -9,7 +9,6 @@ and `stretch` alone change the length. Silence stays silence: effects that are r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from vivavoce.data import warp
 from vivavoce.errors import AudioError, RecipeError
-from vivavoce.schema.arguments import Arguments, Share
+from vivavoce.schema.arguments import Share, arguments_of
 
 Decibels = Annotated[float, Field(ge=-200, le=200)]
 Factor = Annotated[float, Field(ge=warp.FACTORS[0], le=warp.FACTORS[1])]
@@ -157,7 +156,7 @@ def check(recipe: Recipe, where: str = "augment") -> list[tuple[str, dict[str, A
             raise RecipeError(f"{where}.{name}: there is no such effect; there are {', '.join(EFFECTS)}")
         if settings is not None and not isinstance(settings, Mapping):
             raise RecipeError(f"{where}.{name}: {settings!r} found, a mapping of settings is expected")
-        known, typed = _settings(name), {}
+        known, typed = arguments_of(EFFECTS[name], 3, RecipeError, p=Share), {}
         for key, value in (settings or {}).items():
             if key not in known.names:
                 raise RecipeError(f"{where}.{name}.{key}: no such setting; there are {', '.join(known.names)}")
@@ -168,12 +167,6 @@ def check(recipe: Recipe, where: str = "augment") -> list[tuple[str, dict[str, A
             typed[key] = found if several else found[0]
         steps.append((name, typed))
     return steps
-
-
-@cache
-def _settings(name: str) -> Arguments:
-    """What an effect takes: its own settings and `p`."""
-    return Arguments(EFFECTS[name], 3, RecipeError, p=Share)
 
 
 def augment(wave: np.ndarray, rate: int, recipe: Recipe, rng: Generator) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from vivavoce.data.spoken import Utterance, say
 from vivavoce.data.sums import DIGITS
 from vivavoce.data.synthesis import LICENSES, Rate, language, sample_rate, slug, synthesize
 from vivavoce.errors import RecipeError
-from vivavoce.schema.arguments import Arguments, Count
+from vivavoce.schema.arguments import Count, arguments_of
 
 Seconds = Annotated[float, Field(ge=-3600, le=3600)]
 _FADE = 0.02  # seconds in which a voice that was broken in upon falls silent
@@ -57,11 +56,6 @@ class Script:
     seed: Count = 0
 
 
-@cache
-def _arguments(kind: type) -> Arguments:
-    return Arguments(kind, error=RecipeError)
-
-
 def parse(row: Mapping[str, Any], where: str = "script", **defaults: Any) -> Script:
     """A script from plain data, `{id, turns: [{channel, text, gap, stops}], voices, …}`; raises `RecipeError`.
 
@@ -70,8 +64,9 @@ def parse(row: Mapping[str, Any], where: str = "script", **defaults: Any) -> Scr
     turns = row.get("turns") if isinstance(row, Mapping) else None
     if not isinstance(turns, list | tuple) or not turns:
         raise RecipeError(f"{where}: a mapping with 'id' and a list of 'turns' is expected")
-    made = [Turn(**_arguments(Turn).check(turn, f"{where}.turns[{number}]")) for number, turn in enumerate(turns)]
-    given = _arguments(Script).check({**defaults, **row, "turns": ()}, where)
+    checks = arguments_of(Turn, error=RecipeError)
+    made = [Turn(**checks.check(turn, f"{where}.turns[{number}]")) for number, turn in enumerate(turns)]
+    given = arguments_of(Script, error=RecipeError).check({**defaults, **row, "turns": ()}, where)
     if given.get("augment"):
         augment.check(given["augment"], f"{where}.augment")
     return Script(**{**given, "turns": tuple(made)})
@@ -143,7 +138,7 @@ def generate(
     """
     if len(speakers) < 2:
         raise RecipeError("dialogues need two voices or more")
-    _arguments(Script).check({"id": name, "turns": (), **options}, "dialogues")
+    arguments_of(Script, error=RecipeError).check({"id": name, "turns": (), **options}, "dialogues")
     scripts = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])

@@ -20,7 +20,7 @@ from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.jobs import Made, run
 from vivavoce.data.synthesis import LICENSES, Rate, Speech, language, sample_rate, slug, synthesize, voices
 from vivavoce.errors import RequestError
-from vivavoce.schema.arguments import Arguments
+from vivavoce.schema.arguments import arguments_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def plan(
     """
     if not texts or not speakers:
         raise RequestError("nothing to say: give a text and a voice or more")
-    Arguments(Utterance).check({"id": name, "text": texts[0], "voice": speakers[0], **options}, "clips")
+    arguments_of(Utterance).check({"id": name, "text": texts[0], "voice": speakers[0], **options}, "clips")
     pitched = {voice.name: voice.pitched for voice in voices()}
     jobs = []
     for voice in speakers:

@@ -1,6 +1,5 @@
 """Published wav2vec 2.0, HuBERT and WavLM checkpoints (transformers' format) into our trunk."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from torch import Tensor
 from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
 from vivavoce.errors import CheckpointError
 from vivavoce.hub import local_place
-from vivavoce.nn.weights import read_pickle, read_safetensors
+from vivavoce.pretrained import CONFIG, FILES, PICKLE, has_safetensors, read_json, read_weights
 
-PIECES, PICKLE = "model-*-of-*.safetensors", "pytorch_model.bin"
-FILES = ["config.json", "preprocessor_config.json", "model.safetensors", PIECES]
+PREPROCESSOR = "preprocessor_config.json"
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
 _SIZES = (
     "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "hidden_size", "num_hidden_layers",
@@ -42,45 +40,14 @@ def load_speech_transformer(
     normalised is read from preprocessor_config.json. Raises `RequestError` where there is nothing of that name,
     `CheckpointError` where what is there does not fit.
     """
-    directory = local_place(source, "encoder", FILES, revision)
-    config = _json(directory / "config.json")
-    if config is None:
-        raise CheckpointError(f"{directory} holds no encoder: expected transformers' config.json")
-    normalize = (_json(directory / "preprocessor_config.json") or {}).get("do_normalize", False)
+    directory = local_place(source, "encoder", [*FILES, PREPROCESSOR], revision)
+    if allow_pickle and not has_safetensors(directory):
+        directory = local_place(source, "encoder", [CONFIG, PREPROCESSOR, PICKLE], revision)
+    config, preprocessor = read_json(directory / CONFIG), directory / PREPROCESSOR
+    normalize = read_json(preprocessor).get("do_normalize", False) if preprocessor.is_file() else False
     model = SpeechTransformer(read_config(config, normalize, str(source)))
-    load_weights(model, _weights(source, directory, revision, allow_pickle), str(source))
+    load_weights(model, read_weights(directory, allow_pickle), str(source))
     return model.eval()
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a file; None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: a mapping of settings expected")
-    return found
-
-
-def _weights(source: str | Path, directory: Path, revision: str | None, allow_pickle: bool) -> dict[str, Tensor]:
-    """The tensors of one safetensors file or of its several pieces; of a pickle if that is allowed."""
-    alone = directory / "model.safetensors"
-    files = [alone] if alone.is_file() else sorted(directory.glob(PIECES))
-    if files:
-        return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{source} has no safetensors; a pickle ({PICKLE}) is not read unasked: convert it, or load with "
-            "allow_pickle=True"
-        )
-    if not Path(source).expanduser().exists():
-        directory = local_place(source, "encoder", [PICKLE], revision)
-    if not (directory / PICKLE).is_file():
-        raise CheckpointError(f"{source} has neither safetensors nor {PICKLE}: the weights are missing")
-    return read_pickle(directory / PICKLE)
 
 
 def read_config(config: Mapping[str, Any], normalize: bool = False, source: str = "config") -> SpeechTransformerConfig:

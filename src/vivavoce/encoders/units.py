@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vivavoce.encoders.base import Encoder
 from vivavoce.errors import CheckpointError, DataError, RequestError
 from vivavoce.nn.streaming import lengths_of, take_frames, valid
-from vivavoce.nn.weights import written_whole
+from vivavoce.nn.weights import load_module, read_safetensors, written_whole
+from vivavoce.pretrained import read_json
 from vivavoce.quantizers import minibatch_kmeans, nearest
 from vivavoce.quantizers.nearest import ties
 
@@ -152,19 +153,16 @@ class UnitTokenizer(nn.Module):
     @classmethod
     def load(cls, directory: str | Path) -> "UnitTokenizer":
         """Read what `save` wrote; raises `CheckpointError` for a directory that is not that."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from vivavoce.encoders.registry import build_encoder
 
         directory = Path(directory)
         try:
-            config = json.loads((directory / CONFIG).read_text())
-            centers = load_file(directory / CENTERS)["centers"]
+            config = read_json(directory / CONFIG)
+            centers = read_safetensors(directory / CENTERS)["centers"]
             encoder = build_encoder(config["encoder"])
             if (directory / WEIGHTS).is_file():
-                encoder.load_state_dict(load_file(directory / WEIGHTS))
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+                load_module(encoder, read_safetensors(directory / WEIGHTS), str(directory / WEIGHTS))
+        except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} is no directory of units: {str(error).splitlines()[0]}") from error
         return cls(encoder.eval(), centers, config["layer"], config["encoder"])
 

@@ -24,7 +24,7 @@ from vivavoce.evaluation.intelligibility import control_results
 from vivavoce.evaluation.judge import ClosedVocabulary
 from vivavoce.evaluation.questions import Question, sound, split_at_second
 from vivavoce.evaluation.quiet import quiet_minute
-from vivavoce.schema.arguments import Arguments, Positive
+from vivavoce.schema.arguments import Positive, arguments_of
 
 NAN = float("nan")
 
@@ -53,7 +53,7 @@ class Digits(Task):
         self.groups, self.rows, self.control = wanted, rows, control
         if isinstance(plan.get("speakers"), str):
             plan["speakers"] = tuple(plan["speakers"].split(","))
-        self.plan = Plan(**Arguments(Plan).check(plan, "task digits"))
+        self.plan = Plan(**arguments_of(Plan).check(plan, "task digits"))
         self.judge = ClosedVocabulary(all_answers()) if judge else None
         self.settings = {**asdict(self.plan), "data": None}
         self._left_out: list[str] = []

@@ -15,12 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vivavoce.errors import DataError, RequestError
 from vivavoce.evaluation.artefacts import Artefacts
 from vivavoce.evaluation.statistics import Estimate
-from vivavoce.schema.arguments import Arguments
+from vivavoce.nn.weights import hash_tensors
+from vivavoce.schema.arguments import arguments_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def task(name: str, **settings: Any) -> Task:
         raise RequestError(f"task '{name}' does not exist: one of {', '.join(TASKS)}")
     module, kind = TASKS[name]
     factory = getattr(import_module(module), kind)
-    return factory(**Arguments(factory).check(settings, f"task {name}"))
+    return factory(**arguments_of(factory).check(settings, f"task {name}"))
 
 
 def evaluate(
@@ -237,7 +236,5 @@ def weights_digest(model: Any) -> str | None:
     if not hasattr(module, "state_dict"):
         return None
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    hash_tensors(digest, module.state_dict())
     return digest.hexdigest()[:16]

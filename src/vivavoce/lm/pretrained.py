@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.lm.families import Config, Shape, family
 from vivavoce.lm.text_lm import TextLM
 from vivavoce.nn.weights import written_whole
-
-WEIGHTS = "model.safetensors"
+from vivavoce.pretrained import CONFIG, WEIGHTS, read_json, read_weights
 
 
 def load_text_lm(directory: str | Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> TextLM:
@@ -21,7 +19,9 @@ def load_text_lm(directory: str | Path, device: Any = "cpu", dtype: torch.dtype 
     `RequestError` where there is no such directory, `CheckpointError` where its files are not what they should be.
     """
     folder = Path(directory)
-    config = read_config(folder)
+    if not folder.is_dir():
+        raise RequestError(f"no text LM '{directory}': there is no such directory")
+    config = read_json(folder / CONFIG)
     kind = family(config)
     shape = shape_of(folder, config)
     tensors = read_weights(folder)
@@ -73,27 +73,13 @@ def save_text_lm(model: TextLM, directory: str | Path) -> None:
         tensors.update(rule.save(own[rule.ours].cpu()))
     with written_whole(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata={"format": "pt"})
-    with written_whole(folder / "config.json") as part:
+    with written_whole(folder / CONFIG) as part:
         part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a directory."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise RequestError(f"{folder} is no model directory: config.json is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: a configuration is a JSON object, this is a {type(config).__name__}")
-    return config
 
 
 def shape_of(folder: Path, config: Config) -> Shape:
     """The shape that a configuration describes; a `CheckpointError` says what is missing or makes no model."""
-    where = folder / "config.json"
+    where = folder / CONFIG
     try:
         shape = family(config).shape(config)
         with torch.device("meta"):
@@ -103,31 +89,3 @@ def shape_of(folder: Path, config: Config) -> Shape:
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, RecipeError) as error:
         raise CheckpointError(f"{where}: no model can be made of it: {error}".split("\n")[0]) from error
     return shape
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    index = folder / f"{WEIGHTS}.index.json"
-    if (folder / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    elif index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is no index of shards: {error}") from error
-    else:
-        found = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f"; {found[0]} is a pickle: save it as safetensors first" if found else ""
-        raise CheckpointError(f"{folder}: neither {WEIGHTS} nor its index is there{hint}")
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder}: shard {name!r} is missing")
-        try:
-            tensors.update(load_file(str(folder / name)))
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / name} is no safetensors file, or is cut short: {error}") from error
-    return tensors

@@ -1,7 +1,8 @@
 """Weights into modules, strictly: what does not fit is named. From files of others, and onto a disk, whole or not."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,13 +29,26 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     module.load_state_dict(dict(tensors))
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; `CheckpointError` if it is missing, cut short, or of another format."""
+def read_safetensors(path: Path, keep: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or those whose names `keep` approves.
+
+    Raises `CheckpointError` if it is missing, cut short, or of another format.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the weights are expected there")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if keep is None or keep(name)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
 
@@ -56,6 +70,13 @@ def read_pickle(path: Path, inside: Sequence[str] = ("model", "state_dict", "bes
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors under their names")
     return tensors
+
+
+def hash_tensors(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    """Feed names, shapes, types and bytes of `tensors` to a digest, in the order of their names."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 @contextmanager

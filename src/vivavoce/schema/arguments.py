@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
@@ -12,6 +13,14 @@ from vivavoce.schema.reading import explain
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@cache
+def arguments_of(
+    call: Callable[..., Any], skip: int = 0, error: type[VivavoceError] = RequestError, **more: Any
+) -> "Arguments":
+    """`Arguments`, made once for each call."""
+    return Arguments(call, skip, error, **more)
 
 
 class Arguments:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.hub import local_place
-from vivavoce.nn.weights import load_module, written_whole
+from vivavoce.nn.weights import load_module, read_metadata, read_safetensors, written_whole
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Backbone
 from vivavoce.systems.assembly import assemble, fingerprint
@@ -65,7 +64,7 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     if not weights.is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing; train first: vivavoce train {folder / 'recipe.yaml'}")
     model = assemble(read_recipe(folder / "recipe.yaml"))
-    tensors, extra = read_tensors(weights)
+    extra = read_metadata(weights)
     if extra.get("fingerprint") != fingerprint(model.recipe):
         raise CheckpointError(
             f"{weights} was saved with another recipe ({extra.get('fingerprint')}) than {folder / 'recipe.yaml'} "
@@ -77,7 +76,9 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
                 f"{weights} was saved with another {what} ({extra.get(what)}) than this version makes of "
                 f"{folder / 'recipe.yaml'} ({own}): train anew, or load it with the version that saved it"
             )
-    load_module(model.system, tensors, str(weights))
+    tensors = read_safetensors(weights)
+    widened = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
+    load_module(model.system, widened, str(weights))
     return model.to(device, dtype)
 
 
@@ -91,15 +92,3 @@ def _place(name: str | Path) -> Path:
         return local_place(name, "model", ["recipe.yaml", WEIGHTS])
     except RequestError as error:
         raise RequestError(f"{error} (the embedded ones: {', '.join(EMBEDDED)})") from error
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors (float16 widened to float32) and metadata of a safetensors file."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            extra = dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
-    widened = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
-    return widened, extra

@@ -7,7 +7,6 @@ each code with ceil(log2(size)) bits, most significant first, padded to a whole 
 import json
 import zlib
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from vivavoce.errors import DataError
-from vivavoce.schema.arguments import Arguments, Count, Positive
+from vivavoce.schema.arguments import Count, Positive, arguments_of
 
 MAGIC = b"VVC1"
 Size = Annotated[int, Field(ge=1, le=2**31)]
@@ -34,11 +33,6 @@ class CodesHeader:
     sizes: Annotated[list[Size], Field(min_length=1)]
     scales: list[float] | None = None
     crc32: int = 0
-
-
-@cache
-def _header() -> Arguments:
-    return Arguments(CodesHeader, error=DataError)
 
 
 def code_bits(size: int) -> int:
@@ -73,7 +67,7 @@ def unpack_codes(content: bytes, name: str = "codes") -> tuple[np.ndarray, Codes
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: its header cannot be read: cut short or damaged; encode again") from error
     # The checksum is of the codes alone: the header may say anything.
-    header = CodesHeader(**_header().check(fields, f"{name}: header"))
+    header = CodesHeader(**arguments_of(CodesHeader, error=DataError).check(fields, f"{name}: header"))
     payload = content[8 + length :]
     widths = [code_bits(size) for size in header.sizes]
     if len(payload) != -(-sum(widths) * header.frames // 8) or zlib.crc32(payload) != header.crc32:

@@ -17,13 +17,11 @@ def fingerprint(tokenizer: Any) -> str:
         return str(own() if callable(own) else own)
     if not hasattr(tokenizer, "state_dict"):
         raise RequestError(f"{type(tokenizer).__name__} has neither a fingerprint nor weights to make one of")
-    import torch
+    from vivavoce.nn.weights import hash_tensors
 
     config = getattr(tokenizer, "config", None)
     options = config.options() if config is not None and hasattr(config, "options") else {}
     options.pop("use_codebooks", None)
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    hash_tensors(digest, tokenizer.state_dict())
     return digest.hexdigest()[:16]

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,23 +16,21 @@ from torch import Tensor
 from vivavoce.codecs import PUBLISHED, Codec, CodecConfig, build_codec
 from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import read_pickle, read_safetensors
+from vivavoce.nn.weights import read_safetensors
+from vivavoce.pretrained import CONFIG, read_json, read_weights
 
 PAD_MODES = {"constant": "zeros", "replicate": "replicate", "reflect": "reflect"}
 
 
 def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
     """A codec from a directory with transformers' `config.json` of model_type encodec or mimi."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not readable as transformers' configuration: {error}") from error
+    path = folder / CONFIG
+    config = read_json(path)
+    kind = config.get("model_type")
     if kind not in CONFIGURATIONS:
         known = ", ".join(CONFIGURATIONS)
         raise CheckpointError(f"{path}: model_type {kind!r} is no codec known here; there are {known}")
-    tensors = _weights(folder, allow_pickle)
+    tensors = read_weights(folder, allow_pickle)
     try:
         codec = build_codec(CONFIGURATIONS[kind](config, tensors))
     except KeyError as error:
@@ -42,18 +39,6 @@ def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
         raise CheckpointError(f"{path}: {error}") from error
     fill(codec, tensors, "transformers", str(folder))
     return codec.eval()
-
-
-def _weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if not safe.is_file() and pickled.is_file():
-        if not allow_pickle:
-            raise CheckpointError(
-                f"{folder} has its weights only as a pickle ({pickled.name}), which is not read unasked: "
-                "convert it to safetensors, or load with allow_pickle=True"
-            )
-        return read_pickle(pickled)
-    return read_safetensors(safe)
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:

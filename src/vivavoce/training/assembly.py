@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from vivavoce.errors import DataError, RecipeError, VivavoceError
 from vivavoce.schema import Phase, Recipe
+from vivavoce.schema.arguments import arguments_of
 from vivavoce.schema.parts import made
-from vivavoce.schema.reading import explain
 from vivavoce.systems import Model
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task
@@ -187,11 +186,7 @@ def _conversations(recipe: Recipe, phase: Phase, model: Model, voiced: bool) -> 
     name, frames = _expect(where, options, "voice", "a text"), _expect(where, options, "frames", "a number from 1")
     apart = _expect(where, options, "leave_out", "a list")
     said = _expect(where, options, "scene", "a mapping")
-    scene = made(f"{where}.scene", Scene, **said)
-    try:
-        TypeAdapter(Scene).validate_python(dict(said))
-    except ValidationError as error:
-        raise RecipeError(explain(error, said, f"{where}.scene")[0]) from error
+    scene = Scene(**arguments_of(Scene, error=RecipeError).check(said, f"{where}.scene"))
     encoder: Any = model.system.encoder
     codec = _codec(phase, model).eval()
 

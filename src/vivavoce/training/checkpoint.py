@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError
+from vivavoce.nn.weights import read_safetensors
 from vivavoce.training.errors import TrainingError
 
 TENSOR = "__tensor__"  # in state.json this key stands for a tensor in state.safetensors
@@ -137,9 +138,9 @@ def load(path: Path) -> Checkpoint:
             step=record["step"],
             elapsed=record["elapsed"],
             finished=record["finished"],
-            modules={name: read_tensors(path / f"{name}.safetensors") for name in record["modules"]},
-            averages={name: read_tensors(path / "ema" / f"{name}.safetensors") for name in record["averages"]},
-            state=_unflatten(record["state"], read_tensors(path / "state.safetensors")),
+            modules={name: read_safetensors(path / f"{name}.safetensors") for name in record["modules"]},
+            averages={name: read_safetensors(path / "ema" / f"{name}.safetensors") for name in record["averages"]},
+            state=_unflatten(record["state"], read_safetensors(path / "state.safetensors")),
             needs=record.get("needs", {}),
         )
     except KeyError as error:
@@ -170,14 +171,6 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one safetensors file."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _replace(writing: Path, final: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.weights import load_module
+from vivavoce.nn.weights import load_module, read_safetensors
 from vivavoce.training import checkpoint
 from vivavoce.training.batches import batches, to_device
 from vivavoce.training.distributed import Ranks
@@ -152,7 +152,7 @@ class Phase:
                 f"({', '.join(self.modules)}) but {', '.join(files)}"
             )
         for name in shared:
-            load_module(self.modules[name], checkpoint.read_tensors(files[name]), str(files[name]))
+            load_module(self.modules[name], read_safetensors(files[name]), str(files[name]))
 
     def _optimizer_state(self, name: str) -> dict:
         optimizer = self.optimizers[name]

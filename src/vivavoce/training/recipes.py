@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vivavoce.errors import RecipeError, RequestError
-from vivavoce.nn.weights import load_module
+from vivavoce.nn.weights import load_module, read_safetensors
 from vivavoce.schema import Recipe
 from vivavoce.schema.recipe import Phase
 from vivavoce.training import checkpoint
@@ -184,7 +184,7 @@ def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
         for part, path in run.weights(name).items():
             module = getattr(model.system, part, None)
             if module is not None:  # discriminators and the like belong to their phase only
-                load_module(module, checkpoint.read_tensors(path), str(path))
+                load_module(module, read_safetensors(path), str(path))
     return model
 
 

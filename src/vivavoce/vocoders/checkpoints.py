@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import read_pickle, written_whole
+from vivavoce.nn.weights import load_module, read_pickle, read_safetensors, written_whole
+from vivavoce.pretrained import read_json, read_weights
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.vocoders.unit_hifigan import UnitHiFiGAN, UnitHiFiGANConfig
 
@@ -54,16 +55,11 @@ def load_unit_vocoder(directory: str | Path, allow_pickle: bool = False) -> Unit
     Raises `CheckpointError`.
     """
     directory = Path(directory)
-    ours = directory / CONFIG
-    try:
-        text = (ours if ours.is_file() else directory / "config.json").read_text()
-        config = json.loads(text)
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{directory}: no vocoder.json or config.json that can be read ({error})") from None
-    if ours.is_file():
-        return _load_ours(directory, config)
+    if (directory / CONFIG).is_file():
+        return _load_ours(directory, read_json(directory / CONFIG))
+    config = read_json(directory / "config.json")
     if str(config.get("model_type", "")).startswith("seamless_m4t"):
-        return from_seamless(config, _safetensors(directory))
+        return from_seamless(config, _seamless_weights(directory))
     if "num_embeddings" in config:
         return from_resynthesis(config, _pickled(directory, allow_pickle))
     raise CheckpointError(f"{directory}/config.json is neither SeamlessM4T's nor a unit HiFi-GAN's")
@@ -183,37 +179,20 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_ours(directory: Path, config: dict[str, Any]) -> UnitHiFiGAN:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from vivavoce.vocoders.registry import build_vocoder
 
     try:
         vocoder = build_vocoder(config)
-        vocoder.load_state_dict(load_file(directory / WEIGHTS))
-    except (OSError, RecipeError, RuntimeError, SafetensorError) as error:
+    except (RecipeError, RuntimeError) as error:
         raise CheckpointError(f"{directory}: {str(error).splitlines()[0]}") from None
+    load_module(vocoder, read_safetensors(directory / WEIGHTS), str(directory / WEIGHTS))
     return vocoder.eval()  # type: ignore[return-value]
 
 
-def _safetensors(directory: Path) -> dict[str, Tensor]:
-    """The tensors of all safetensors files of a directory that belong to a vocoder."""
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{directory} has no .safetensors file")
-    state = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                keys = list(opened.keys())
-                inner = [key for key in keys if key.startswith("vocoder.")]
-                alone = [key for key in keys if key.startswith(_ALONE)]
-                state.update({key: opened.get_tensor(key) for key in inner or alone})
-        except SafetensorError as error:
-            raise CheckpointError(f"{file}: {error}") from None
-    return state
+def _seamless_weights(directory: Path) -> dict[str, Tensor]:
+    """The code vocoder's tensors alone: the whole model has billions more."""
+    inner = read_weights(directory, keep=lambda name: name.startswith("vocoder."))
+    return inner or read_weights(directory, keep=lambda name: name.startswith(_ALONE))
 
 
 def _pickled(directory: Path, allow_pickle: bool) -> dict[str, Tensor]:
