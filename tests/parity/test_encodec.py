@@ -124,5 +124,5 @@ def test_what_is_no_such_model(tmp_path):
     assert "is missing" in with_config(upsampling_ratios=[8, 5, 4])
     assert "is missing" in with_config(num_residual_layers=2)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not readable"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         load_tokenizer(tmp_path)
