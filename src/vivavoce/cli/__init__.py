@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 # name -> (module that registers it, one line for `--help`)
 COMMANDS = {
     "ask": ("ask", "Ask a spoken question and get a spoken answer."),
+    "talk": ("talk", "Serve a model: the page, and the clients that you have."),
     "data": ("data", "Make, import and inspect corpora."),
     "tokenize": ("tokenize", "Turn a corpus into a store of tokens."),
     "resynth": ("resynth", "Send audio through a tokenizer and back."),

@@ -4,16 +4,27 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vivavoce.audio import Audio
-from vivavoce.dialogue.duplex import DuplexOutput, DuplexSession
+from vivavoce.dialogue.duplex import DuplexOutput
 from vivavoce.errors import RequestError
 
 LOUD = 10 ** (-50 / 20)  # a frame whose RMS is above this is heard as speech
 LIMITS = ("quiet", "wait", "limit")  # of `reply_pieces`
+
+
+class Session(Protocol):
+    """A full-duplex conversation, frame by frame: `DuplexSession`, or what has its interface."""
+
+    frame_size: int
+    sample_rate: int
+
+    def step(self, frame: np.ndarray) -> DuplexOutput:
+        """Hear one frame [frame_size], say one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ def check_limits(limits: Mapping[str, Any]) -> None:
 
 
 def reply_pieces(
-    session: DuplexSession, samples: np.ndarray, quiet: float = 0.8, wait: float = 3.0, limit: float = 30.0
+    session: Session, samples: np.ndarray, quiet: float = 0.8, wait: float = 3.0, limit: float = 30.0
 ) -> Iterator[tuple[Piece, DuplexOutput]]:
     """Pieces of the answer to samples [n] float32 at the session's rate; leaving the loop cancels.
 
@@ -73,7 +84,7 @@ def reply_pieces(
             return
 
 
-def whole_reply(session: DuplexSession, samples: np.ndarray, **limits: float) -> Reply:
+def whole_reply(session: Session, samples: np.ndarray, **limits: float) -> Reply:
     """The pieces of `reply_pieces`, put together."""
     pieces, audio, user = [], [], []
     for piece, _ in reply_pieces(session, samples, **limits):

@@ -17,6 +17,7 @@ from vivavoce.systems.model import Model
 
 WEIGHTS = "model.safetensors"
 EMBEDDED = ("mini",)
+SIGNALS = ("tone", "echo")  # models without weights
 
 
 def save(model: Model, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -57,6 +58,10 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 
     Raises `RequestError` where there is none, `CheckpointError` where its weights do not fit its recipe.
     """
+    if str(name) in SIGNALS and not Path(name).exists():
+        from vivavoce.systems.signal_models import SignalModel
+
+        return SignalModel(str(name))
     folder = _place(name)
     if not (folder / "recipe.yaml").is_file():
         raise RequestError(f"no model '{name}': neither {', '.join(EMBEDDED)} nor a directory with recipe.yaml")
@@ -91,4 +96,4 @@ def _place(name: str | Path) -> Path:
     try:
         return local_place(name, "model", ["recipe.yaml", WEIGHTS])
     except RequestError as error:
-        raise RequestError(f"{error} (the embedded ones: {', '.join(EMBEDDED)})") from error
+        raise RequestError(f"{error} (the embedded ones: {', '.join((*EMBEDDED, *SIGNALS))})") from error

@@ -1,0 +1,57 @@
+"""`vivavoce talk`: the server, its page, and every dialect, until Ctrl-C."""
+
+from pathlib import Path
+
+import typer
+
+from vivavoce.cli.options import DEVICE, DTYPE
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `talk`."""
+
+    @app.command("talk")
+    def talk(
+        model: str = typer.Argument("mini", help="mini, tone, echo, a model or run directory, or a hub id."),
+        host: str = typer.Option("127.0.0.1", help="Address to listen to; 0.0.0.0 for all of this machine."),
+        port: int = typer.Option(8998, min=0, max=65535, help="Port; 0 for any that is free."),
+        rows: int = typer.Option(0, min=0, help="Conversations at once; 0: as many as the machine is measured to do."),
+        queue: int = typer.Option(64, min=0, help="Clients that may wait for one."),
+        session: float = typer.Option(1800.0, min=1, help="Seconds that a conversation may last."),
+        idle: float = typer.Option(120.0, min=1, help="Seconds without input after which it ends."),
+        keys: Path = typer.Option(None, help="YAML file of API keys; without one, all of this machine may talk."),
+        new_key: str = typer.Option(None, metavar="NAME", help="Print a new key and its line for --keys, then leave."),
+        origin: list[str] = typer.Option([], help="Another page that may talk here, as https://example.org."),
+        device: str = DEVICE,
+        dtype: str = DTYPE,
+    ) -> None:
+        """Serve a model to the browser and to the clients that you have; Ctrl-C ends it."""
+        if new_key is not None:
+            _print_key(new_key)
+            return
+        import vivavoce
+        from vivavoce.cli.options import placed, use_few_threads
+        from vivavoce.serving.access import Access, is_this_machine, read_keys
+        from vivavoce.serving.app import Server, create_app
+        from vivavoce.serving.core import Core
+        from vivavoce.serving.run import bind, configure
+        from vivavoce.serving.settings import ServerSettings
+
+        access = Access(read_keys(keys) if keys else {}, tuple(origin))
+        listening = bind(host, port)
+        loaded = vivavoce.load(model, **placed(device, dtype))
+        use_few_threads(loaded)
+        settings = ServerSettings(rows=rows, queue=queue, session=session, idle=idle)
+        server = Server(Core(loaded, model, settings), access, local=is_this_machine(host))
+        where = f"http://{host}:{listening.getsockname()[1]}"
+        typer.echo(f"talk to {model} at {where} (Ctrl-C ends it)")
+        configure(create_app(server), host, port).run(sockets=[listening])
+
+
+def _print_key(name: str) -> None:
+    import secrets
+
+    from vivavoce.serving.access import digest_of
+
+    secret = f"vv_{secrets.token_urlsafe(32)}"
+    typer.echo(f"key, shown once:  {secret}\nfor --keys:       {name}: {{sha256: {digest_of(secret)}}}")

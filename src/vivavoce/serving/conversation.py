@@ -1,0 +1,139 @@
+"""One person's conversation: what the network's thread puts in and takes out. The model's side is in `lockstep`."""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vivavoce.dialogue.turn_detection import ModelTurns, Turn, TurnRules
+from vivavoce.serving.input_ring import InputRing
+from vivavoce.serving.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a conversation: `heard` and `audio` [frame_size] float32, the words that stand at it, who began or
+    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard."""
+
+    index: int
+    heard: np.ndarray
+    audio: np.ndarray
+    text: str = ""
+    user_text: str = ""
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass
+class Counts:
+    """What happened to a conversation's frames. `skipped`: held, since their input was late; `silent`: heard as
+    silence after a gap; `caught_up`: steps beyond one a frame of the clock; `dropped`: samples of input that were too
+    many; `left_out`: silent output not sent while catching up; `missed`: frames of output lost to a dead connection."""
+
+    frames: int = 0
+    skipped: int = 0
+    silent: int = 0
+    caught_up: int = 0
+    dropped: int = 0
+    left_out: int = 0
+    missed: int = 0
+
+
+@dataclass
+class Client:
+    """Who talks: the `dialect` it speaks, its address, the name of its key (None: no keys are asked for)."""
+
+    dialect: str
+    address: str = ""
+    key: str | None = None
+
+
+class Conversation:
+    """A row of the model while somebody has it. Made by `vivavoce.serving.core.Core.open`.
+
+    `hear` takes samples at `sample_rate`; `frames()` gives what is said, until the conversation is closed; then
+    `reason` says why ("closed", "expired", "idle", "slow_client", "lost", "shutdown", "failed").
+    """
+
+    def __init__(
+        self, row: int, generation: int, frame_size: int, sample_rate: int, now: float, client: Client,
+        settings: ServerSettings,
+    ):
+        self.id, self.token = f"sess_{secrets.token_hex(12)}", secrets.token_urlsafe(24)
+        self.row, self.generation, self.client, self.settings = row, generation, client, settings
+        self.frame_size, self.sample_rate, self.frame_seconds = frame_size, sample_rate, frame_size / sample_rate
+        self.began = self.touched = now
+        self.ring = InputRing(frame_size, int(settings.ring * sample_rate), now)
+        self.counts = Counts()
+        self.rules = TurnRules()
+        self.model_turns = ModelTurns()
+        self.user_speaking = False
+        self.input_over = False  # what is not there is silence at once: the client has said that it is done
+        self.reason: str | None = None
+        self.detached_at: float | None = None
+        self.observers: list[Callable[[Frame], None]] = []  # called in the model's thread: they must not wait
+        self.pending: deque[Frame] = deque()  # stepped, not yet due
+        self.heard_until = now  # when what was sent has been heard, if it is played at once
+        self._out: deque[Frame] = deque()
+        self._wake = asyncio.Event()
+        self._leave: Callable[[Conversation, str], None] | None = None
+        self._command: Callable[[Conversation, Callable[[Any, int], None]], None] | None = None
+        self._now: Callable[[], float] = lambda: 0.0
+        self.user_stopped: float | None = None  # seconds of the conversation, for the gaps between turns
+        self.broke_in: float | None = None
+
+    # -- the network's thread --
+
+    def hear(self, samples: np.ndarray) -> None:
+        """Samples [n] float32, mono, at `sample_rate`; any n. What is beyond full scale is clipped."""
+        self.touched = self._now()
+        self.input_over = False
+        self.counts.dropped += self.ring.put(np.clip(samples, -1, 1).astype(np.float32, copy=False), self.touched)
+
+    def end_input(self) -> None:
+        """The user is done for now: what follows is silence, without the wait for a gap."""
+        self.input_over = True
+
+    def command(self, run: Callable[[Any, int], None]) -> None:
+        """`run(rows, row)` in the model's thread, before its next step: `rows.say`, `rows.cancel`, …"""
+        if self._command is not None and self.reason is None:
+            self._command(self, run)
+
+    def drop_output(self) -> int:
+        """Forget what was said but not yet taken; returns how many frames that were."""
+        gone = len(self._out) + len(self.pending)
+        self._out.clear()
+        self.pending.clear()
+        return gone
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """What is said, frame by frame, as it becomes due; ends when the conversation does."""
+        while True:
+            while self._out:
+                yield self._out.popleft()
+            if self.reason is not None:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def close(self, reason: str = "closed") -> None:
+        """Give the row back. What was said already can still be taken. The first reason stays."""
+        if self.reason is None:
+            self.reason = reason
+            if self._leave is not None:
+                self._leave(self, reason)
+            self._wake.set()
+
+    def deliver(self, frames: list[Frame]) -> None:
+        """Put frames where `frames()` takes them; a client that leaves too many is dropped."""
+        if self.detached_at is not None:
+            self.counts.missed += len(frames)
+            return
+        self._out.extend(frames)
+        self._wake.set()
+        if len(self._out) * self.frame_seconds > self.settings.outbox:
+            self._out.clear()
+            self.close("slow_client")

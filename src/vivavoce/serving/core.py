@@ -1,0 +1,190 @@
+"""The server's core: a model's rows, who has them, who waits. Dialects open conversations here and know nothing else.
+
+The network's side is one asyncio loop; the model has a thread of its own (`lockstep`). Everything here runs in the
+loop, but for what `Lockstep` says otherwise.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from vivavoce.errors import RequestError
+from vivavoce.serving.admission import Curve, Queue, Refused, measure
+from vivavoce.serving.clock import Clock
+from vivavoce.serving.conversation import Client, Conversation
+from vivavoce.serving.lockstep import Lockstep
+from vivavoce.serving.metrics import Metrics
+from vivavoce.serving.settings import ServerSettings
+
+VERBS_AT_ONCE = 2  # requests for whole replies (REST) that compute at the same time
+
+
+class Core:
+    """Conversations with one `model` (any with the verb `duplex_rows`), called `name`.
+
+    `await core.start()`, then `conversation = await core.open(client)`; `await core.stop()` at the end.
+    """
+
+    def __init__(
+        self, model: Any, name: str, settings: ServerSettings | None = None, clock: Clock | None = None
+    ):
+        if "duplex_rows" not in getattr(model, "verbs", {}) and not hasattr(model, "duplex_rows"):
+            raise RequestError(f"{name} cannot be talked to: it has neither duplex nor reply")
+        self.model, self.name = model, name
+        self.settings, self.clock = settings or ServerSettings(), clock or Clock()
+        self.metrics = Metrics(name)
+        self.curve: Curve | None = None
+        self.live: dict[str, Conversation] = {}
+        self.stopping = False
+        self.workers = ThreadPoolExecutor(VERBS_AT_ONCE, thread_name_prefix="vivavoce-verb")
+        self._resumable: dict[str, Conversation] = {}
+        self._observers: list[Callable[[Conversation], None]] = []
+
+    async def start(self) -> None:
+        """Measure how many rows there can be, and begin to step them."""
+        loop = asyncio.get_running_loop()
+        rows = self.settings.rows
+        if not rows:
+            measured = partial(measure, self.model, self.settings.share, self.settings.most_rows)
+            self.curve = await loop.run_in_executor(self.workers, measured)
+            rows = self.curve.rows(self.settings.share)
+        made = await loop.run_in_executor(self.workers, self.model.duplex_rows, rows)
+        self.queue = Queue(self.settings.queue, rows)
+
+        def post(run: Callable[[], None]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(run)
+
+        self.lockstep = Lockstep(made, self.clock, self.metrics, self.settings, post)
+        self.rows, self.frame_size, self.sample_rate = rows, made.frame_size, made.sample_rate
+        self.frame_seconds = made.frame_size / made.sample_rate
+        self.lockstep.start()
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """No new conversations; those that run have `drain` seconds to end, then they are closed ("shutdown")."""
+        self.stopping = True
+        end = self.clock.now() + drain
+        while self.live and self.clock.now() < end:
+            await asyncio.sleep(0.05)
+        for conversation in list(self.live.values()):
+            conversation.close("shutdown")
+        await asyncio.get_running_loop().run_in_executor(None, self.lockstep.stop)
+        self.workers.shutdown(wait=False, cancel_futures=True)
+
+    def on_open(self, observer: Callable[[Conversation], None]) -> None:
+        """`observer(conversation)` for each new conversation: recorders."""
+        self._observers.append(observer)
+
+    async def open(
+        self, client: Client, seed: int = 0, prompt: Any = None,
+        told: Callable[[int, float | None], None] = lambda position, eta: None,
+    ) -> Conversation:
+        """A conversation of one's own, as soon as a row is free; `told(position, eta)` while one waits.
+
+        Raises `Refused` where the queue is full, the wait is over, or the server stops; `RequestError` for a seed or a
+        prompt that the model does not take (then no row is lost).
+        """
+        asked = self.clock.now()
+        self._check_open()
+        if not self.lockstep.free or len(self.queue):
+            await self._wait(told)
+        self.metrics.queue_wait.observe(self.clock.now() - asked)
+        row = self.lockstep.free.pop()
+        self.lockstep.generations[row] += 1
+        conversation = Conversation(
+            row, self.lockstep.generations[row], self.frame_size, self.sample_rate, self.clock.now(), client,
+            self.settings,
+        )
+        conversation._now, conversation._leave = self.clock.now, self._ended
+        conversation._command = self.lockstep.command
+        self.live[conversation.id] = self._resumable[conversation.token] = conversation
+        self.metrics.live.set(len(self.live))
+        for observer in self._observers:
+            observer(conversation)
+        self.lockstep.join(conversation, seed, prompt)
+        return conversation
+
+    async def _wait(self, told: Callable[[int, float | None], None]) -> None:
+        try:
+            place = self.queue.enter(told, self.clock.now())
+        except Refused as refused:
+            self.metrics.refused.labels(self.name, refused.code).inc()
+            raise
+        self.metrics.waiting.set(len(self.queue))
+        try:
+            async with asyncio.timeout(self.settings.queue_wait / self.clock.speed):
+                await place.turn
+        except TimeoutError:
+            self.metrics.refused.labels(self.name, "queue_timeout").inc()
+            waited = self.settings.queue_wait
+            raise Refused("queue_timeout", f"no row came free in {waited:.0f} s: try again later", waited) from None
+        except asyncio.CancelledError:  # the client is gone; the row that it was given meanwhile is the next one's
+            if place.turn.done() and not place.turn.cancelled():
+                self.queue.next()
+            raise
+        finally:
+            self.queue.leave(place)
+            self.metrics.waiting.set(len(self.queue))
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self.stopping:
+            raise Refused("stopping", "the server is being stopped: connect to another one, or later", 5.0)
+        if self.lockstep.failed:
+            raise Refused("failed", f"the model has failed and must be restarted: {self.lockstep.failed}")
+
+    def _ended(self, conversation: Conversation, reason: str) -> None:
+        """Called once for each conversation, by `close`."""
+        self.lockstep.leave(conversation)
+        self.lockstep.generations[conversation.row] += 1
+        self.lockstep.free.append(conversation.row)
+        self.live.pop(conversation.id, None)
+        self._resumable.pop(conversation.token, None)
+        self.metrics.ended.labels(self.name, reason).inc()
+        self.metrics.live.set(len(self.live))
+        self.queue.ended(self.clock.now() - conversation.began)
+        self.queue.next()
+
+    # -- a connection that is lost and comes back --
+
+    def detach(self, conversation: Conversation) -> None:
+        """The connection is gone; the conversation waits `grace` seconds for `resume`, hearing silence."""
+        if conversation.reason is None and conversation.detached_at is None:
+            conversation.detached_at = self.clock.now()
+            conversation.drop_output()
+
+    def resume(self, token: str) -> tuple[Conversation, float]:
+        """The conversation of a token and how many seconds it was alone; raises `Refused` where there is none."""
+        conversation = self._resumable.get(token)
+        if conversation is None:
+            raise Refused("resume_unknown", "there is no conversation to resume: its time is over, or it never was")
+        if conversation.detached_at is None:
+            raise Refused("resume_taken", "the conversation is still connected: close the other connection first")
+        gap, conversation.detached_at = self.clock.now() - conversation.detached_at, None
+        return conversation, gap
+
+    # -- what is going on --
+
+    def health(self) -> dict[str, Any]:
+        """Whether it works, and how busy it is."""
+        state = "failed" if self.lockstep.failed else "stopping" if self.stopping else "ok"
+        return {
+            "status": state, "model": self.name, "rows": self.rows, "conversations": len(self.live),
+            "queue": len(self.queue), "frames": self.metrics.frames_total, "late": self.metrics.late_frames_total,
+            "step_ms": {str(n): round(1000 * s, 2) for n, s in self.curve.steps.items()} if self.curve else None,
+        }
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Each conversation: who, since when, and what happened to its frames."""
+        now = self.clock.now()
+        return [
+            {
+                "id": c.id, "dialect": c.client.dialect, "key": c.client.key, "seconds": round(now - c.began, 2),
+                "input_waits_ms": round(1000 * c.ring.waiting / c.sample_rate),
+                "output_ahead_ms": round(1000 * max(0.0, c.heard_until - now)), "detached": c.detached_at is not None,
+                **vars(c.counts),
+            }
+            for c in self.live.values()
+        ]

@@ -1,0 +1,56 @@
+"""A server on a port: in this thread until it is stopped, or in one of its own."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vivavoce.errors import RequestError, need
+
+
+def configure(app: Any, host: str, port: int, **options: Any) -> Any:
+    """uvicorn's server for `app`: WebSocket pings each 10 s, lost after 20 s without an answer; frames of sound are not
+    compressed."""
+    uvicorn = need("uvicorn", "serve", "a server")
+    limits = app.state.server.access.limits
+    chosen = {
+        "host": host, "port": port, "log_level": "warning", "access_log": False, "ws": "websockets-sansio",
+        "ws_ping_interval": 10.0, "ws_ping_timeout": 20.0, "ws_per_message_deflate": False,
+        "ws_max_size": limits.message, "timeout_graceful_shutdown": 5, "server_header": False,
+    }
+    return uvicorn.Server(uvicorn.Config(app, **{**chosen, **options}))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `RequestError` naming what is in the way."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        return made
+    except (OSError, OverflowError) as error:
+        raise RequestError(f"{host}:{port} cannot be listened to: {error}; choose another --port") from error
+
+
+@contextlib.contextmanager
+def running(app: Any, host: str = "127.0.0.1", port: int = 0, patience: float = 60.0, **options: Any) -> Iterator[int]:
+    """`with running(app) as port:` the server runs in a thread of its own while the block does."""
+    made = bind(host, port)
+    server = configure(app, host, made.getsockname()[1], **options)
+    server.install_signal_handlers = lambda: None
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [made]}, name="vivavoce-server", daemon=True)
+    thread.start()
+    end = time.monotonic() + patience
+    while not server.started and thread.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    if not server.started:
+        raise RequestError("the server did not start: its log says why")
+    try:
+        yield made.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        made.close()

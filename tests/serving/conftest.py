@@ -1,0 +1,28 @@
+"""A server on a free port of this machine, its clock as fast as asked for."""
+
+import contextlib
+
+import pytest
+
+import vivavoce
+from vivavoce.serving.access import Access
+from vivavoce.serving.app import DIALECTS, Server, create_app
+from vivavoce.serving.clock import Clock
+from vivavoce.serving.core import Core
+from vivavoce.serving.run import running
+from vivavoce.serving.settings import ServerSettings
+
+
+@pytest.fixture
+def serve():
+    """`serve("tone", dialects=("moshi",), speed=1.0, access=None, rows=4, …)` -> (port, server); stopped at the end."""
+    with contextlib.ExitStack() as open_servers:
+
+        def start(model="tone", dialects=DIALECTS, speed=1.0, access=None, **settings):
+            made = vivavoce.load(model) if isinstance(model, str) else model
+            core = Core(made, made.name, ServerSettings(**{"rows": 4, **settings}), Clock(speed))
+            server = Server(core, access or Access(), drain=0.0)
+            port = open_servers.enter_context(running(create_app(server, dialects)))
+            return port, server
+
+        yield start
