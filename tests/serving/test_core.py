@@ -295,6 +295,39 @@ def test_turns_of_both_are_told(speech):
     run(go())
 
 
+def test_mini_says_here_what_it_says_alone():
+    """A sum by a recorded voice, while other people come and go: the words and the sound of a conversation alone."""
+    model = vivavoce.load("mini")
+    recording = Path(__file__).parents[2] / "examples/recordings/three-four-george-joined.wav"
+    samples = np.pad(vivavoce.read(recording).resample(model.sample_rate).samples[0], (0, 2 * model.sample_rate))
+    session, size = model.duplex(seed=7), model.system.frame_size
+    blocks = [samples[at : at + size] for at in range(0, len(samples) - size, size)]
+    alone = [session.step(block) for block in blocks]
+    assert " ".join(out.text for out in alone if out.text) == "three plus four is seven"
+
+    async def go():
+        core = Core(model, "mini", ServerSettings(rows=3), HandClock())
+        core.lockstep = Lockstep(model.duplex_rows(3), core.clock, core.metrics, core.settings)
+        core.rows, core.frame_size, core.sample_rate = 3, size, model.sample_rate
+        core.queue = Queue(4, 3)
+        other, mine, said = await core.open(ME), await core.open(ME, seed=7), []
+        for step, block in enumerate(blocks):
+            mine.hear(block)
+            other.hear(np.random.default_rng(step).normal(0, 0.1, size))
+            if step == 9:
+                other.close()
+                other = await core.open(ME)
+            core.lockstep.tick(core.clock.now())
+            core.clock.advance(size / model.sample_rate)
+            said += taken(mine)
+        return said
+
+    said = run(go())
+    assert [frame.text for frame in said] == [out.text for out in alone]
+    assert [frame.user_text for frame in said] == [out.user_text for out in alone]
+    assert max(np.abs(frame.audio - out.audio).max() for frame, out in zip(said, alone, strict=True)) < 1e-3
+
+
 @pytest.fixture(scope="module")
 def speech():
     sentence = vivavoce.read(Path(__file__).parents[2] / "examples/recordings/sentence-librispeech.wav")

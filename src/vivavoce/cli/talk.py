@@ -42,9 +42,13 @@ def register(app: typer.Typer) -> None:
         loaded = vivavoce.load(model, **placed(device, dtype))
         use_few_threads(loaded)
         settings = ServerSettings(rows=rows, queue=queue, session=session, idle=idle)
-        server = Server(Core(loaded, model, settings), access, local=is_this_machine(host))
+        core = Core(loaded, model, settings)
         where = f"http://{host}:{listening.getsockname()[1]}"
-        typer.echo(f"talk to {model} at {where} (Ctrl-C ends it)")
+
+        def ready() -> None:
+            typer.echo(f"talk to {model} at {where}: {core.rows} conversations at once (Ctrl-C ends it)")
+
+        server = Server(core, access, is_this_machine(host), ready=ready)
         configure(create_app(server), host, port).run(sockets=[listening])
 
 

@@ -1,7 +1,7 @@
 """The server as an ASGI application: one core, and the routes of every dialect, of the page and of the figures."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,10 +17,16 @@ DIALECTS = ("moshi", "realtime", "live", "rest", "page")
 
 
 class Server:
-    """What a dialect's handlers share: the `core`, the rules of `access`, and whether only this machine reaches it."""
+    """What a dialect's handlers share: the `core`, the rules of `access`, and whether only this machine reaches it.
 
-    def __init__(self, core: Core, access: Access | None = None, local: bool = True, drain: float = 10.0):
-        self.core, self.access, self.local, self.drain = core, access or Access(), local, drain
+    drain: seconds that conversations have to end when the server is stopped. ready: called when people may come.
+    """
+
+    def __init__(
+        self, core: Core, access: Access | None = None, local: bool = True, drain: float = 10.0,
+        ready: Callable[[], None] = lambda: None,
+    ):
+        self.core, self.access, self.local, self.drain, self.ready = core, access or Access(), local, drain, ready
 
     def visit(self, connection: HTTPConnection, scope: str) -> Visitor:
         """Let a request or a WebSocket in; raises `Denied`."""
@@ -37,6 +43,7 @@ def create_app(server: Server, dialects: tuple[str, ...] = DIALECTS) -> Starlett
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await server.core.start()
+        server.ready()
         try:
             yield
         finally:

@@ -17,7 +17,9 @@ from vivavoce.serving.settings import ServerSettings
 @dataclass(frozen=True)
 class Frame:
     """One frame of a conversation: `heard` and `audio` [frame_size] float32, the words that stand at it, who began or
-    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard."""
+    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard. `arrived`: when the
+    last of `heard` came (None for silence that nobody sent); `stepped`: when the model took it; by the server's clock.
+    """
 
     index: int
     heard: np.ndarray
@@ -25,6 +27,8 @@ class Frame:
     text: str = ""
     user_text: str = ""
     turns: tuple[Turn, ...] = ()
+    arrived: float | None = None
+    stepped: float = 0.0
 
 
 @dataclass
@@ -106,8 +110,12 @@ class Conversation:
         """Forget what was said but not yet taken; returns how many frames that were."""
         gone = len(self._out) + len(self.pending)
         self._out.clear()
-        self.pending.clear()
+        self.command(lambda rows, row: self._forget())  # what waits there is the model's thread's
         return gone
+
+    def _forget(self) -> None:
+        self.pending.clear()
+        self.heard_until = self._now()
 
     async def frames(self) -> AsyncIterator[Frame]:
         """What is said, frame by frame, as it becomes due; ends when the conversation does."""

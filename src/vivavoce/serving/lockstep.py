@@ -17,6 +17,7 @@ from vivavoce.serving.metrics import Metrics
 from vivavoce.serving.settings import ServerSettings
 
 Post = Callable[[Callable[[], None]], None]
+Input = tuple[np.ndarray, float | None]  # a frame, and when its last sample came
 
 
 class Lockstep:
@@ -127,46 +128,48 @@ class Lockstep:
                 spent = time.perf_counter() - began
                 if not behind or (spent + self._expected) * self.clock.speed > self.settings.share * self.frame:
                     break
-                self._step({row: self._taken(row, now) for row in behind}, now)
+                now = self.clock.now()
+                taken = {row: self._taken(row, now) for row in behind}
+                self._step({row: one for row, one in taken.items() if one is not None}, now)
                 for row in behind:
                     self._live[row].counts.caught_up += 1
             took = (time.perf_counter() - began) * self.clock.speed
             self.metrics.frame(now + took - due, self.frame, len(self._live))
         self._deliver(self.clock.now())
 
-    def _inputs(self, now: float) -> dict[int, np.ndarray]:
+    def _inputs(self, now: float) -> dict[int, Input]:
         """What each row hears in this frame; a row whose input is late is not there, and is held."""
         found = {}
         for row, conversation in self._live.items():
-            frame = self._taken(row, now)
-            if frame is None and (conversation.input_over or now - conversation.ring.last >= self.settings.gap):
-                frame = conversation.ring.rest()
-                if not len(frame):
-                    frame = np.zeros(conversation.frame_size, np.float32)
+            taken = self._taken(row, now)
+            if taken is None and (conversation.input_over or now - conversation.ring.last >= self.settings.gap):
+                rest = conversation.ring.rest()
+                if not len(rest):
+                    rest = np.zeros(conversation.frame_size, np.float32)
                     conversation.counts.silent += 1
-            if frame is None:
+                taken = rest, None
+            if taken is None:
                 conversation.counts.skipped += 1
                 self.metrics.skipped.inc()
             else:
-                found[row] = frame
+                found[row] = taken
         return found
 
-    def _taken(self, row: int, now: float) -> Any:
+    def _taken(self, row: int, now: float) -> Input | None:
         taken = self._live[row].ring.take()
-        if taken is None:
-            return None
-        self.metrics.input_age.observe(max(0.0, now - taken[1]))
-        return taken[0]
+        if taken is not None:
+            self.metrics.input_age.observe(max(0.0, now - taken[1]))
+        return taken
 
     def _behind(self) -> list[int]:
         enough = self.settings.slack * self.rows.frame_size
         return [row for row, conversation in self._live.items() if conversation.ring.waiting >= enough]
 
-    def _step(self, inputs: dict[int, np.ndarray], now: float) -> None:
+    def _step(self, inputs: dict[int, Input], now: float) -> None:
         """One step of the model with these rows' frames; the others are held."""
         frames = np.zeros((self.rows.rows, self.rows.frame_size), np.float32)
         active = np.zeros(self.rows.rows, bool)
-        for row, frame in inputs.items():
+        for row, (frame, _) in inputs.items():
             frames[row], active[row] = frame, True
         began = time.perf_counter()
         outs = self.rows.step(frames, active)
@@ -174,11 +177,14 @@ class Lockstep:
         self._expected = 0.9 * self._expected + 0.1 * took
         self.metrics.step.observe(took)
         user = self._turns.step(frames, active)
-        for row in inputs:
+        for row, (frame, came) in inputs.items():
             if outs[row] is not None:
-                self._say(self._live[row], frames[row], outs[row], user[row])
+                self._say(self._live[row], frame, outs[row], user[row], came, now)
 
-    def _say(self, conversation: Conversation, heard: np.ndarray, out: Any, user: Sequence[Turn]) -> None:
+    def _say(
+        self, conversation: Conversation, heard: np.ndarray, out: Any, user: Sequence[Turn], came: float | None,
+        now: float,
+    ) -> None:
         index, length = conversation.counts.frames, conversation.frame_seconds
         conversation.counts.frames += 1
         # What is computed from frame i is heard while frame i + 1 comes in.
@@ -187,7 +193,7 @@ class Lockstep:
         for turn in turns:
             self._measure(conversation, turn)
         conversation.user_speaking = self._turns.speaking(conversation.row)
-        frame = Frame(index, heard, out.audio, out.text, out.user_text, turns)
+        frame = Frame(index, heard, out.audio, out.text, out.user_text, turns, came, now)
         for observe in conversation.observers:
             observe(frame)
         conversation.pending.append(frame)
