@@ -17,8 +17,9 @@ from vivavoce.serving.settings import ServerSettings
 @dataclass(frozen=True)
 class Frame:
     """One frame of a conversation: `heard` and `audio` [frame_size] float32, the words that stand at it, who began or
-    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard. `arrived`: when the
-    last of `heard` came (None for silence that nobody sent); `stepped`: when the model took it; by the server's clock.
+    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard. `arrived`: when
+    the last of `heard` came (None for silence that nobody sent); `stepped`: when the model took it; by the server's
+    clock.
     """
 
     index: int
