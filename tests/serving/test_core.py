@@ -13,7 +13,6 @@ from vivavoce.serving.clock import Clock, HandClock
 from vivavoce.serving.conversation import Client
 from vivavoce.serving.core import Core
 from vivavoce.serving.lockstep import Lockstep
-from vivavoce.serving.metrics import Metrics
 from vivavoce.serving.settings import ServerSettings
 
 FRAME, RATE = 1920, 24_000
@@ -23,20 +22,18 @@ ME = Client("test")
 class Bench:
     """A core without its thread: `tick()` is one frame of the clock, after `heard` has been given to conversations."""
 
-    def __init__(self, name="echo", rows=4, **settings):
+    def __init__(self, model="echo", rows=4, **settings):
         self.clock = HandClock()
-        self.core = Core(vivavoce.load(name), name, ServerSettings(rows=rows, **settings), self.clock)
-        self.core.lockstep = Lockstep(
-            self.core.model.duplex_rows(rows), self.clock, Metrics("x"), self.core.settings
-        )
-        self.lockstep = self.core.lockstep
-        self.core.rows, self.core.frame_size, self.core.sample_rate = rows, FRAME, RATE
-        self.core.queue = Queue(self.core.settings.queue, rows)
+        loaded = vivavoce.load(model) if isinstance(model, str) else model
+        core = self.core = Core(loaded, loaded.name, ServerSettings(rows=rows, **settings), self.clock)
+        self.lockstep = core.lockstep = Lockstep(loaded.duplex_rows(rows), self.clock, core.metrics, core.settings)
+        core.rows, core.queue = rows, Queue(core.settings.queue, rows)
+        core.frame_size, core.sample_rate = self.lockstep.rows.frame_size, self.lockstep.rows.sample_rate
 
     def tick(self, frames=1):
         for _ in range(frames):
             self.lockstep.tick(self.clock.now())
-            self.clock.advance(0.08)
+            self.clock.advance(self.lockstep.frame)
 
 
 def noise(seed, samples=FRAME):
@@ -274,6 +271,55 @@ def test_time_limits(limit, seconds, reason):
     run(go())
 
 
+def test_a_prompt_that_the_model_does_not_take_costs_nobody_else():
+    async def go():
+        bench = Bench(rows=2)
+        good = await bench.core.open(ME)
+        bad = await bench.core.open(ME, prompt={"voices": 1})
+        good.hear(noise(1, 2 * FRAME))
+        bench.tick(2)
+        assert bad.reason == "failed" and "voices" in bad.error and len(bench.lockstep.free) == 1
+        good.command(lambda rows, row: rows.no_such_thing(row))
+        bench.tick()
+        assert good.reason == "failed" and len(bench.lockstep.free) == 2
+
+    run(go())
+
+
+def test_what_comes_while_a_prompt_is_read_waits():
+    """mini reads its prompt in pieces; what the person says meanwhile is heard afterwards."""
+    model = vivavoce.load("mini")
+    size = model.system.frame_size
+    before = vivavoce.Audio(noise(1, 10 * size)[None], model.sample_rate)
+    session = model.duplex(seed=3, prompt={"user": before})
+    expected = [session.step(noise(step, size)) for step in range(6)]
+
+    async def go():
+        bench = Bench(model, rows=1)
+        conversation = await bench.core.open(ME, seed=3, prompt={"user": before})
+        conversation.hear(np.concatenate([noise(step, size) for step in range(6)]))
+        bench.tick(12)
+        return taken(conversation)[:6]
+
+    found = run(go())
+    assert [frame.index for frame in found] == list(range(6))
+    assert max(np.abs(frame.audio - out.audio).max() for frame, out in zip(found, expected, strict=True)) < 1e-4
+
+
+def test_what_is_no_number_is_silence():
+    async def go():
+        bench = Bench(rows=1)
+        conversation = await bench.core.open(ME)
+        conversation.hear(np.full(FRAME, np.nan, np.float32))
+        conversation.hear(np.full(FRAME, 9.0, np.float32))
+        conversation.end_input()
+        bench.tick(3)
+        said = taken(conversation)
+        assert not said[1].audio.any() and np.all(said[2].audio == 1.0)
+
+    run(go())
+
+
 def test_turns_of_both_are_told(speech):
     """A recorded utterance; `tone` answers 320 ms after its sound and is stopped by the next one."""
 
@@ -306,19 +352,15 @@ def test_mini_says_here_what_it_says_alone():
     assert " ".join(out.text for out in alone if out.text) == "three plus four is seven"
 
     async def go():
-        core = Core(model, "mini", ServerSettings(rows=3), HandClock())
-        core.lockstep = Lockstep(model.duplex_rows(3), core.clock, core.metrics, core.settings)
-        core.rows, core.frame_size, core.sample_rate = 3, size, model.sample_rate
-        core.queue = Queue(4, 3)
-        other, mine, said = await core.open(ME), await core.open(ME, seed=7), []
+        bench = Bench(model, rows=3)
+        other, mine, said = await bench.core.open(ME), await bench.core.open(ME, seed=7), []
         for step, block in enumerate(blocks):
             mine.hear(block)
             other.hear(np.random.default_rng(step).normal(0, 0.1, size))
             if step == 9:
                 other.close()
-                other = await core.open(ME)
-            core.lockstep.tick(core.clock.now())
-            core.clock.advance(size / model.sample_rate)
+                other = await bench.core.open(ME)
+            bench.tick()
             said += taken(mine)
         return said
 

@@ -78,6 +78,7 @@ class Conversation:
         self.user_speaking = False
         self.input_over = False  # what is not there is silence at once: the client has said that it is done
         self.reason: str | None = None
+        self.error: str | None = None  # what the model said to a command of this conversation that failed
         self.detached_at: float | None = None
         self.observers: list[Callable[[Frame], None]] = []  # called in the model's thread: they must not wait
         self.pending: deque[Frame] = deque()  # stepped, not yet due
@@ -93,10 +94,11 @@ class Conversation:
     # -- the network's thread --
 
     def hear(self, samples: np.ndarray) -> None:
-        """Samples [n] float32, mono, at `sample_rate`; any n. What is beyond full scale is clipped."""
+        """Samples [n] float32, mono, at `sample_rate`; any n. Beyond full scale they are clipped, NaN is silence."""
         self.touched = self._now()
         self.input_over = False
-        self.counts.dropped += self.ring.put(np.clip(samples, -1, 1).astype(np.float32, copy=False), self.touched)
+        finite = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)  # NaN in one row would stop the model for all
+        self.counts.dropped += self.ring.put(np.clip(finite, -1, 1).astype(np.float32, copy=False), self.touched)
 
     def end_input(self) -> None:
         """The user is done for now: what follows is silence, without the wait for a gap."""

@@ -83,8 +83,8 @@ class Core:
     ) -> Conversation:
         """A conversation of one's own, as soon as a row is free; `told(position, eta)` while one waits.
 
-        Raises `Refused` where the queue is full, the wait is over, or the server stops; `RequestError` for a seed or a
-        prompt that the model does not take (then no row is lost).
+        Raises `Refused` where the queue is full, the wait is over, or the server stops. A seed or a prompt that the
+        model does not take closes the conversation ("failed"; its `error` says why).
         """
         asked = self.clock.now()
         self._check_open()

@@ -34,7 +34,7 @@ class Lockstep:
         self.generations = [0] * rows.rows
         self.failed: str | None = None
         self._live: dict[int, Conversation] = {}
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Callable[[], None], Conversation | None]] = deque()
         self._turns = UserTurns(rows.rows, rows.sample_rate)
         self._expected = 0.0  # seconds of a step, lately
         self._stop = threading.Event()
@@ -42,9 +42,9 @@ class Lockstep:
 
     # -- from any thread --
 
-    def call(self, run: Callable[[], None]) -> None:
-        """`run()` in the model's thread before the next step."""
-        self._calls.append(run)
+    def call(self, run: Callable[[], None], whose: Conversation | None = None) -> None:
+        """`run()` in the model's thread before the next step; what it raises closes the conversation `whose` it is."""
+        self._calls.append((run, whose))
 
     def join(self, conversation: Conversation, seed: int, prompt: Any) -> None:
         """A new conversation in its row, from the next frame on."""
@@ -54,7 +54,7 @@ class Lockstep:
             self._turns.reset(conversation.row, conversation.rules)
             self._live[conversation.row] = conversation
 
-        self.call(enter)
+        self.call(enter, conversation)
 
     def leave(self, conversation: Conversation) -> None:
         """The row is free from the next frame on; nothing of it is delivered any more."""
@@ -67,7 +67,7 @@ class Lockstep:
 
     def command(self, conversation: Conversation, run: Callable[[Any, int], None]) -> None:
         """`run(rows, row)` before the next step, if the row is still this conversation's."""
-        self.call(lambda: run(self.rows, conversation.row) if self._mine(conversation) else None)
+        self.call(lambda: run(self.rows, conversation.row) if self._mine(conversation) else None, conversation)
 
     def rules(self, conversation: Conversation) -> None:
         """The conversation's `rules` have changed."""
@@ -118,7 +118,7 @@ class Lockstep:
         """One frame of the clock, `due` at that time."""
         began = time.perf_counter()
         while self._calls:
-            self._calls.popleft()()
+            self._run_call(*self._calls.popleft())
         now = self.clock.now()
         if self._live:
             self.metrics.drift.observe(max(0.0, now - due))
@@ -137,10 +137,22 @@ class Lockstep:
             self.metrics.frame(now + took - due, self.frame, len(self._live))
         self._deliver(self.clock.now())
 
+    def _run_call(self, run: Callable[[], None], whose: Conversation | None) -> None:
+        try:
+            run()
+        except Exception as error:
+            if whose is None:
+                raise
+            whose.error = f"{error}".split("\n")[0]
+            self.post(lambda: _hand_out([], [(whose, "failed")], self.generations))
+
     def _inputs(self, now: float) -> dict[int, Input]:
         """What each row hears in this frame; a row whose input is late is not there, and is held."""
         found = {}
+        reading = set(self.rows.prompted)  # these hear nothing yet: what comes waits
         for row, conversation in self._live.items():
+            if row in reading:
+                continue
             taken = self._taken(row, now)
             if taken is None and (conversation.input_over or now - conversation.ring.last >= self.settings.gap):
                 rest = conversation.ring.rest()
@@ -163,10 +175,13 @@ class Lockstep:
 
     def _behind(self) -> list[int]:
         enough = self.settings.slack * self.rows.frame_size
-        return [row for row, conversation in self._live.items() if conversation.ring.waiting >= enough]
+        reading = set(self.rows.prompted)
+        return [row for row, c in self._live.items() if c.ring.waiting >= enough and row not in reading]
 
     def _step(self, inputs: dict[int, Input], now: float) -> None:
-        """One step of the model with these rows' frames; the others are held."""
+        """One step of the model with these rows' frames; the others are held, or go on reading their prompts."""
+        if not inputs and not self.rows.prompted:
+            return
         frames = np.zeros((self.rows.rows, self.rows.frame_size), np.float32)
         active = np.zeros(self.rows.rows, bool)
         for row, (frame, _) in inputs.items():
