@@ -1,6 +1,7 @@
-"""`vivavoce bench`: how fast a model's steps are here, by part."""
+"""`vivavoce bench`: how fast a model's steps are here, by part; and how it serves many people at once."""
 
 import json
+from pathlib import Path
 
 import typer
 
@@ -12,15 +13,31 @@ def register(app: typer.Typer) -> None:
 
     @app.command("bench")
     def bench(
-        model: str = typer.Argument("mini", metavar="[MODEL]", help="mini, a model or run directory, or a hub id."),
+        words: list[str] = typer.Argument(
+            None, metavar="[serve] [MODEL]", help="mini, a model or run directory, a hub id; 'serve': its server."
+        ),
         rows: list[int] = typer.Option([1], "--rows", help="Conversations in lockstep; repeatable."),
         steps: int = typer.Option(200, "--steps", help="Timed steps, after 20 untimed ones."),
         threads: int = typer.Option(1, "--threads", help="Threads that torch may use."),
         device: str = typer.Option("cpu", "--device", help="auto, cpu, cuda or mps."),
         dtype: str = DTYPE,
+        clients: list[int] = typer.Option([16], "--clients", min=1, help="serve: people at once; repeatable."),
+        seconds: float = typer.Option(60.0, "--seconds", min=1, help="serve: how long they talk."),
+        dialect: str = typer.Option("live", "--dialect", help="serve: live (PCM) or moshi (Opus)."),
+        question: list[Path] = typer.Option([], "--question", help="serve: a recording that they ask; repeatable."),
+        hostile: int = typer.Option(0, "--hostile", min=0, help="serve: clients beside them that misbehave."),
+        picture: Path = typer.Option(None, "--picture", metavar="PNG", help="serve: draw what was measured."),
         as_json: bool = JSON,
     ) -> None:
-        """Time a full-duplex model: load, step (median, 99th percentile, by part), real-time factor, peak memory."""
+        """Time a full-duplex model: load, step (median, 99th percentile, by part), real-time factor, peak memory.
+
+        With 'serve': a server of it and its clients on this machine, in real time.
+        """
+        model = (words or ["mini"])[-1]
+        if words and words[0] == "serve":
+            model = words[1] if len(words) > 1 else "mini"
+            _serve(model, clients, seconds, dialect, question, hostile, picture, as_json)
+            return
         import resource
         import time
 
@@ -57,3 +74,26 @@ def register(app: typer.Typer) -> None:
             for name, value in told["parts_ms"].items():
                 typer.echo(f"  {name:<16}{value:8.2f} ms")
         typer.echo(f"peak memory {result['peak_memory_mb']} MB")
+
+
+def _serve(
+    model: str, clients: list[int], seconds: float, dialect: str, questions: list[Path], hostile: int,
+    picture: Path | None, as_json: bool,
+) -> None:
+    import vivavoce
+    from vivavoce.serving import bench
+    from vivavoce.serving.load import Plan
+
+    for path in questions:
+        vivavoce.read(path)  # what cannot be read is said before a server starts
+    found = []
+    for count in clients:
+        asked = [str(path.resolve()) for path in questions]
+        plan = Plan("", dialect, model, count, seconds, questions=asked, hostile=hostile)
+        found.append(bench.bench_server(model, plan, rows=count if model in ("tone", "echo") else 0))
+        if not as_json:
+            typer.echo(bench.table(found[-1]))
+    if picture is not None:
+        bench.picture(found, picture)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))

@@ -173,6 +173,8 @@ class Core:
         return {
             "status": state, "model": self.name, "rows": self.rows, "conversations": len(self.live),
             "queue": len(self.queue), "frames": self.metrics.frames_total, "late": self.metrics.late_frames_total,
+            "frame_ms": self.metrics.percentiles(self.metrics.last_frames.copy()),
+            "last_steps_ms": self.metrics.percentiles(self.metrics.last_steps.copy()),
             "step_ms": {str(n): round(1000 * s, 2) for n, s in self.curve.steps.items()} if self.curve else None,
         }
 

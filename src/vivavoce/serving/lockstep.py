@@ -84,6 +84,11 @@ class Lockstep:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def step_seconds(self) -> float:
+        """How long a step of all rows has taken lately."""
+        return self._expected
+
     def _mine(self, conversation: Conversation) -> bool:
         return self._live.get(conversation.row) is conversation
 
@@ -134,7 +139,7 @@ class Lockstep:
                 for row in behind:
                     self._live[row].counts.caught_up += 1
             took = (time.perf_counter() - began) * self.clock.speed
-            self.metrics.frame(now + took - due, self.frame, len(self._live))
+            self.metrics.frame(now + took - due, self.frame)
         self._deliver(self.clock.now())
 
     def _run_call(self, run: Callable[[], None], whose: Conversation | None) -> None:
@@ -190,7 +195,7 @@ class Lockstep:
         outs = self.rows.step(frames, active)
         took = time.perf_counter() - began
         self._expected = 0.9 * self._expected + 0.1 * took
-        self.metrics.step.observe(took)
+        self.metrics.stepped(took)
         user = self._turns.step(frames, active)
         for row, (frame, came) in inputs.items():
             if outs[row] is not None:

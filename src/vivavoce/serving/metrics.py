@@ -1,12 +1,17 @@
 """What a server counts and times, in Prometheus' form; every name says what is measured and in which unit."""
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from vivavoce.errors import need
 
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.12, 0.2, 0.5)
 AGES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 5.0)
 GAPS = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0)
+RECENT = 8192  # frames of which exact percentiles are kept
 WAITS = (0.1, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -23,6 +28,8 @@ class Metrics:
         self._client, self.registry = client, client.CollectorRegistry()
         self.model = model
         self.late_frames_total = self.frames_total = 0
+        self.last_frames: deque[float] = deque(maxlen=RECENT)
+        self.last_steps: deque[float] = deque(maxlen=RECENT)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Any:
             made = client.Histogram(f"vivavoce_{name}", text, ["model"], buckets=buckets, registry=self.registry)
@@ -51,13 +58,27 @@ class Metrics:
         self.live = gauge("conversations", "conversations that are going on")
         self.waiting = gauge("queue", "clients that wait for a row")
 
-    def frame(self, seconds: float, length: float, rows: int) -> None:
+    def stepped(self, seconds: float) -> None:
+        """One step of all rows took so long."""
+        self.step.observe(seconds)
+        self.last_steps.append(seconds)
+
+    def frame(self, seconds: float, length: float) -> None:
         """A frame's steps took until `seconds` after it was due; frames last `length` seconds."""
         self.frame_time.observe(seconds)
+        self.last_frames.append(seconds)
         self.frames_total += 1
         if seconds > length:
             self.late_frames_total += 1
             self.late.inc()
+
+    @staticmethod
+    def percentiles(seconds: Iterable[float]) -> dict[str, float] | None:
+        """p50, p95 and p99 in milliseconds; None of nothing."""
+        values = 1000 * np.array(list(seconds))
+        if not len(values):
+            return None
+        return {f"p{at}": round(float(np.percentile(values, at)), 2) for at in (50, 95, 99)}
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
