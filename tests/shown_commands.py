@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+PRINTED = re.compile(r"```python\n(.*?)```\n```text\n(.*?)```", re.DOTALL)  # code, and what it prints
 
 
 class Shown(NamedTuple):

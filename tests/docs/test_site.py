@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shown_commands import ROOT, Shown, run_shown, shown_commands
+from shown_commands import PRINTED, ROOT, Shown, run_shown, shown_commands
 from streaming_contract import alone, check_lockstep, check_padded_batch, check_published
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-PRINTED = re.compile(r"```python\n(.*?)```\n```text\n(.*?)```", re.DOTALL)  # code, and what it prints
 
 
 def test_the_site_builds_strictly(tmp_path):

@@ -9,7 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "vivavoce"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-LAZY = re.compile(r"vivavoce(\.\w+)+(:\w+)?")  # a registry's "vivavoce.codecs.mimi:Mimi" is an import too
+# A registry's "vivavoce.codecs.mimi:Mimi" is an import too; an event's "vivavoce.queue" names no module.
+FLOORS = "|".join(sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}))
+LAZY = re.compile(rf"vivavoce\.({FLOORS})(\.\w+)*(:\w+)?")
 
 
 @cache

@@ -337,6 +337,8 @@ def test_turns_of_both_are_told(speech):
         assert kinds.index("user_started") < kinds.index("model_started") < kinds.index("model_stopped")
         text = [frame.text for frame in frames if frame.text]
         assert text[:2] == ["tone", "number 1"] and [f.user_text for f in frames].count("sound") >= 2
+        gaps = bench.core.metrics.text().decode().split('turn_gap_seconds_count{model="tone"} ')[1].split()[0]
+        assert float(gaps) >= 1  # tone answers before voice activity has waited its half second
 
     run(go())
 

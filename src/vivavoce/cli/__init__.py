@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "ask": ("ask", "Ask a spoken question and get a spoken answer."),
     "talk": ("talk", "Serve a model: the page, and the clients that you have."),
+    "replay": ("replay", "Have a model hear recorded conversations again; compare."),
     "data": ("data", "Make, import and inspect corpora."),
     "tokenize": ("tokenize", "Turn a corpus into a store of tokens."),
     "resynth": ("resynth", "Send audio through a tokenizer and back."),

@@ -54,9 +54,10 @@ def register(app: typer.Typer) -> None:
             fingerprint=_fingerprint(tokenizer),
             sample_rate=tokenizer.sample_rate,
             samples=wave.shape[-1],
-            frames=codes.shape[1],
+            frames=codes.shape[1] // max(_ratios(tokenizer)),
             sizes=list(tokenizer.codebook_sizes),
             scales=extra["scales"][0].tolist() if extra else None,
+            ratios=_ratios(tokenizer) if max(_ratios(tokenizer)) > 1 else None,
         )
         packed = pack_codes(codes, header)
         with atomic(output, "wb") as file:
@@ -141,6 +142,8 @@ def _check_header(header: Any, tokenizer: Any, name: str) -> None:
         wrong = f"{header.sample_rate} Hz, and the tokenizer has {tokenizer.sample_rate} Hz"
     elif tuple(header.sizes) != tuple(tokenizer.codebook_sizes):
         wrong = f"codebooks of {header.sizes}, and the tokenizer's are of {list(tokenizer.codebook_sizes)}"
+    elif (header.ratios or [1] * len(header.sizes)) != _ratios(tokenizer):
+        wrong = f"{header.ratios} codes a frame, and the tokenizer has {_ratios(tokenizer)}"
     elif header.samples > most:
         wrong = f"{header.samples} samples, and {header.frames} frames are {most:.0f} at most"
     elif bool(header.scales) != hasattr(tokenizer, "encode_scaled"):
@@ -161,14 +164,20 @@ def _rates(tokenizer: Any, codes: Any, samples: int) -> dict[str, Any]:
     """Length, codebooks, bits and tokens a second (of the waveform's own time)."""
     from vivavoce.tokenizers.compact_file import code_bits
 
-    tokens = tokenizer.frame_rate * codes.shape[1]
+    ratios = _ratios(tokenizer)
+    bits = sum(ratio * code_bits(size) for ratio, size in zip(ratios, tokenizer.codebook_sizes))
     return {
         "seconds": round(samples / tokenizer.sample_rate, 3),
         "codebooks": codes.shape[1],
-        "frames": codes.shape[2],
-        "bits_per_second": round(tokenizer.frame_rate * sum(map(code_bits, tokenizer.codebook_sizes)), 1),
-        "tokens_per_second": round(tokens, 2),
+        "frames": codes.shape[2] // max(ratios),
+        "bits_per_second": round(tokenizer.frame_rate * bits, 1),
+        "tokens_per_second": round(tokenizer.frame_rate * sum(ratios), 2),
     }
+
+
+def _ratios(tokenizer: Any) -> list[int]:
+    """Codes of each level in a frame: one, but where levels differ in rate."""
+    return list(getattr(tokenizer, "ratios", None) or [1] * len(tokenizer.codebook_sizes))
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> None:

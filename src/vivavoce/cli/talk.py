@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
         keys: Path = typer.Option(None, help="YAML file of API keys; without one, all of this machine may talk."),
         new_key: str = typer.Option(None, metavar="NAME", help="Print a new key and its line for --keys, then leave."),
         origin: list[str] = typer.Option([], help="Another page that may talk here, as https://example.org."),
+        record: Path = typer.Option(None, metavar="FOLDER", help="Keep each conversation: two-channel wav and events."),
+        tls: str = typer.Option(None, metavar="auto|CERT,KEY", help="https: a certificate made here, or one's own."),
         device: str = DEVICE,
         dtype: str = DTYPE,
     ) -> None:
@@ -34,22 +36,31 @@ def register(app: typer.Typer) -> None:
         from vivavoce.serving.access import Access, is_this_machine, read_keys
         from vivavoce.serving.app import Server, create_app
         from vivavoce.serving.core import Core
+        from vivavoce.serving.recording import Recorder
         from vivavoce.serving.run import bind, configure
         from vivavoce.serving.settings import ServerSettings
+        from vivavoce.serving.tls import tls_of
 
         access = Access(read_keys(keys) if keys else {}, tuple(origin))
+        secured = tls_of(tls, host) if tls else None
         listening = bind(host, port)
         loaded = vivavoce.load(model, **placed(device, dtype))
         use_few_threads(loaded)
         settings = ServerSettings(rows=rows, queue=queue, session=session, idle=idle)
         core = Core(loaded, model, settings)
-        where = f"http://{host}:{listening.getsockname()[1]}"
+        where = f"http{'s' if secured else ''}://{host}:{listening.getsockname()[1]}"
 
         def ready() -> None:
-            typer.echo(f"talk to {model} at {where}: {core.rows} conversations at once (Ctrl-C ends it)")
+            typer.echo(f"talk to {model} at {where}: {core.rows} at once (Ctrl-C ends it)")
+            if secured:
+                typer.echo(f"the certificate's SHA-256: {secured.fingerprint}")
+            if record:
+                typer.echo(f"conversations are recorded into {record}")
 
-        server = Server(core, access, is_this_machine(host), ready=ready)
-        configure(create_app(server), host, port).run(sockets=[listening])
+        kept = Recorder(record) if record else None
+        server = Server(core, access, is_this_machine(host), ready=ready, recorder=kept)
+        options = secured.options() if secured else {}
+        configure(create_app(server), host, port, **options).run(sockets=[listening])
 
 
 def _print_key(name: str) -> None:

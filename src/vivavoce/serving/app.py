@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from vivavoce.serving.access import Access, Denied, Visitor
 from vivavoce.serving.core import Core
+from vivavoce.serving.recording import Recorder
 
 DIALECTS = ("moshi", "realtime", "live", "rest", "page")
 
@@ -20,13 +21,15 @@ class Server:
     """What a dialect's handlers share: the `core`, the rules of `access`, and whether only this machine reaches it.
 
     drain: seconds that conversations have to end when the server is stopped. ready: called when people may come.
+    recorder: keeps the conversations, where that was asked for.
     """
 
     def __init__(
         self, core: Core, access: Access | None = None, local: bool = True, drain: float = 10.0,
-        ready: Callable[[], None] = lambda: None,
+        ready: Callable[[], None] = lambda: None, recorder: Recorder | None = None,
     ):
         self.core, self.access, self.local, self.drain, self.ready = core, access or Access(), local, drain, ready
+        self.recorder = recorder.attach(core) if recorder else None
 
     def visit(self, connection: HTTPConnection, scope: str) -> Visitor:
         """Let a request or a WebSocket in; raises `Denied`."""
@@ -48,6 +51,8 @@ def create_app(server: Server, dialects: tuple[str, ...] = DIALECTS) -> Starlett
             yield
         finally:
             await server.core.stop(server.drain)
+            if server.recorder:
+                server.recorder.close()
 
     routes: list[BaseRoute] = [
         Route("/health", figures(server, lambda: server.core.health(), None)),

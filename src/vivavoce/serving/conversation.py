@@ -80,7 +80,11 @@ class Conversation:
         self.reason: str | None = None
         self.error: str | None = None  # what the model said to a command of this conversation that failed
         self.detached_at: float | None = None
+        self.seed: int = 0
+        self.prompt: Any = None
         self.observers: list[Callable[[Frame], None]] = []  # called in the model's thread: they must not wait
+        self.closers: list[Callable[[str], None]] = []  # called once, with the reason, when it is closed
+        self.noters: list[Callable[[str, dict[str, Any]], None]] = []
         self.pending: deque[Frame] = deque()  # stepped, not yet due
         self.heard_until = now  # when what was sent has been heard, if it is played at once
         self._out: deque[Frame] = deque()
@@ -109,6 +113,11 @@ class Conversation:
         if self._command is not None and self.reason is None:
             self._command(self, run)
 
+    def note(self, event: str, **fields: Any) -> None:
+        """What a recording should tell, as plain data: `note("truncated", seconds=1.2, source="client")`."""
+        for noted in self.noters:
+            noted(event, fields)
+
     def drop_output(self) -> int:
         """Forget what was said but not yet taken; returns how many frames that were."""
         gone = len(self._out) + len(self.pending)
@@ -136,6 +145,8 @@ class Conversation:
             self.reason = reason
             if self._leave is not None:
                 self._leave(self, reason)
+            for closed in self.closers:
+                closed(reason)
             self._wake.set()
 
     def deliver(self, frames: list[Frame]) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from vivavoce.errors import RequestError
+from vivavoce.dialogue.reply_rows import duplex_from_reply
 from vivavoce.serving.admission import Curve, Queue, Refused, measure
 from vivavoce.serving.clock import Clock
 from vivavoce.serving.conversation import Client, Conversation
@@ -18,11 +18,12 @@ from vivavoce.serving.lockstep import Lockstep
 from vivavoce.serving.metrics import Metrics
 from vivavoce.serving.settings import ServerSettings
 
+HALF_DUPLEX_ROWS = 8  # their step costs next to nothing: what a reply costs only its model knows, so --rows says it
 VERBS_AT_ONCE = 2  # requests for whole replies (REST) that compute at the same time
 
 
 class Core:
-    """Conversations with one `model` (any with the verb `duplex_rows`), called `name`.
+    """Conversations with one `model`, called `name`; `RequestError` for one that has neither `duplex_rows` nor `reply`.
 
     `await core.start()`, then `conversation = await core.open(client)`; `await core.stop()` at the end.
     """
@@ -30,9 +31,7 @@ class Core:
     def __init__(
         self, model: Any, name: str, settings: ServerSettings | None = None, clock: Clock | None = None
     ):
-        if "duplex_rows" not in getattr(model, "verbs", {}) and not hasattr(model, "duplex_rows"):
-            raise RequestError(f"{name} cannot be talked to: it has neither duplex nor reply")
-        self.model, self.name = model, name
+        self.model, self.name = duplex_from_reply(model), name
         self.settings, self.clock = settings or ServerSettings(), clock or Clock()
         self.metrics = Metrics(name)
         self.curve: Curve | None = None
@@ -46,7 +45,9 @@ class Core:
         """Measure how many rows there can be, and begin to step them."""
         loop = asyncio.get_running_loop()
         rows = self.settings.rows
-        if not rows:
+        if not rows and self.model.verbs.get("duplex_rows") == "derived":
+            rows = HALF_DUPLEX_ROWS
+        elif not rows:
             measured = partial(measure, self.model, self.settings.share, self.settings.most_rows)
             self.curve = await loop.run_in_executor(self.workers, measured)
             rows = self.curve.rows(self.settings.share)
@@ -71,6 +72,8 @@ class Core:
         for conversation in list(self.live.values()):
             conversation.close("shutdown")
         await asyncio.get_running_loop().run_in_executor(None, self.lockstep.stop)
+        if close := getattr(self.lockstep.rows, "close", None):  # rows that compute replies in threads
+            close()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
     def on_open(self, observer: Callable[[Conversation], None]) -> None:
@@ -99,6 +102,7 @@ class Core:
         )
         conversation._now, conversation._leave = self.clock.now, self._ended
         conversation._command = self.lockstep.command
+        conversation.seed, conversation.prompt = seed, prompt
         self.live[conversation.id] = self._resumable[conversation.token] = conversation
         self.metrics.live.set(len(self.live))
         for observer in self._observers:

@@ -225,7 +225,12 @@ class Lockstep:
             conversation.user_stopped = None
             conversation.broke_in = turn.seconds if conversation.model_turns.speaking else None
         elif turn.kind == "user_stopped":
-            conversation.user_stopped = turn.seconds
+            # It is told only after some silence: a quick answer has begun by then.
+            model = conversation.model_turns
+            if model.speaking and model.since >= turn.seconds:
+                self.metrics.turn_gap.observe(model.since - turn.seconds)
+            else:
+                conversation.user_stopped = turn.seconds
         elif turn.kind == "model_started" and conversation.user_stopped is not None:
             self.metrics.turn_gap.observe(turn.seconds - conversation.user_stopped)
             conversation.user_stopped = None
