@@ -256,6 +256,20 @@ def test_a_lost_connection_is_resumed_within_its_grace_and_not_after():
     run(go())
 
 
+def test_a_lost_connection_makes_room_sooner_while_others_wait():
+    async def go():
+        bench = Bench(rows=1, grace=30.0, crowded=5.0)
+        bench.core.detach(await bench.core.open(ME))
+        waiting = asyncio.create_task(bench.core.open(ME))
+        await asyncio.sleep(0.01)
+        while not waiting.done() and bench.clock.now() < 29:
+            bench.tick()
+            await asyncio.sleep(0)
+        assert waiting.done() and 5.0 <= bench.clock.now() <= 5.4
+
+    run(go())
+
+
 @pytest.mark.parametrize(("limit", "seconds", "reason"), [("idle", 5.0, "idle"), ("session", 5.0, "expired")])
 def test_time_limits(limit, seconds, reason):
     async def go():

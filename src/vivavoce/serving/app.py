@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -62,7 +63,7 @@ def create_app(server: Server, dialects: tuple[str, ...] = DIALECTS) -> Starlett
     ]
     for name in dialects:
         routes += import_module(f"vivavoce.serving.dialects.{name}").routes(server)
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={Denied: denied})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={Denied: denied, HTTPException: missed})
     app.state.server = server
     return app
 
@@ -94,6 +95,12 @@ def queue_of(server: Server) -> dict[str, Any]:
     queue = server.core.queue
     free = len(server.core.lockstep.free)
     return {"waiting": len(queue), "free": free, "eta_seconds": 0.0 if free else queue.eta(len(queue) + 1)}
+
+
+def missed(request: Request, error: Any) -> Response:
+    """What is not there, or not by this method, in OpenAI's form."""
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return problem(error.status_code, code, error.detail, headers=error.headers)
 
 
 def denied(request: Request, error: Any) -> Response:

@@ -5,6 +5,9 @@ loop, but for what `Lockstep` says otherwise.
 """
 
 import asyncio
+import contextlib
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -37,7 +40,7 @@ class Core:
         self.curve: Curve | None = None
         self.live: dict[str, Conversation] = {}
         self.stopping = False
-        self.workers = ThreadPoolExecutor(VERBS_AT_ONCE, thread_name_prefix="vivavoce-verb")
+        self.workers = ThreadPoolExecutor(VERBS_AT_ONCE, "vivavoce-verb", initializer=step_back)
         self._resumable: dict[str, Conversation] = {}
         self._observers: list[Callable[[Conversation], None]] = []
 
@@ -49,9 +52,9 @@ class Core:
             rows = HALF_DUPLEX_ROWS
         elif not rows:
             measured = partial(measure, self.model, self.settings.share, self.settings.most_rows)
-            self.curve = await loop.run_in_executor(self.workers, measured)
+            self.curve = await loop.run_in_executor(None, measured)
             rows = self.curve.rows(self.settings.share)
-        made = await loop.run_in_executor(self.workers, self.model.duplex_rows, rows)
+        made = await loop.run_in_executor(None, self.model.duplex_rows, rows)
         self.queue = Queue(self.settings.queue, rows)
 
         def post(run: Callable[[], None]) -> None:
@@ -65,6 +68,8 @@ class Core:
 
     async def stop(self, drain: float = 0.0) -> None:
         """No new conversations; those that run have `drain` seconds to end, then they are closed ("shutdown")."""
+        if self.stopping:
+            return
         self.stopping = True
         end = self.clock.now() + drain
         while self.live and self.clock.now() < end:
@@ -116,7 +121,7 @@ class Core:
         except Refused as refused:
             self.metrics.refused.labels(self.name, refused.code).inc()
             raise
-        self.metrics.waiting.set(len(self.queue))
+        self._tell_waiting()
         try:
             async with asyncio.timeout(self.settings.queue_wait / self.clock.speed):
                 await place.turn
@@ -130,8 +135,12 @@ class Core:
             raise
         finally:
             self.queue.leave(place)
-            self.metrics.waiting.set(len(self.queue))
+            self._tell_waiting()
         self._check_open()
+
+    def _tell_waiting(self) -> None:
+        self.metrics.waiting.set(len(self.queue))
+        self.lockstep.crowded = len(self.queue) > 0
 
     def _check_open(self) -> None:
         if self.stopping:
@@ -194,3 +203,9 @@ class Core:
             }
             for c in self.live.values()
         ]
+
+
+def step_back() -> None:
+    """The thread that calls this gives way to the one that steps the conversations, where the system knows how."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -33,6 +33,7 @@ class Lockstep:
         self.free = list(range(rows.rows))[::-1]
         self.generations = [0] * rows.rows
         self.failed: str | None = None
+        self.crowded = False  # somebody waits for a row
         self._live: dict[int, Conversation] = {}
         self._calls: deque[tuple[Callable[[], None], Conversation | None]] = deque()
         self._turns = UserTurns(rows.rows, rows.sample_rate)
@@ -270,7 +271,8 @@ class Lockstep:
         if now - conversation.began > self.settings.session:
             return "expired"
         if conversation.detached_at is not None:
-            return "lost" if now - conversation.detached_at > self.settings.grace else None
+            grace = self.settings.crowded if self.crowded else self.settings.grace
+            return "lost" if now - conversation.detached_at > grace else None
         return "idle" if now - conversation.touched > self.settings.idle else None
 
 

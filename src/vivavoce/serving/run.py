@@ -14,13 +14,24 @@ def configure(app: Any, host: str, port: int, **options: Any) -> Any:
     """uvicorn's server for `app`: WebSocket pings each 10 s, lost after 20 s without an answer; frames of sound are not
     compressed."""
     uvicorn = need("uvicorn", "serve", "a server")
-    limits = app.state.server.access.limits
+    server = app.state.server
+
+    class Draining(uvicorn.Server):  # type: ignore[misc, name-defined]
+        """uvicorn closes all sockets before the application hears of the end: conversations are to end first."""
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            for listening in self.servers:
+                listening.close()
+            await server.core.stop(server.drain)
+            await super().shutdown(sockets)
+
     chosen = {
         "host": host, "port": port, "log_level": "warning", "access_log": False, "ws": "websockets-sansio",
         "ws_ping_interval": 10.0, "ws_ping_timeout": 20.0, "ws_per_message_deflate": False,
-        "ws_max_size": limits.message, "timeout_graceful_shutdown": 5, "server_header": False,
+        # Beyond this uvicorn ends the connection without a word: dialects refuse sooner, in their own form.
+        "ws_max_size": 2 * server.access.limits.message, "timeout_graceful_shutdown": 5, "server_header": False,
     }
-    return uvicorn.Server(uvicorn.Config(app, **{**chosen, **options}))
+    return Draining(uvicorn.Config(app, **{**chosen, **options}))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -29,6 +40,8 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # a peer that neither reads nor answers is gone after half a minute
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         made.bind((host, port))
         return made
     except (OSError, OverflowError) as error:

@@ -18,7 +18,7 @@ class ServerSettings:
 
     Admission: `rows` in lockstep (0: as many as a measured step does in `share` of the frame, at most `most_rows`);
     `queue` waiting clients, each for at most `queue_wait`; `session`: a conversation's longest time; `idle`: longest
-    time without input; `grace`: how long a dropped connection may be resumed.
+    time without input; `grace`: how long a dropped connection may be resumed, `crowded`: how long while others wait.
     """
 
     gap: float = 0.5
@@ -35,4 +35,5 @@ class ServerSettings:
     session: float = 1800.0
     idle: float = 120.0
     grace: float = 30.0
+    crowded: float = 5.0
     warn: float = 30.0  # before `session` is over

@@ -29,6 +29,11 @@ class Model:
         return {}
 
     @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """Task of `reply` -> what its last turn may be: "audio", "text"."""
+        return {}
+
+    @property
     def parameters(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.system.parameters())

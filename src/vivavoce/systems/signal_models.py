@@ -22,7 +22,7 @@ from vivavoce.errors import AudioError, RequestError
 from vivavoce.schema import Recipe, Stream
 from vivavoce.systems.codec_model import Resynthesis, mono_samples
 from vivavoce.systems.model import VERBS, Model
-from vivavoce.systems.speech_lm import Features
+from vivavoce.systems.speech_lm import Features, joined
 
 RATE, FRAME = 24_000, 1920  # 80 ms, as Mimi and mini have it
 PAUSE, ANSWER, EVERY = 4, 12, 4  # frames: of quiet before an answer, of an answer, from word to word
@@ -131,6 +131,11 @@ class SignalModel(Model):
         return dict.fromkeys(VERBS, "native")
 
     @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """Task of `reply` -> what it is given: all but `speak` hear."""
+        return {task: ("text",) if task == "speak" else ("audio",) for task in TASKS}
+
+    @property
     def parameters(self) -> int:
         """None at all."""
         return 0
@@ -162,7 +167,7 @@ class SignalModel(Model):
             raise RequestError("reply: no turns; give [('user', audio)]")
         if task == "speak":
             pieces = list(spoken(turns[-1][1], seed))
-            return iter(pieces) if stream else joined(pieces)
+            return iter(pieces) if stream else joined(pieces, RATE)
         session = self.duplex(seed)
         for _, earlier in turns[:-1]:
             whole_reply(session, mono_samples(earlier, RATE, "an earlier turn"), **limits)
@@ -178,7 +183,7 @@ class SignalModel(Model):
         """`duplex`: {"user": Audio} -> what is said meanwhile; `speak`: {"text": words} -> their tones."""
         given = given or {}
         if task == "speak":
-            return {"audio": joined(list(spoken(given.get("text", ""), seed))).audio}
+            return {"audio": joined(list(spoken(given.get("text", ""), seed)), RATE).audio}
         session = self.duplex(seed)
         outs = [session.step(f) for f in frames_of(mono_samples(given["user"], RATE, "user"))[:limit]]
         audio = np.concatenate([out.audio for out in outs]) if outs else np.zeros(0, np.float32)
@@ -235,10 +240,3 @@ def spoken(text: Any, seed: int) -> Iterator[Piece]:
         sound = tone(pitch(seed + sum(word.encode())), 0, 2 * FRAME)
         for at, audio in enumerate((sound[:FRAME], sound[FRAME:], np.zeros(FRAME, np.float32))):
             yield Piece((3 * number + at) * FRAME / RATE, "" if at else word, audio)
-
-
-def joined(pieces: list[Piece]) -> Reply:
-    """Pieces put together."""
-    audio = np.concatenate([piece.audio for piece in pieces])
-    texts = [(piece.seconds, piece.text) for piece in pieces if piece.text]
-    return Reply(" ".join(text for _, text in texts), Audio(audio[None], RATE), texts)

@@ -1,6 +1,7 @@
 """`SpeechLM`: a full-duplex system with its verbs."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from vivavoce.audio import Audio
 from vivavoce.dialogue import DuplexOutput, DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
 from vivavoce.dialogue.duplex import whole
-from vivavoce.dialogue.turns import check_limits
+from vivavoce.dialogue.turns import LOUD, check_limits
 from vivavoce.errors import RequestError
 from vivavoce.systems.codec_model import mono_samples, resynthesize
 from vivavoce.systems.duplex_system import DuplexSystem
@@ -42,6 +43,17 @@ class SpeechLM(TokenLM):
         native = dict.fromkeys(("duplex", "fill", "loglik", "features", "resynth"), "native")
         return {**native, "reply": "derived"}
 
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """Task of `reply` -> what it is given: it answers and writes down audio, and speaks text where the recipe has
+        a task `speak` that is given the text."""
+        found: dict[str, tuple[str, ...]] = {"answer": ("audio",)}
+        if self.system.interaction.transcribes is not None:
+            found["transcribe"] = ("audio",)
+        if self.system.interaction.writes in getattr(self.system.tasks.get("speak"), "given", ()):
+            found["speak"] = ("text",)
+        return found
+
     def duplex(self, seed: int = 0, prompt: Mapping[str, Any] | None = None) -> DuplexSession:
         """One full-duplex conversation; `prompt`: what was before it, as `DuplexRows.reset` takes it."""
         return DuplexSession(self.system, seed, prompt)
@@ -53,10 +65,12 @@ class SpeechLM(TokenLM):
     def reply(self, turns: Any, stream: bool = False, task: str = "answer", seed: int = 0, **limits: Any) -> Any:
         """Answer the last of `turns` [(role, Audio)]; a list of such lists gives a list of replies.
 
-        task: "answer" (the model answers), "transcribe" (`.text` is the user's words). stream=True gives an iterator of
-        `Piece`s; leaving the loop cancels. Earlier user turns are heard first, each with the model's own answer to it.
-        `limits` in seconds: how long the answer is waited for (`wait`), how long it must be `quiet` to be over, and the
-        longest (`limit`). Raises `AudioError` for unusable audio, `RequestError` for turns that cannot be answered.
+        task: "answer" (the model answers), "transcribe" (`.text` is the user's words), "speak" (one turn with a text:
+        the model says its words, in a conversation in which it hears silence; `.audio` begins with the first).
+        stream=True gives an iterator of `Piece`s; leaving the loop cancels. Earlier user turns are heard first, each
+        with the model's own answer to it. `limits` in seconds: how long the answer is waited for (`wait`), how long it
+        must be `quiet` to be over, and the longest (`limit`). Raises `AudioError` for unusable audio, `RequestError`
+        for turns that cannot be answered, and for a word that the model cannot say.
         """
         if not isinstance(turns, list | tuple):
             raise RequestError(f"reply: turns are a list, [('user', audio)], not {turns!r:.60}")
@@ -65,10 +79,13 @@ class SpeechLM(TokenLM):
             if stream:
                 raise RequestError("reply: stream=True takes one conversation at a time")
             return [self.reply(one, task=task, seed=seed, **limits) for one in turns]
-        if task not in ("answer", "transcribe"):
-            raise RequestError(f"reply: task '{task}': {self.name} has answer, transcribe")
+        if task not in self.tasks:
+            raise RequestError(f"reply: task '{task}': {self.name} has {', '.join(self.tasks)}")
         if strange := [turn for turn in turns if not isinstance(turn, tuple) or len(turn) != 2]:
             raise RequestError(f"reply: a turn is ('user', audio), not {strange[0]!r:.60}")
+        if task == "speak":
+            pieces = self._speak(turns, seed, **limits)
+            return pieces if stream else joined(list(pieces), self.sample_rate)
         audio = [self._heard(role, value) for role, value in turns]
         if not audio:
             raise RequestError("reply: no turns; give [('user', audio)]")
@@ -86,6 +103,31 @@ class SpeechLM(TokenLM):
     def _stream(session: DuplexSession, samples: np.ndarray, limits: Mapping[str, float]) -> Iterator[Piece]:
         for piece, _ in reply_pieces(session, samples, **limits):
             yield piece
+
+    def _speak(
+        self, turns: Any, seed: int, quiet: float = 0.8, wait: float = 0.0, limit: float = math.inf
+    ) -> Iterator[Piece]:
+        """Pieces of a text that is said; there is nothing to `wait` for. The words are checked before the first."""
+        if len(turns) != 1 or turns[0][0] != "user" or not isinstance(turns[0][1], str) or not turns[0][1].split():
+            raise RequestError("reply: task 'speak' is given one turn with words: [('user', 'three plus four')]")
+        session = self.duplex(seed)
+        self._give_text(session, turns[0][1], None)
+        return self._said(session, quiet, limit)
+
+    @staticmethod
+    def _said(session: DuplexSession, quiet: float, limit: float) -> Iterator[Piece]:
+        """What the forced words of a session that begins sound like, from the first one on; seconds count from it."""
+        frame = session.frame_size / session.sample_rate
+        said, silent = 0, 0.0
+        while session.saying and said * frame < limit - 1e-6:
+            out = session.step(np.zeros(session.frame_size, dtype=np.float32))
+            if not said and not out.text:
+                continue
+            sounds = bool(out.text) or float(np.sqrt(np.mean(np.square(out.audio)))) > LOUD
+            yield Piece(said * frame, out.text, out.audio)
+            said, silent = said + 1, 0.0 if sounds else silent + frame
+            if session.saying <= SPEAKS_ON and silent >= quiet - 1e-6:
+                return
 
     def fill(self, task: str, given: Any = None, length: Any = None, seed: Any = 0, limit: int = 10_000) -> Any:
         """Fill the streams of a task of the recipe: of mini's, "duplex" and "transcribe" are given {"user": Audio},
@@ -171,3 +213,10 @@ class SpeechLM(TokenLM):
         if role != "user":
             raise RequestError(f"turn of role '{role}': {self.name} hears turns of 'user' only")
         return mono_samples(audio, self.sample_rate, "the user's turn")
+
+
+def joined(pieces: Sequence[Piece], sample_rate: int) -> Reply:
+    """Pieces of what is said, put together; their seconds count from the first one's audio."""
+    audio = np.concatenate([piece.audio for piece in pieces]) if pieces else np.zeros(0, np.float32)
+    texts = [(piece.seconds, piece.text) for piece in pieces if piece.text]
+    return Reply(" ".join(text for _, text in texts), Audio(audio[None], sample_rate), texts)

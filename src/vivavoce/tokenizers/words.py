@@ -20,11 +20,13 @@ class WordVocabulary:
         return len(self.words) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the words of `text`; raises `RequestError` for a word that is not in the vocabulary."""
-        unknown = [word for word in text.lower().split() if word not in self.ids]
+        """Ids of the words of `text`, their case and the marks beside them left out; raises `RequestError` for a word
+        that is not in the vocabulary."""
+        words = [word for word in (word.strip(".,;:!?") for word in text.lower().split()) if word]
+        unknown = [word for word in words if word not in self.ids]
         if unknown:
             raise RequestError(f"'{unknown[0]}' is not in the vocabulary: {', '.join(self.words)}")
-        return [self.ids[word] for word in text.lower().split()]
+        return [self.ids[word] for word in words]
 
     def text(self, ids: Sequence[int]) -> str:
         """The words of `ids`, pads left out."""
