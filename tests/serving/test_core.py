@@ -216,6 +216,21 @@ def test_waiting_people_know_their_place_and_are_served_in_order():
     run(go())
 
 
+def test_a_row_that_is_promised_is_not_taken_by_a_newcomer():
+    async def go():
+        bench = Bench(rows=1)
+        first = await bench.core.open(ME)
+        waits = asyncio.create_task(bench.core.open(ME))
+        await asyncio.sleep(0.01)
+        first.close()
+        comes = asyncio.create_task(bench.core.open(ME))  # in the same moment
+        (await waits).close()
+        (await comes).close()
+        assert bench.lockstep.free == [0] and bench.core._promised == 0
+
+    run(go())
+
+
 def test_who_gives_up_waiting_loses_no_row():
     async def go():
         bench = Bench(rows=1)
@@ -228,7 +243,7 @@ def test_who_gives_up_waiting_loses_no_row():
         gone.cancel()
         conversation = await stays
         conversation.close()
-        assert bench.lockstep.free == [0] and not bench.core.live
+        assert bench.lockstep.free == [0] and not bench.core.live and bench.core._promised == 0
 
     run(go())
 

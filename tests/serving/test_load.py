@@ -13,7 +13,7 @@ QUESTION = str(Path(__file__).parents[2] / "examples/recordings/seven-george.wav
 
 
 def test_what_people_notice(serve):
-    port, server = serve("tone", dialects=("live",), rows=3)
+    port, _ = serve("tone", dialects=("live",), rows=3)
     plan = load.Plan(f"http://127.0.0.1:{port}", "live", "tone", 3, 4.0, 0.2, [QUESTION], (0.5, 0.6))
     found = asyncio.run(load.run(plan))
     assert found["failed_clients"] == 0 and found["errors"] == []

@@ -36,7 +36,8 @@ class Frame:
 class Counts:
     """What happened to a conversation's frames. `skipped`: held, since their input was late; `silent`: heard as
     silence after a gap; `caught_up`: steps beyond one a frame of the clock; `dropped`: samples of input that were too
-    many; `left_out`: silent output not sent while catching up; `missed`: frames of output lost to a dead connection."""
+    many; `left_out`: silent output not sent while catching up; `missed`: frames of output lost to a dead connection;
+    `bad_packets`, `bad_bytes`: of compressed input, what could not be read."""
 
     frames: int = 0
     skipped: int = 0
@@ -45,6 +46,8 @@ class Counts:
     dropped: int = 0
     left_out: int = 0
     missed: int = 0
+    bad_packets: int = 0
+    bad_bytes: int = 0
 
 
 @dataclass

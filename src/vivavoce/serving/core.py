@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from vivavoce.dialogue.reply_rows import duplex_from_reply
-from vivavoce.serving.admission import Curve, Queue, Refused, measure
+from vivavoce.serving.admission import Curve, Place, Queue, Refused, measure
 from vivavoce.serving.clock import Clock
 from vivavoce.serving.conversation import Client, Conversation
 from vivavoce.serving.lockstep import Lockstep
@@ -41,6 +41,7 @@ class Core:
         self.live: dict[str, Conversation] = {}
         self.stopping = False
         self.workers = ThreadPoolExecutor(VERBS_AT_ONCE, "vivavoce-verb", initializer=step_back)
+        self._promised = 0  # free rows that somebody who waited has been let in for, but has not taken yet
         self._resumable: dict[str, Conversation] = {}
         self._observers: list[Callable[[Conversation], None]] = []
 
@@ -96,7 +97,7 @@ class Core:
         """
         asked = self.clock.now()
         self._check_open()
-        if not self.lockstep.free or len(self.queue):
+        if len(self.lockstep.free) <= self._promised or len(self.queue):
             await self._wait(told)
         self.metrics.queue_wait.observe(self.clock.now() - asked)
         row = self.lockstep.free.pop()
@@ -129,14 +130,28 @@ class Core:
             self.metrics.refused.labels(self.name, "queue_timeout").inc()
             waited = self.settings.queue_wait
             raise Refused("queue_timeout", f"no row came free in {waited:.0f} s: try again later", waited) from None
-        except asyncio.CancelledError:  # the client is gone; the row that it was given meanwhile is the next one's
-            if place.turn.done() and not place.turn.cancelled():
-                self.queue.next()
+        except asyncio.CancelledError:
+            self._pass_on(place)
             raise
         finally:
             self.queue.leave(place)
             self._tell_waiting()
-        self._check_open()
+        try:
+            self._check_open()
+        except Refused:
+            self._pass_on(place)
+            raise
+        self._promised -= 1
+
+    def _pass_on(self, place: Place) -> None:
+        """A client is gone: the row that it was let in for is the next one's."""
+        if place.turn.done() and not place.turn.cancelled():
+            self._promised -= 1
+            self._let_in()
+
+    def _let_in(self) -> None:
+        if self.queue.next():
+            self._promised += 1
 
     def _tell_waiting(self) -> None:
         self.metrics.waiting.set(len(self.queue))
@@ -158,7 +173,7 @@ class Core:
         self.metrics.ended.labels(self.name, reason).inc()
         self.metrics.live.set(len(self.live))
         self.queue.ended(self.clock.now() - conversation.began)
-        self.queue.next()
+        self._let_in()
 
     # -- a connection that is lost and comes back --
 
@@ -175,7 +190,8 @@ class Core:
             raise Refused("resume_unknown", "there is no conversation to resume: its time is over, or it never was")
         if conversation.detached_at is None:
             raise Refused("resume_taken", "the conversation is still connected: close the other connection first")
-        gap, conversation.detached_at = self.clock.now() - conversation.detached_at, None
+        now = self.clock.now()
+        gap, conversation.detached_at, conversation.touched = now - conversation.detached_at, None, now
         return conversation, gap
 
     # -- what is going on --
