@@ -427,7 +427,7 @@ def test_a_model_that_fails_closes_its_conversations_and_refuses_others():
 def test_the_thread_keeps_time_and_stops():
     async def go():
         clock = Clock(speed=10)
-        core = Core(vivavoce.load("echo"), "echo", ServerSettings(rows=2), clock)
+        core = Core(vivavoce.load("echo"), "echo", ServerSettings(rows=2, gap=1000.0, outbox=1000.0), clock)
         await core.start()
         conversation = await core.open(ME)
         start, said = clock.now(), []
