@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
-from vivavoce.codecs import Codec
-from vivavoce.quantizers import ResidualVectorQuantizer, SplitResidualVectorQuantizer
+from vivavoce.codecs import Codec, MultiRateCodec
+from vivavoce.quantizers import (
+    FactorizedResidualVectorQuantizer,
+    ResidualVectorQuantizer,
+    SplitResidualVectorQuantizer,
+)
 
 
 def speech_like(seconds: float, rate: int, rows: int = 1, seed: int = 0) -> Tensor:
@@ -51,6 +55,21 @@ def _stacks(codec: Codec) -> list[tuple[ResidualVectorQuantizer, int]]:
     return [(quantizer, 0)]
 
 
+def _forced(codec: Codec, latents: Tensor, theirs: Tensor) -> Tensor:
+    """The code that each level gives where those before it are `theirs`."""
+    if isinstance(codec.quantizer, FactorizedResidualVectorQuantizer):
+        walk = codec.quantizer.walk(latents, theirs.shape[1], theirs)
+        return codec.quantizer._joined([chosen for _, chosen in walk], torch.ones(latents.shape[:2], dtype=torch.bool))
+    forced = []
+    for quantizer, first in _stacks(codec):
+        residual = quantizer.input_projection(latents.float())
+        for level, book in enumerate(quantizer.books()):
+            if first + level < theirs.shape[1]:
+                forced.append(book.search(residual.flatten(0, 1)).view(residual.shape[:2]))
+                residual = residual - book.lookup(theirs[:, first + level])
+    return torch.stack(forced, 1)
+
+
 @torch.no_grad()
 def check_codes(codec: Codec, wave: Tensor, theirs: Tensor) -> int:
     """Codes of `wave` equal `theirs` [B, K, T], level by level given theirs below; returns the number of ties.
@@ -60,14 +79,7 @@ def check_codes(codec: Codec, wave: Tensor, theirs: Tensor) -> int:
     latents = codec.encode_latents(wave)
     ours = codec.encode(wave)
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)} codes, the reference has {tuple(theirs.shape)}"
-    forced = []
-    for quantizer, first in _stacks(codec):
-        residual = quantizer.input_projection(latents.float())
-        for level, book in enumerate(quantizer.books()):
-            if first + level < theirs.shape[1]:
-                forced.append(book.search(residual.flatten(0, 1)).view(residual.shape[:2]))
-                residual = residual - book.lookup(theirs[:, first + level])
-    different = torch.stack(forced, 1) != theirs
+    different = _forced(codec, latents, theirs) != theirs
     if not different.any():
         assert torch.equal(ours, theirs)
         return 0
@@ -91,9 +103,10 @@ def check_wave(ours: Tensor, theirs: Tensor) -> float:
 def check_modes(codec: Codec, wave: Tensor, sizes: list[int]) -> None:
     """Codes and waveform of a whole signal, of a padded batch and of a stream in pieces of `sizes` are the same."""
     whole = codec.encode(wave)
-    assert codec.frames(wave.shape[-1]) == whole.shape[-1]
+    frames, most = codec.frames(wave.shape[-1]), columns(codec, 1)
+    assert whole.shape[-1] == frames * most
     sound = codec.decode(whole)
-    assert sound.shape[-1] == whole.shape[-1] * codec.hop
+    assert sound.shape[-1] == frames * codec.hop
 
     lengths = torch.tensor([wave.shape[-1], wave.shape[-1] // 2 + 7, 3 * codec.hop + 1])
     batch = torch.full((3, wave.shape[1], wave.shape[-1]), float("nan"))
@@ -103,24 +116,51 @@ def check_modes(codec: Codec, wave: Tensor, sizes: list[int]) -> None:
     for row, length in zip(codes, lengths):
         alone = codec.encode(wave[:1, :, :length])
         check_codes(codec, wave[:1, :, :length], row[None, :, : alone.shape[-1]])
-        assert not row[:, alone.shape[-1] :].any()
+        assert (row[:, alone.shape[-1] :] == (-1 if isinstance(codec, MultiRateCodec) else 0)).all()
+    sounds = codec.decode(codes, lengths)
+    for row, row_codes, length in zip(sounds, codes, lengths):
+        alone = codec.decode(row_codes[None, :, : columns(codec, codec.frames(int(length)))])[..., :length]
+        check_wave(row[None, :, :length], alone)
+        assert not row[:, length:].any()
 
     state, pieces, start, number = codec.encoder_state(len(wave)), [], 0, 0
     while start < wave.shape[-1]:
         chunk = wave[..., start : start + sizes[number % len(sizes)]]
         piece, state = codec.encode_step(chunk, state)
-        pieces.append(piece[..., : int(state.emitted[0])])
+        pieces.append(piece[..., : columns(codec, int(state.emitted[0]))])
         start, number = start + chunk.shape[-1], number + 1
     piece, state = codec.encode_flush(state)
     pieces.append(piece)
-    check_codes(codec, wave, torch.cat(pieces, -1))
+    check_codes(codec, wave, behind_each_other(codec, pieces))
 
     state, sounds, start, number = codec.decoder_state(len(wave)), [], 0, 0
-    while start < whole.shape[-1]:
-        chunk = whole[..., start : start + 1 + number % 3]
+    while start < frames:
+        chunk = between(codec, whole, start, start + 1 + number % 3)
         sound_piece, state = codec.decode_step(chunk, state)
         sounds.append(sound_piece[..., : int(state.emitted[0])])
-        start, number = start + chunk.shape[-1], number + 1
+        start, number = start + chunk.shape[-1] // most, number + 1
     sound_piece, state = codec.decode_flush(state)
     sounds.append(sound_piece)
     check_wave(torch.cat(sounds, -1), sound)
+
+
+def columns(codec: Codec, frames: int) -> int:
+    """The last dimension of the codes of so many frames."""
+    return frames * max(codec.ratios) if isinstance(codec, MultiRateCodec) else frames
+
+
+def behind_each_other(codec: Codec, pieces: list[Tensor]) -> Tensor:
+    """Codes of consecutive pieces of a signal as those of one."""
+    if not isinstance(codec, MultiRateCodec):
+        return torch.cat(pieces, -1)
+    levels = [codec.levels(piece) for piece in pieces]
+    return codec.joined({name: torch.cat([level[name] for level in levels], -1) for name in levels[0]})
+
+
+def between(codec: Codec, codes: Tensor, start: int, end: int) -> Tensor:
+    """Codes of the frames from `start` to `end`."""
+    if not isinstance(codec, MultiRateCodec):
+        return codes[..., start:end]
+    levels = codec.levels(codes)
+    cut = {name: level[:, start * r : end * r] for (name, level), r in zip(levels.items(), codec.ratios)}
+    return codec.joined(cut)

@@ -218,8 +218,8 @@ def test_a_directory_says_which_kind_it_holds(tmp_path):
     text = (tmp_path / "codec.yaml").read_text()
     (tmp_path / "codec.yaml").write_text(text.removeprefix("kind: codec\n"))  # as it was written before there were two
     assert load_codec(tmp_path).config == CodecConfig.of(MINI)
-    (tmp_path / "codec.yaml").write_text(text.replace("kind: codec", "kind: snac"))
-    with pytest.raises(CheckpointError, match="'snac' is none of codec, spectral_codec, encodec-24khz"):
+    (tmp_path / "codec.yaml").write_text(text.replace("kind: codec", "kind: opus"))
+    with pytest.raises(CheckpointError, match="'opus' is none of codec, spectral_codec, encodec-24khz"):
         load_codec(tmp_path)
 
 

@@ -9,6 +9,10 @@ CONFIGS = {
     "rvq": {"kind": "rvq", "width": 8, "codebooks": 4, "codebook_size": [32, 16, 16, 8]},
     "rvq-projected": {"kind": "rvq", "width": 8, "codebooks": 3, "codebook_size": 16, "codebook_width": 4},
     "split_rvq": {"kind": "split_rvq", "width": 8, "codebooks": 4, "codebook_size": 16, "codebook_width": 6},
+    "factorized_rvq": {"kind": "factorized_rvq", "width": 12, "codebooks": 3, "codebook_size": [32, 16, 8],
+                       "codebook_width": 4},
+    "multi_scale_rvq": {"kind": "multi_scale_rvq", "width": 4 * 12, "strides": [4, 2, 1], "codebook_size": 16,
+                        "codebook_width": 4},
     "fsq": {"kind": "fsq", "width": 4, "levels": [8, 5, 4, 3]},
     "fsq-projected": {"kind": "fsq", "width": 8, "levels": [7, 2, 5]},
 }
@@ -21,3 +25,16 @@ def trained(name: str, steps: int = 12):
     for _ in range(steps):
         quantizer(torch.randn(4, 50, quantizer.width, generator=generator))
     return quantizer.eval()
+
+
+def cells(quantizer, codes, frames: int):
+    """Codes [..., K, T] -> those of each level in the first `frames` frames, and whatever stands behind them."""
+    ratios = getattr(quantizer, "ratios", (1,) * quantizer.codebooks)[: codes.shape[-2]]
+    levels = [codes[..., level, :] for level in range(codes.shape[-2])]
+    ends = [frames * ratio for ratio in ratios]
+    return [row[..., :end] for row, end in zip(levels, ends)], [row[..., end:] for row, end in zip(levels, ends)]
+
+
+def columns(quantizer, frames: int, used: int | None = None) -> int:
+    """The last dimension of the codes of so many frames."""
+    return frames * max(getattr(quantizer, "ratios", (1,))[:used])

@@ -29,6 +29,24 @@ def test_known_bits():
     assert [code_bits(size) for size in (1, 2, 3, 256, 257, 2048)] == [1, 1, 2, 8, 9, 11]
 
 
+def test_levels_of_different_rates():
+    """One, two and four codes a frame: each level as long as its rate says, what stands behind it is not kept."""
+    told = CodesHeader("some", "abc", 24000, 6144, 3, [16, 16, 300], ratios=[1, 2, 4])
+    codes = np.full((3, 12), -1)
+    for level, count in enumerate((3, 6, 12)):
+        codes[level, :count] = np.arange(count)
+    packed = pack_codes(codes, told)
+    back, header = unpack_codes(packed)
+    assert np.array_equal(back, codes) and header.ratios == [1, 2, 4]
+    assert len(packed) == 8 + int.from_bytes(packed[4:8], "little") + -(-(9 * 4 + 12 * 9) // 8)
+    with pytest.raises(DataError, match="header says"):
+        pack_codes(codes[:, :9], told)
+    with pytest.raises(DataError, match="codebook 1"):
+        pack_codes(np.where(codes == 5, -1, codes), told)
+    with pytest.raises(DataError, match="2 ratios for 3 levels"):
+        unpack_codes(packed.replace(b"[1, 2, 4]", b"[1, 7]   "))
+
+
 def test_wrong_codes_are_refused():
     with pytest.raises(DataError, match="codebook 1"):
         pack_codes(np.array([[0, 1], [0, 3]]), header([4, 3], 2))

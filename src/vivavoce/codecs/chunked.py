@@ -14,7 +14,7 @@ from torch import Tensor
 from vivavoce.codecs.codec import Codec, Reconstruction
 from vivavoce.codecs.time_norm import WholeChain, overlap_frames
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import Chain, check_lengths, valid, zero_padding
+from vivavoce.nn.streaming import Chain, State, check_lengths, valid, zero_padding
 
 LOUDNESS = 0.1  # the scale of chunks whose own is not given: about -20 dB below full scale
 TOGETHER = 8  # chunks that go through the stacks at once
@@ -153,8 +153,8 @@ class ChunkedCodec(Codec):
         mono = mono * valid(lengths.to(mono.device), mono.shape[1])
         return (mono.pow(2).sum(-1) / lengths.to(mono.device).clamp(min=1)).sqrt() + 1e-8
 
-    def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Rows of the same length together: a norm over time must not hear padding."""
+    def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
+        """Rows of the same length together: a norm over time must not hear padding. There is no state to begin from."""
         assert isinstance(chain, WholeChain)
         if lengths is not None:
             check_lengths(lengths, x.shape[0], x.shape[1])

@@ -121,9 +121,9 @@ class Codec(nn.Module):
         """Latents [B, T, D] through the codebooks in use (training moves them); `lengths` [B] in frames."""
         return self.quantizer(latents, lengths, self._codebooks)
 
-    def decode_latents(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Latents [B, T, D] -> waveform [B, C, T x hop]; `lengths` [B] in frames."""
-        return self._walk(self.decoder, latents, lengths).transpose(1, 2)
+    def decode_latents(self, latents: Tensor, lengths: Tensor | None = None, state: State | None = None) -> Tensor:
+        """Latents [B, T, D] -> waveform [B, C, T x hop]; `lengths` [B] in frames, `state` to begin from."""
+        return self._walk(self.decoder, latents, lengths, state).transpose(1, 2)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Waveform [B, C, S] through the codec; `lengths` [B] in samples, the rest of each row comes back as zeros."""
@@ -174,17 +174,7 @@ class Codec(nn.Module):
 
         The waveform is float32 at least, whatever the decoder computes in; so is that of the steps.
         """
-        latents = self._dequantize(codes)
-        if lengths is None:
-            return full_precision(self.decode_latents(latents))
-        check_lengths(lengths, len(codes), None)
-        counts = self.frames(lengths)
-        if int(counts.max()) > codes.shape[2]:
-            raise RequestError(
-                f"{int(lengths.max())} samples need {int(counts.max())} frames of codes, there are {codes.shape[2]}"
-            )
-        audio = full_precision(self.decode_latents(latents, counts))[..., : int(lengths.max())]
-        return zero_padding(audio.transpose(1, 2), lengths).transpose(1, 2)
+        return self._decoded(codes, lengths)
 
     def decoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been decoded yet."""
@@ -209,6 +199,24 @@ class Codec(nn.Module):
 
     # Inside.
 
+    def _decoded(self, codes: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
+        """As `decode`, from a decoder's `state`."""
+        latents = self._dequantize(codes)
+        if lengths is None:
+            return full_precision(self.decode_latents(latents, None, state))
+        check_lengths(lengths, len(codes), None)
+        counts, there = self.frames(lengths), self._frames_in(codes)
+        if int(counts.max()) > there:
+            raise RequestError(
+                f"{int(lengths.max())} samples need {int(counts.max())} frames of codes, there are {there}"
+            )
+        audio = full_precision(self.decode_latents(latents, counts, state))[..., : int(lengths.max())]
+        return zero_padding(audio.transpose(1, 2), lengths).transpose(1, 2)
+
+    def _frames_in(self, codes: Tensor) -> int:
+        """Frames of codes [B, K, T]."""
+        return codes.shape[2]
+
     def _dequantize(self, codes: Tensor) -> Tensor:
         """Quantized latents in the decoder's dtype."""
         device, dtype = self._home(self.decoder)
@@ -228,12 +236,13 @@ class Codec(nn.Module):
         parameter = next(module.parameters())
         return parameter.device, parameter.dtype
 
-    def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """The whole signal x [B, T, D] through a stack, all frames of every row."""
+    def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
+        """The whole signal x [B, T, D] through a stack, all frames of every row; `state` to begin from."""
         if lengths is not None:
             check_lengths(lengths, x.shape[0], x.shape[1])
         x = zero_padding(x, lengths)
-        y, state = self._steps(chain, x, chain.initial_state(x.shape[0], x.device, x.dtype), lengths)
+        state = state or chain.initial_state(x.shape[0], x.device, x.dtype)
+        y, state = self._steps(chain, x, state, lengths)
         emitted = state.emitted
         rest, state = chain.flush(state)
         return join_rows([(y, emitted), (rest, state.emitted)])[0]

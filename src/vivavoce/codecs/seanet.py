@@ -25,7 +25,8 @@ class SEANetConfig:
     """Switches of both stacks, under the names of the field (EnCodec's are given where they differ).
 
     ratios: strides of the decoder, in its order (the encoder has them reversed). filters: width at the waveform,
-    doubled by every stride. compress: width over width of the bottleneck in residual units. true_skip: residual units
+    doubled by every stride. last_kernel: of the last convolution of both stacks (sample_kernel: of the decoder's, where
+    it differs). compress: width over width of the bottleneck in residual units. true_skip: residual units
     add their input itself, not a 1x1 convolution of it. trim_right: share of a transposed convolution's overlap cut at
     the right, for causal stacks. lstm: layers between the convolutions and the latents. norm: `none` (a weight
     normalisation is fused) or `time`, over all frames of the signal behind every convolution, which cannot be streamed.
@@ -49,6 +50,7 @@ class SEANetConfig:
     activation: str = "elu"
     final_activation: str | None = None
     norm: str = "none"
+    sample_kernel: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "ratios", tuple(self.ratios))
@@ -133,7 +135,8 @@ def decoder(config: SEANetConfig) -> Chain:
         parts += [_activation(config, width), _transposed(config, width, width // 2, ratio)]
         width //= 2
         parts += _residuals(config, width)
-    parts += [_activation(config, width), _conv(config, width, config.channels, config.last_kernel)]
+    last = config.last_kernel if config.sample_kernel is None else config.sample_kernel
+    parts += [_activation(config, width), _conv(config, width, config.channels, last)]
     if config.final_activation is not None:
         parts.append(Pointwise(ACTIVATIONS[config.final_activation](), config.channels))
     return (WholeChain if config.norm == "time" else Chain)(*parts)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import RecipeError
+from vivavoce.nn.chance import GOLDEN, uniform
 
 
 @dataclass(frozen=True)
@@ -156,31 +157,3 @@ def gumbel(seed: Tensor, counter: Tensor, index: Tensor) -> Tensor:
     """Standard Gumbel noise float32 for int64 tensors that broadcast together; the same on every device."""
     u = uniform(seed, counter, index)
     return -torch.log(-torch.log1p(-u))
-
-
-def uniform(seed: Tensor, counter: Tensor, index: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1) float32 by a hash of (seed, counter, index), int64 tensors that broadcast together."""
-    mixed = _mix(_mix(_mix(seed + GOLDEN) ^ counter * ODD) + index * GOLDEN)
-    bits = (mixed >> 32) & 0xFFFFFFFF
-    return ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-GOLDEN = _signed(0x9E3779B97F4A7C15)
-ODD = _signed(0xD1342543DE82EF95)
-FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014) in wrapping int64 arithmetic."""
-    x = (x ^ _shift(x, 30)) * FIRST
-    x = (x ^ _shift(x, 27)) * SECOND
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, count: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> count) & ((1 << (64 - count)) - 1)

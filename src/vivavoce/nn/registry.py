@@ -12,12 +12,15 @@ from vivavoce.nn.attention import Attention
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.elu import ELU
 from vivavoce.nn.istft import StreamingISTFT
+from vivavoce.nn.local_attention import LocalAttention
 from vivavoce.nn.logmel import StreamingLogMel
 from vivavoce.nn.lstm import LSTM
+from vivavoce.nn.noise import Noise
 from vivavoce.nn.parallel import Sum
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.rope import Rope
-from vivavoce.nn.stacking import Stack
+from vivavoce.nn.snake import Snake
+from vivavoce.nn.stacking import Stack, Unstack
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
 
@@ -55,6 +58,10 @@ MODULES: dict[str, Callable[[], Streaming]] = {
         Chain(Conv(6, 3, 3, dilation=3, pad_mode="reflect"), Conv(3, 6, 3, pad_mode="reflect")), Conv(6, 6, 1)
     ),
     "residual, centred": lambda: Residual(Conv(6, 6, 7, left=3, right=3)),
+    "residual, snake": lambda: Residual(
+        Chain(Pointwise(Snake(6), 6), Conv(6, 6, 7, dilation=3, left=9, right=9), Pointwise(Snake(6), 6), Conv(6, 6, 1))
+    ),
+    "noise": lambda: Noise(6, number=1),
     "sum of kernels": lambda: Sum([Conv(6, 6, k, left=k // 2, right=k // 2) for k in (3, 7, 11)], scale=1 / 3),
     "down and up": lambda: Chain(
         Conv(2, 4, 8, stride=4), Pointwise(ELU(), 4), Conv(4, 6, 6, stride=3), ConvTranspose(6, 4, 6, 3),
@@ -71,9 +78,12 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "transformer, whole signal": lambda: Transformer(TransformerConfig.classic(1, 16, 2, causal=False)),
     "attention, window, grouped": lambda: Attention(16, 4, kv_heads=2, context=4, rope=Rope(4), qk_norm=1e-6),
     "attention, whole signal": lambda: Attention(16, 2, causal=False),
+    "attention, local": lambda: LocalAttention(16, window=5, head_dim=8),
     # Fewer frames.
     "stack": lambda: Stack(4, 3),
     "stack, filled": lambda: Stack(4, 5, complete=True),
+    "unstack": lambda: Unstack(12, 3),
+    "stack, unstack": lambda: Chain(Conv(4, 4, 7, left=3, right=3), Stack(4, 4, complete=True), Unstack(16, 4)),
     # Front end and head.
     "inverse STFT": lambda: StreamingISTFT(fft_size=64, hop=16),
     "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),

@@ -50,3 +50,34 @@ class Stack(Streaming):
             return state["waiting"].new_zeros(state.batch, 0, self.width), State({**state, "emitted": due * 0})
         last = torch.cat([state["waiting"], torch.zeros_like(state["waiting"][:, :1])], dim=1)
         return last.reshape(state.batch, 1, self.width), State({**state, "emitted": due.long()})
+
+
+class Unstack(Streaming):
+    """One frame [factor * D] -> `factor` frames [D], the oldest first: what `Stack` has put together."""
+
+    receptive_field = 0
+
+    def __init__(self, inputs: int, factor: int):
+        super().__init__()
+        if factor < 1 or inputs % factor:
+            raise RequestError(f"frames of width {inputs} cannot be cut into {factor}")
+        self.inputs, self.factor = inputs, factor
+        self.hop = Fraction(1, factor)
+
+    @property
+    def width(self):
+        return self.inputs // self.factor
+
+    def frames(self, length):
+        return length * self.factor
+
+    def inputs_for(self, outputs):
+        return -(-outputs // self.factor)
+
+    def initial_state(self, batch, device=None, dtype=None):
+        home = self.home(device, dtype)
+        return State(emitted=torch.zeros(batch, dtype=torch.int64, device=home["device"]))
+
+    def step(self, x, state, lengths=None):
+        y = x.reshape(x.shape[0], x.shape[1] * self.factor, self.width)
+        return y, State(emitted=lengths_of(x, lengths) * self.factor)

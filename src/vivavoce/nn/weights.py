@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,15 +54,23 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
 
 
+def read_pickled_tree(path: Path) -> Any:
+    """All that a foreign pickled checkpoint holds, read by torch's weights-only loading: no code in it runs.
+
+    Raises `CheckpointError` where it is no checkpoint, or needs more than tensors and plain data.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} holds more than weights, or is no checkpoint: {error}".split("\n")[0]) from error
+
+
 def read_pickle(path: Path, inside: Sequence[str] = ("model", "state_dict", "best_state")) -> dict[str, Tensor]:
-    """Tensors of a foreign pickled checkpoint, read by torch's weights-only loading: no code in it runs.
+    """Tensors of a foreign pickled checkpoint; see `read_pickled_tree`.
 
     inside: keys under which the tensors may stand. Raises `CheckpointError` for whatever is no such file.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} holds more than weights, or is no checkpoint: {error}".split("\n")[0]) from error
+    found = read_pickled_tree(path)
     for key in inside:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

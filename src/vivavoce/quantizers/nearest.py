@@ -19,10 +19,11 @@ def nearest(points: Tensor, entries: Tensor, half_norms: Tensor | None = None) -
         return torch.addmm(half_norms, points.float(), entries.t(), alpha=-1).argmin(1)
 
 
-def ties(points: Tensor, entries: Tensor, tolerance: float = TIE) -> Tensor:
+def ties(points: Tensor, entries: Tensor, tolerance: float = TIE, floor: float = 0.0) -> Tensor:
     """Where the nearest entry is not certain in float32: points [..., D], entries [C, D] -> bool [...].
 
-    True where the two smallest squared distances differ by less than `tolerance` of themselves (computed in float64).
+    True where the two smallest squared distances differ by less than `tolerance` of themselves (computed in float64),
+    or by less than `floor`.
     """
     if entries.shape[0] < 2:
         return torch.zeros(points.shape[:-1], dtype=torch.bool, device=points.device)
@@ -30,4 +31,4 @@ def ties(points: Tensor, entries: Tensor, tolerance: float = TIE) -> Tensor:
     squared = [torch.cdist(part, entries, compute_mode="donot_use_mm_for_euclid_dist").square()
                for part in flat.split(1024)]
     least = torch.cat([part.topk(2, dim=1, largest=False).values for part in squared]) if squared else flat[:, :2]
-    return (least[:, 1] - least[:, 0] <= tolerance * least[:, 1]).view(points.shape[:-1])
+    return (least[:, 1] - least[:, 0] <= (tolerance * least[:, 1]).clamp(min=floor)).view(points.shape[:-1])

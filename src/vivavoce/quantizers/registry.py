@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivavoce.quantizers.base import Quantizer
+from vivavoce.quantizers.factorized import FactorizedResidualVectorQuantizer
+from vivavoce.quantizers.multi_scale import MultiScaleVectorQuantizer
 from vivavoce.quantizers.residual import ResidualVectorQuantizer, VectorQuantizer
 from vivavoce.quantizers.scalar import FiniteScalarQuantizer
 from vivavoce.quantizers.split import SplitResidualVectorQuantizer
@@ -13,6 +15,8 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "vq": VectorQuantizer,
     "rvq": ResidualVectorQuantizer,
     "split_rvq": SplitResidualVectorQuantizer,
+    "factorized_rvq": FactorizedResidualVectorQuantizer,
+    "multi_scale_rvq": MultiScaleVectorQuantizer,
     "fsq": FiniteScalarQuantizer,
 }
 

@@ -12,7 +12,6 @@ import numpy as np
 from vivavoce.dialogue.turn_detection import UserTurns
 from vivavoce.errors import VivavoceError
 
-
 MARK = 90  # percentile of few steps: one that another process has delayed must not decide
 
 

@@ -14,7 +14,8 @@ from vivavoce.systems.model import Model
 
 @dataclass(frozen=True)
 class Resynthesis:
-    """Audio through the tokens and back, of as many samples as were given; codes [codebooks, frames]."""
+    """Audio through the tokens and back, of as many samples as were given; codes [codebooks, frames], as the codec's
+    `encode` gives them."""
 
     audio: Audio
     codes: np.ndarray
@@ -39,7 +40,7 @@ def resynthesize(codec: Any, samples: np.ndarray) -> Resynthesis:
     with torch.inference_mode():
         codes = codec.encode(torch.from_numpy(samples)[None, None].to(home.device))
         wave = codec.decode(codes)[0, :, : len(samples)].float().cpu().numpy()
-    tokens = codec.frame_rate * codec.codebooks
+    tokens = getattr(codec, "tokens_per_second", codec.frame_rate * codec.codebooks)
     return Resynthesis(Audio(wave, codec.sample_rate), codes[0].cpu().numpy(), float(codec.bits_per_second), tokens)
 
 

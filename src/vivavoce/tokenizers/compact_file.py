@@ -23,7 +23,8 @@ Size = Annotated[int, Field(ge=1, le=2**31)]
 @dataclass(frozen=True)
 class CodesHeader:
     """What a decoder must know: the tokenizer and its fingerprint, the waveform's rate and length, codebook sizes, and
-    what a codec that normalises has divided each chunk by (`scales`)."""
+    what a codec that normalises has divided each chunk by (`scales`), and, where levels differ in rate, how many codes
+    of each a frame has (`ratios`)."""
 
     tokenizer: str
     fingerprint: str | None
@@ -32,7 +33,13 @@ class CodesHeader:
     frames: Count
     sizes: Annotated[list[Size], Field(min_length=1)]
     scales: list[float] | None = None
+    ratios: Annotated[list[Size], Field(min_length=1)] | None = None
     crc32: int = 0
+
+    @property
+    def counts(self) -> list[int]:
+        """Codes of each level."""
+        return [self.frames * ratio for ratio in self.ratios or [1] * len(self.sizes)]
 
 
 def code_bits(size: int) -> int:
@@ -41,11 +48,15 @@ def code_bits(size: int) -> int:
 
 
 def pack_codes(codes: np.ndarray, header: CodesHeader) -> bytes:
-    """The file's bytes for integer codes [codebooks, frames]; raises `DataError` for codes outside their codebook."""
-    if codes.shape != (len(header.sizes), header.frames):
-        raise DataError(f"codes {codes.shape} where the header says ({len(header.sizes)}, {header.frames})")
+    """The file's bytes for integer codes [codebooks, frames]; raises `DataError` for codes outside their codebook.
+
+    With `ratios`, [codebooks, frames x the largest]: the codes of each level, then whatever there is.
+    """
+    if codes.shape != (len(header.sizes), max(header.counts)):
+        raise DataError(f"codes {codes.shape} where the header says ({len(header.sizes)}, {max(header.counts)})")
     rows = []
-    for level, (row, size) in enumerate(zip(codes, header.sizes, strict=True)):
+    for level, (whole, size, count) in enumerate(zip(codes, header.sizes, header.counts, strict=True)):
+        row = whole[:count]
         if row.size and not (row.min() >= 0 and row.max() < size):
             raise DataError(f"codebook {level}: codes {row.min()} to {row.max()}, but it has {size} entries")
         shifts = np.arange(code_bits(size))[::-1]
@@ -56,7 +67,10 @@ def pack_codes(codes: np.ndarray, header: CodesHeader) -> bytes:
 
 
 def unpack_codes(content: bytes, name: str = "codes") -> tuple[np.ndarray, CodesHeader]:
-    """Codes int64 [codebooks, frames] and header; raises `DataError` for anything but a whole file of this kind."""
+    """Codes int64 [codebooks, frames] and header; raises `DataError` for anything but a whole file of this kind.
+
+    With `ratios` the codes are [codebooks, frames x the largest], -1 behind those of the slower levels.
+    """
     if content[:4] != MAGIC:
         raise DataError(
             f"{name}: not a file of codes (it does not begin with {MAGIC.decode()}); 'vivavoce encode' makes one"
@@ -69,15 +83,18 @@ def unpack_codes(content: bytes, name: str = "codes") -> tuple[np.ndarray, Codes
     # The checksum is of the codes alone: the header may say anything.
     header = CodesHeader(**arguments_of(CodesHeader, error=DataError).check(fields, f"{name}: header"))
     payload = content[8 + length :]
+    if header.ratios and len(header.ratios) != len(header.sizes):
+        raise DataError(f"{name}: header: {len(header.ratios)} ratios for {len(header.sizes)} levels; encode again")
     widths = [code_bits(size) for size in header.sizes]
-    if len(payload) != -(-sum(widths) * header.frames // 8) or zlib.crc32(payload) != header.crc32:
+    total = sum(width * count for width, count in zip(widths, header.counts))
+    if len(payload) != -(-total // 8) or zlib.crc32(payload) != header.crc32:
         raise DataError(f"{name}: cut short or damaged ({len(payload)} bytes of codes); encode again")
     bits = np.unpackbits(np.frombuffer(payload, np.uint8))
-    codes, at = np.zeros((len(widths), header.frames), np.int64), 0
-    for level, width in enumerate(widths):
-        block = bits[at : at + width * header.frames].reshape(header.frames, width).astype(np.int64)
-        codes[level] = block @ (1 << np.arange(width)[::-1])
-        at += width * header.frames
+    codes, at = np.full((len(widths), max(header.counts)), -1, np.int64), 0
+    for level, (width, count) in enumerate(zip(widths, header.counts)):
+        block = bits[at : at + width * count].reshape(count, width).astype(np.int64)
+        codes[level, :count] = block @ (1 << np.arange(width)[::-1])
+        at += width * count
     return codes, header
 
 

@@ -1,6 +1,7 @@
 """Other people's codec checkpoints: from their configuration to ours, then weights by name.
 
-- directories that transformers' `save_pretrained` wrote (`config.json`, `model.safetensors`): encodec, mimi
+- directories that transformers' `save_pretrained` wrote (`config.json`, `model.safetensors`): encodec, mimi; dac
+  and SNAC's own directories by `snake_codecs`
 - Kyutai's own file of Mimi, named by the moshi package's modules (`tokenizer-….safetensors`)
 """
 
@@ -18,20 +19,25 @@ from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.nn.weights import read_safetensors
 from vivavoce.pretrained import CONFIG, read_json, read_weights
+from vivavoce.tokenizers.snake_codecs import dac_from_transformers, is_snac, snac_from_package
 
 PAD_MODES = {"constant": "zeros", "replicate": "replicate", "reflect": "reflect"}
 
 
 def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
-    """A codec from a directory with transformers' `config.json` of model_type encodec or mimi."""
+    """A codec from a directory with transformers' `config.json` of model_type encodec, mimi or dac, or with SNAC's."""
     path = folder / CONFIG
     config = read_json(path)
     kind = config.get("model_type")
-    if kind not in CONFIGURATIONS:
-        known = ", ".join(CONFIGURATIONS)
+    if kind is None and is_snac(config):
+        return snac_from_package(folder, config, allow_pickle)
+    if kind not in CONFIGURATIONS and kind != "dac":
+        known = ", ".join([*CONFIGURATIONS, "dac"])
         raise CheckpointError(f"{path}: model_type {kind!r} is no codec known here; there are {known}")
     tensors = read_weights(folder, allow_pickle)
     try:
+        if kind == "dac":
+            return dac_from_transformers(folder, config, tensors)
         codec = build_codec(CONFIGURATIONS[kind](config, tensors))
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing") from None

@@ -6,13 +6,16 @@ import torch
 
 from vivavoce.codecs import Codec, load_codec
 from vivavoce.codecs.checkpoint import CONFIG
+from vivavoce.codecs.lyra import is_lyra, load_lyra
 from vivavoce.errors import CheckpointError
 from vivavoce.hub import local_place
+from vivavoce.pretrained import PICKLE
 from vivavoce.tokenizers.foreign import from_kyutai, from_transformers
+from vivavoce.tokenizers.snake_codecs import dac_from_descript
 from vivavoce.tokenizers.units import CONFIG as UNITS
 from vivavoce.tokenizers.units import UnitCodec
 
-HUB_FILES = ["config.json", "model.safetensors", "codec.yaml", "tokenizer-*.safetensors"]
+HUB_FILES = ["config.json", "model.safetensors", "codec.yaml", "tokenizer-*.safetensors", "*.tflite"]
 
 
 def load_tokenizer(
@@ -24,14 +27,16 @@ def load_tokenizer(
 ) -> Codec | UnitCodec:
     """A trained codec, or units with their vocoder, ready to encode and decode.
 
-    name: a directory (ours with `codec.yaml` or `units.json`; transformers' with `config.json`, model_type encodec or
-    mimi), Kyutai's Mimi file `tokenizer-….safetensors` or a directory with it, or a hub id `owner/name[@revision]`.
+    name: a directory (ours with `codec.yaml` or `units.json`; transformers' with `config.json`, model_type encodec,
+    mimi or dac; SNAC's; Google's with Lyra V2's TFLite files), Kyutai's Mimi file `tokenizer-….safetensors` or a
+    directory with it, a weights file `….pth` of descript-audio-codec, or a hub id `owner/name[@revision]`.
     codebooks: how many to use (None: what the reference emits by default). dtype: of everything but the quantizer,
     which stays float32. allow_pickle: read a foreign pickled checkpoint, by weights-only loading.
 
     Raises `RequestError` where there is nothing of that name, `CheckpointError` where what is there does not fit.
     """
-    codec = _open(local_place(name, "tokenizer", HUB_FILES), allow_pickle)
+    files = [*HUB_FILES, PICKLE] if allow_pickle else HUB_FILES
+    codec = _open(local_place(name, "tokenizer", files), allow_pickle)
     if codebooks is not None:
         codec.codebooks = codebooks
     return codec.to(device=device, dtype=dtype)
@@ -39,13 +44,19 @@ def load_tokenizer(
 
 def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
     if path.is_file():
+        if path.suffix == ".pth":
+            return dac_from_descript(path, allow_pickle)
         if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: a tokenizer is a .safetensors file (Kyutai's Mimi) or a directory")
+            raise CheckpointError(
+                f"{path}: a tokenizer is a .safetensors file (Kyutai's Mimi), a .pth file (DAC) or a directory"
+            )
         return from_kyutai(path)
     if (path / CONFIG).is_file():
         return load_codec(path)
     if (path / UNITS).is_file():
         return UnitCodec.load(path)
+    if is_lyra(path):
+        return load_lyra(path)
     files = sorted(path.glob("tokenizer-*.safetensors"))
     if files and not (path / "model.safetensors").is_file():
         return from_kyutai(files[0])
@@ -54,5 +65,6 @@ def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
     if files:
         return from_kyutai(files[0])
     raise CheckpointError(
-        f"{path} holds no tokenizer: expected {CONFIG} (ours), config.json (transformers) or tokenizer-*.safetensors"
+        f"{path} holds no tokenizer: expected {CONFIG} (ours), config.json (transformers), tokenizer-*.safetensors "
+        "(Kyutai's Mimi) or soundstream_encoder.tflite (Lyra V2)"
     )

@@ -228,8 +228,8 @@ def crop(clip: Tensor, size: int, chance: torch.Generator) -> Tensor:
 
 
 def codebook_use(codes: Tensor) -> tuple[int, float]:
-    """Number of different codes in a tensor of any shape, and their perplexity exp(H)."""
-    shares = codes.flatten().unique(return_counts=True)[1].double()
+    """Number of different codes in a tensor of any shape, and their perplexity exp(H); -1 is none."""
+    shares = codes[codes >= 0].unique(return_counts=True)[1].double()
     shares = shares / shares.sum()
     return len(shares), float(torch.exp(-(shares * shares.log()).sum()))
 

@@ -1,0 +1,35 @@
+"""The embedded model is asked from the page, by a recorded question, and answers by voice."""
+
+import time
+
+import numpy as np
+
+import vivavoce
+from browser.talking import begin, hang_up, levels, recorded, until, words_of
+from vivavoce import Audio
+
+
+def words_in(model, samples):
+    """What the model itself understands of some sound."""
+    heard = Audio(np.pad(samples, (0, 24_000)).astype(np.float32)[None], 24_000)
+    return model.reply([("user", heard)], task="transcribe").text
+
+
+def test_mini_is_asked_and_answers(serve, open_page, photograph, tmp_path):
+    model = vivavoce.load("mini")
+    port, server = serve(model, dialects=("live", "page"), rows=1)
+    page = open_page(f"http://127.0.0.1:{port}/")
+    begin(page, record=True)
+    page.wait("/three.*four.*seven/.test([...document.querySelectorAll('.turn.model p')].map(p => p.textContent))", 90)
+    page.wait("document.getElementById('latency').textContent.endsWith('ms')")
+    photograph(page, "talking")
+    time.sleep(1.5)  # words are there before their sound is
+    assert "three" in words_of(page, "user") and "four" in words_of(page, "user")
+    hang_up(page)
+    assert page.evaluate("document.querySelector('.turn').className") == "turn user"
+    user, model_said = recorded(page, tmp_path)
+    asked, answered = np.flatnonzero(levels(user) > 0.02), np.flatnonzero(levels(model_said) > 0.01)
+    assert len(asked) and len(answered) > 20  # 0.4 s of sound at least
+    assert answered[0] > asked[0] + 20, "the answer begins after the question"
+    assert until(lambda: not server.core.live)
+    assert "three four" in words_in(model, user) and "seven" in words_in(model, model_said)
