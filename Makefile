@@ -4,15 +4,17 @@
 #   make demo        the embedded model answers recorded questions: wav files and a page
 #   make test        everything that tests need, then the suite
 #   make check-long  the same properties over every length and case, the result written down with its commit
+#   make clients     other people's clients, each in an environment of its own, for the tests of the server
 #   make docs        the documentation, built strictly, into site/
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq
-QUIET  := HF_HUB_OFFLINE=1 VIVAVOCE_OFFLINE=1 OMP_NUM_THREADS=1
+CLIENTS := $(patsubst requirements/clients/%.txt,.clients/%/.made,$(filter-out %.no-deps.txt,$(wildcard requirements/clients/*.txt)))
+QUIET  := $(if $(wildcard .clients),VIVAVOCE_CLIENTS=$(CURDIR)/.clients) HF_HUB_OFFLINE=1 VIVAVOCE_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: demo test check-long docs clean
+.PHONY: demo test check-long clients docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -24,12 +26,27 @@ test: $(VENV)/.test
 check-long: $(VENV)/.test
 	$(QUIET) VIVAVOCE_LONG=1 $(BIN)/python tests/check_long.py $(ARGS)
 
+clients: $(CLIENTS) .clients/agents/.made
+
+.clients/agents/.made: requirements/clients/agents/package.json
+	@echo "installing @openai/agents into .clients/agents"
+	@mkdir -p $(@D) && cp $< $(@D) && cd $(@D) && npm install --silent --no-audit --no-fund
+	@touch $@
+
+.clients/%/.made: requirements/clients/%.txt
+	@echo "installing $* into .clients/$*"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq -r $<
+	@test ! -f $(<:.txt=.no-deps.txt) || \
+	    $(@D)/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r $(<:.txt=.no-deps.txt)
+	@touch $@
+
 docs: $(VENV)/.test
 	$(QUIET) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 clean:
-	rm -rf $(VENV) build dist site out
+	rm -rf $(VENV) .clients build dist site out
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vivavoce needs Python 3.11 or later: make PYTHON=python3.11")'
