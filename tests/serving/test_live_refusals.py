@@ -11,8 +11,8 @@ import pytest
 
 from serving.live_clients.raw import Client, noise, run
 from vivavoce.serving.access import Access, Key, Limits, digest_of
-from vivavoce.serving.live_events import Fault, read_event, read_start
-from vivavoce.serving.live_pieces import Pieces
+from vivavoce.serving.live.events import Fault, read_event, read_start
+from vivavoce.serving.live.pieces import Pieces
 from vivavoce.systems.signal_models import SignalModel, SignalRows
 
 KEYS = {digest_of(name): Key(name, digest_of(name), scopes) for name, scopes in (

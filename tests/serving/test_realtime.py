@@ -20,7 +20,7 @@ from serving.realtime_clients.raw import (
     run,
     silence,
 )
-from vivavoce.serving.realtime_user import UserSide
+from vivavoce.serving.realtime.user import UserSide
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 from vivavoce.systems.signal_models import FRAME, tone
 

@@ -12,8 +12,8 @@ import pytest
 
 from serving.realtime_clients.raw import base64_of, connected, noise, recording, run, silence
 from vivavoce.serving.access import Access, Key, Limits, digest_of
-from vivavoce.serving.realtime_events import CLIENT_EVENTS, KINDS
-from vivavoce.serving.realtime_link import MOST_WAITING, Link
+from vivavoce.serving.realtime.events import CLIENT_EVENTS, KINDS
+from vivavoce.serving.realtime.link import MOST_WAITING, Link
 
 KEYS = {digest_of("secret"): Key("me", digest_of("secret"), conversations=1)}
 KEYS |= {digest_of("ears"): Key("ears", digest_of("ears"), ("observe",))}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.realtime_clients.raw import RATE, base64_of, connected, noise, run
-from vivavoce.serving.realtime_settings import (
+from vivavoce.serving.realtime.settings import (
     BETA_FORMATS,
     Invalid,
     beta_param,

@@ -11,9 +11,9 @@ import soundfile
 
 from vivavoce.audio import Audio
 from vivavoce.errors import AudioError, RequestError
-from vivavoce.serving import rest_formats
-from vivavoce.serving.rest_formats import MEDIA, UNKNOWN, UnsupportedFormat, check_format, encoder, formats, whole
-from vivavoce.serving.rest_uploads import decode, from_base64
+from vivavoce.serving.rest import formats as rest_formats
+from vivavoce.serving.rest.formats import MEDIA, UNKNOWN, UnsupportedFormat, check_format, encoder, formats, whole
+from vivavoce.serving.rest.uploads import decode, from_base64
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 
 RATE = 24_000
@@ -188,6 +188,6 @@ def test_base64_bare_wrapped_or_as_a_url():
 
 
 def test_base64_longer_than_a_piece(monkeypatch):
-    monkeypatch.setattr("vivavoce.serving.rest_uploads.PIECE", 64)
+    monkeypatch.setattr("vivavoce.serving.rest.uploads.PIECE", 64)
     data = bytes(range(256)) * 3
     assert from_base64(base64.b64encode(data).decode(), "x") == data

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from serving.rest_calls import NOISE, SPEECH, Patient, call, chat, error_of, events, form, says, wait_for
-from vivavoce.serving import rest_endpoint
 from vivavoce.serving.access import Access, Key, digest_of
 from vivavoce.serving.dialects import rest as rest_dialect
-from vivavoce.serving.rest_jobs import RestLimits
+from vivavoce.serving.rest import endpoint as rest_endpoint
+from vivavoce.serving.rest.jobs import RestLimits
 from vivavoce.serving.sound_formats import samples_of
 from vivavoce.systems.signal_models import FRAME
 

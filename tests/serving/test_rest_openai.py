@@ -20,7 +20,7 @@ from serving.rest_calls import sound, wav
 from vivavoce.audio import Audio
 from vivavoce.serving.app import Server, create_app
 from vivavoce.serving.core import Core
-from vivavoce.serving.rest_formats import wav_header
+from vivavoce.serving.rest.formats import wav_header
 from vivavoce.serving.run import running
 from vivavoce.serving.settings import ServerSettings
 from vivavoce.serving.sound_formats import bytes_of, samples_of

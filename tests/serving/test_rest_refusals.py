@@ -12,11 +12,12 @@ import soundfile
 import vivavoce
 from serving.rest_calls import NOISE, SAID, SPEECH, Patient, call, chat, error_of, form, says, wait_for, wav
 from vivavoce.audio import Audio
-from vivavoce.serving import rest_endpoint, rest_requests
 from vivavoce.serving.access import Access, Key, Limits, digest_of
 from vivavoce.serving.app import Server, create_app
 from vivavoce.serving.core import Core
-from vivavoce.serving.rest_jobs import RestLimits
+from vivavoce.serving.rest import endpoint as rest_endpoint
+from vivavoce.serving.rest import requests as rest_requests
+from vivavoce.serving.rest.jobs import RestLimits
 from vivavoce.serving.run import running
 from vivavoce.serving.settings import ServerSettings
 from vivavoce.systems.signal_models import RATE, SignalModel

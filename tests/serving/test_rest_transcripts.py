@@ -3,8 +3,8 @@
 import numpy as np
 
 from vivavoce.audio import Audio
-from vivavoce.serving.rest_history import Answer, Kept, TurnsDigest
-from vivavoce.serving.rest_transcripts import Word, lines_of, srt, verbose, vtt, words_of
+from vivavoce.serving.rest.history import Answer, Kept, TurnsDigest
+from vivavoce.serving.rest.transcripts import Word, lines_of, srt, verbose, vtt, words_of
 
 
 def test_a_word_ends_when_it_was_written_or_when_speech_did():

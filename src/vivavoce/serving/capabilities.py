@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from vivavoce.serving.rest_formats import formats
-from vivavoce.serving.rest_replies import hears_itself, tasks_of
+from vivavoce.serving.rest.formats import formats
+from vivavoce.serving.rest.replies import hears_itself, tasks_of
 
 
 def capabilities(model: Any, name: str, frame_size: int) -> dict[str, Any]:

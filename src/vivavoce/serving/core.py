@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from vivavoce.audio import Audio
 from vivavoce.dialogue.reply_rows import duplex_from_reply
 from vivavoce.serving.admission import Curve, Place, Queue, Refused, measure
 from vivavoce.serving.clock import Clock
@@ -38,6 +39,8 @@ class Core:
         self.settings, self.clock = settings or ServerSettings(), clock or Clock()
         self.metrics = Metrics(name)
         self.curve: Curve | None = None
+        # A semantic rule: how likely (or whether) the user's turn ends with this audio; None: silence alone decides.
+        self.end_of_turn: Callable[[Audio], float | bool] | None = None
         self.live: dict[str, Conversation] = {}
         self.stopping = False
         self.workers = ThreadPoolExecutor(VERBS_AT_ONCE, "vivavoce-verb", initializer=step_back)

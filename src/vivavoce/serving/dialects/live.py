@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from vivavoce.serving.app import Server, problem
-from vivavoce.serving.live_connection import Connection, Live
-from vivavoce.serving.live_events import Fault
+from vivavoce.serving.live.connection import Connection, Live
+from vivavoce.serving.live.events import Fault
 
 OBSERVER_OUTBOX = 4 * 2**20  # bytes that may wait for an observer
 SPARE = 2**18  # bytes of other events than sound, beside the seconds of it that may wait for an owner

@@ -24,11 +24,11 @@ from vivavoce.serving.access import Denied, Visitor, secret_of
 from vivavoce.serving.admission import Refused
 from vivavoce.serving.app import Server, problem
 from vivavoce.serving.conversation import Client, Conversation
-from vivavoce.serving.realtime_events import GA, Beta, Spelling, error_event, new_id
-from vivavoce.serving.realtime_link import Link
-from vivavoce.serving.realtime_models import abilities_of, check_able
-from vivavoce.serving.realtime_session import RealtimeSession
-from vivavoce.serving.realtime_settings import Invalid, beta_session, default_session, from_beta, merge, number
+from vivavoce.serving.realtime.events import GA, Beta, Spelling, error_event, new_id
+from vivavoce.serving.realtime.link import Link
+from vivavoce.serving.realtime.models import abilities_of, check_able
+from vivavoce.serving.realtime.session import RealtimeSession
+from vivavoce.serving.realtime.settings import Invalid, beta_session, default_session, from_beta, merge, number
 
 BETA_PROTOCOL = "openai-beta.realtime-v1"
 ENDED = {  # why a conversation was closed -> close code, the error's code, words

@@ -10,10 +10,10 @@ from starlette.routing import BaseRoute, Route
 from vivavoce.serving.access import Denied
 from vivavoce.serving.app import Server, problem
 from vivavoce.serving.capabilities import capabilities
-from vivavoce.serving.rest_chat import completions
-from vivavoce.serving.rest_endpoint import Endpoint, Rest, Run
-from vivavoce.serving.rest_speech import speech
-from vivavoce.serving.rest_transcription import transcription, translation
+from vivavoce.serving.rest.chat import completions
+from vivavoce.serving.rest.endpoint import Endpoint, Rest, Run
+from vivavoce.serving.rest.speech import speech
+from vivavoce.serving.rest.transcription import transcription, translation
 
 FORM = 64 * 1024  # bytes of a form beside its file
 

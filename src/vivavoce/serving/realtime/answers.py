@@ -17,8 +17,8 @@ import numpy as np
 
 from vivavoce.dialogue.turns import LOUD
 from vivavoce.serving.conversation import Conversation, Frame
-from vivavoce.serving.realtime_responses import Response
-from vivavoce.serving.realtime_user import UserSide, level
+from vivavoce.serving.realtime.responses import Response
+from vivavoce.serving.realtime.user import UserSide, level
 
 NOTHING = 4.0  # seconds that an answer is waited for, once the model has heard everything
 AUDIBLE = 10 ** (-70 / 20)  # peak of a frame that is worth sending before the gate opens

@@ -16,7 +16,7 @@ from typing import Any
 
 from vivavoce.serving.access import Visitor
 from vivavoce.serving.core import VERBS_AT_ONCE, Core
-from vivavoce.serving.rest_requests import Body, Gone, Problem
+from vivavoce.serving.rest.requests import Body, Gone, Problem
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from vivavoce.serving.access import Visitor
 from vivavoce.serving.capabilities import greedy
-from vivavoce.serving.rest_endpoint import DONE, Rest, Streamed, sse
-from vivavoce.serving.rest_formats import check_format, encoder, whole
-from vivavoce.serving.rest_history import Answer
-from vivavoce.serving.rest_jobs import Job
-from vivavoce.serving.rest_messages import Conversation, heard, messages_of
-from vivavoce.serving.rest_replies import hears_itself, pieces_of
-from vivavoce.serving.rest_requests import Body, Fields, problem_of
+from vivavoce.serving.rest.endpoint import DONE, Rest, Streamed, sse
+from vivavoce.serving.rest.formats import check_format, encoder, whole
+from vivavoce.serving.rest.history import Answer
+from vivavoce.serving.rest.jobs import Job
+from vivavoce.serving.rest.messages import Conversation, heard, messages_of
+from vivavoce.serving.rest.replies import hears_itself, pieces_of
+from vivavoce.serving.rest.requests import Body, Fields, problem_of
 from vivavoce.serving.sound_formats import bytes_of
 
 FORMATS = ("wav", "mp3", "flac", "opus", "aac", "pcm16")

@@ -13,10 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from vivavoce.serving.access import Denied, Visitor
 from vivavoce.serving.app import Server, problem
-from vivavoce.serving.rest_history import Kept
-from vivavoce.serving.rest_jobs import Job, Jobs, RestLimits
-from vivavoce.serving.rest_replies import tasks_of
-from vivavoce.serving.rest_requests import Body, Fields, Gone, Held, Problem, problem_of
+from vivavoce.serving.rest.history import Kept
+from vivavoce.serving.rest.jobs import Job, Jobs, RestLimits
+from vivavoce.serving.rest.replies import tasks_of
+from vivavoce.serving.rest.requests import Body, Fields, Gone, Held, Problem, problem_of
 
 DONE = b"data: [DONE]\n\n"
 SSE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

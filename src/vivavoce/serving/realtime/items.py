@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vivavoce.audio.resample import resample
-from vivavoce.serving.realtime_events import audio_bytes, new_id
-from vivavoce.serving.realtime_settings import FORMATS, Invalid
+from vivavoce.serving.realtime.events import audio_bytes, new_id
+from vivavoce.serving.realtime.settings import FORMATS, Invalid
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 
 KEPT = 120.0  # seconds of sound that a conversation's items keep, the newest ones

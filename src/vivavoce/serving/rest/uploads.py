@@ -14,7 +14,7 @@ from vivavoce.audio.files import stream
 from vivavoce.audio.resample import Resampler
 from vivavoce.audio.waveform import check_finite
 from vivavoce.errors import AudioError, RequestError
-from vivavoce.serving.rest_formats import pyav
+from vivavoce.serving.rest.formats import pyav
 
 MOST_CHANNELS, HIGHEST_RATE = 16, 192_000
 PIECE = 1 << 20  # characters of base64 that are decoded at once: nobody else waits long meanwhile

@@ -32,14 +32,14 @@ from vivavoce.audio import Audio
 from vivavoce.serving.access import Visitor
 from vivavoce.serving.app import Server
 from vivavoce.serving.conversation import Conversation, Frame
-from vivavoce.serving.realtime_answers import Answers, tell_cut
-from vivavoce.serving.realtime_events import Beta, Spelling, error_event, new_id, read
-from vivavoce.serving.realtime_input import HELD, Input
-from vivavoce.serving.realtime_items import History, Item, Sound, item_of
-from vivavoce.serving.realtime_models import IGNORED, Ends, abilities_of, check_able, notices, policy_of, unsupported
-from vivavoce.serving.realtime_replies import Asides
-from vivavoce.serving.realtime_responses import Post, Response
-from vivavoce.serving.realtime_settings import (
+from vivavoce.serving.realtime.answers import Answers, tell_cut
+from vivavoce.serving.realtime.events import Beta, Spelling, error_event, new_id, read
+from vivavoce.serving.realtime.input import HELD, Input
+from vivavoce.serving.realtime.items import History, Item, Sound, item_of
+from vivavoce.serving.realtime.models import IGNORED, Ends, abilities_of, check_able, notices, policy_of, unsupported
+from vivavoce.serving.realtime.replies import Asides
+from vivavoce.serving.realtime.responses import Post, Response
+from vivavoce.serving.realtime.settings import (
     RESPONSE,
     Invalid,
     beta_param,
@@ -48,7 +48,7 @@ from vivavoce.serving.realtime_settings import (
     looks_like_beta,
     merge,
 )
-from vivavoce.serving.realtime_user import UserSide, UserTurn
+from vivavoce.serving.realtime.user import UserSide, UserTurn
 
 
 class RealtimeSession:

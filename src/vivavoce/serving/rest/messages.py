@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from vivavoce.audio import Audio
-from vivavoce.serving.rest_endpoint import Rest
-from vivavoce.serving.rest_history import Answer, TurnsDigest
-from vivavoce.serving.rest_replies import hears_itself
-from vivavoce.serving.rest_requests import Fields, Problem, problem_of
-from vivavoce.serving.rest_uploads import decode, from_base64
+from vivavoce.serving.rest.endpoint import Rest
+from vivavoce.serving.rest.history import Answer, TurnsDigest
+from vivavoce.serving.rest.replies import hears_itself
+from vivavoce.serving.rest.requests import Fields, Problem, problem_of
+from vivavoce.serving.rest.uploads import decode, from_base64
 
 MOST_MESSAGES = 256
 OTHER_PARTS = {"image_url": "image", "file": "file", "video_url": "video", "audio_url": "link"}

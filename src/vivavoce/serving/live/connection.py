@@ -9,14 +9,14 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from vivavoce.errors import VivavoceError
-from vivavoce.serving import live_events
 from vivavoce.serving.access import Denied, Visitor
 from vivavoce.serving.admission import Refused
 from vivavoce.serving.app import Server
 from vivavoce.serving.conversation import Client
-from vivavoce.serving.live_events import Fault, StartConfig
-from vivavoce.serving.live_link import Bucket, Link
-from vivavoce.serving.live_session import TAKES, LiveSession, transcripts_of
+from vivavoce.serving.live import events as live_events
+from vivavoce.serving.live.events import Fault, StartConfig
+from vivavoce.serving.live.link import Bucket, Link
+from vivavoce.serving.live.session import TAKES, LiveSession, transcripts_of
 
 MOST_MESSAGE = 4 * 2**20  # bytes: half a minute of sound is 2 MB
 

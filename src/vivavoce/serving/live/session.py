@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from vivavoce.audio.resample import resample
-from vivavoce.serving import live_events
 from vivavoce.serving.access import Visitor
 from vivavoce.serving.conversation import Conversation, Frame
 from vivavoce.serving.core import Core
-from vivavoce.serving.live_events import FIXTURE_RATE, Fault, StartConfig
-from vivavoce.serving.live_link import Link
-from vivavoce.serving.live_pieces import Piece, Pieces
+from vivavoce.serving.live import events as live_events
+from vivavoce.serving.live.events import FIXTURE_RATE, Fault, StartConfig
+from vivavoce.serving.live.link import Link
+from vivavoce.serving.live.pieces import Piece, Pieces
 from vivavoce.serving.sound_formats import SoundIn, SoundOut, samples_of
 
 DRAIN = 10.0  # seconds that a session has to finish what it says, once it is to be closed

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.websockets import WebSocket
 
-from vivavoce.serving import live_events
-from vivavoce.serving.live_events import Fault
+from vivavoce.serving.live import events as live_events
+from vivavoce.serving.live.events import Fault
 
 PATIENCE = 5.0  # seconds that a slow client has to take the word that it is too slow
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from vivavoce.serving.realtime_events import new_id
-from vivavoce.serving.realtime_items import History, Item, Sound
-from vivavoce.serving.realtime_settings import FORMATS
+from vivavoce.serving.realtime.events import new_id
+from vivavoce.serving.realtime.items import History, Item, Sound
+from vivavoce.serving.realtime.settings import FORMATS
 from vivavoce.serving.sound_formats import SoundOut
 
 Post = Callable[[dict[str, Any]], None]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vivavoce.audio import Audio
-from vivavoce.serving.realtime_settings import EAGERNESS, Invalid
+from vivavoce.serving.realtime.settings import EAGERNESS, Invalid
 
 Ends = Callable[[Audio], float | bool]  # the semantic rule: whether a turn so far is over
 

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vivavoce.serving.realtime_settings import BETA_FORMATS, Invalid, beta_session
+from vivavoce.serving.realtime.settings import BETA_FORMATS, Invalid, beta_session
 
 LONGEST_AUDIO = 15 * 2**20  # bytes of base64 in one append, as the API has it
 TEXT, OBJECT, WHOLE = "a string", "an object", "a whole number"

@@ -13,7 +13,7 @@ from starlette.types import Message
 from vivavoce.errors import AudioError, RequestError, need
 from vivavoce.serving.access import Denied
 from vivavoce.serving.admission import Refused
-from vivavoce.serving.rest_formats import UnsupportedFormat
+from vivavoce.serving.rest.formats import UnsupportedFormat
 
 IDLE, LONGEST = 20.0, 300.0  # seconds between two pieces of a body, and for all of it
 MOST_VALUES = 50_000  # of a JSON body: reading more would keep everybody else waiting

@@ -11,12 +11,12 @@ from vivavoce.audio import Audio
 from vivavoce.audio.voice_activity import speech_segments
 from vivavoce.serving.access import Visitor
 from vivavoce.serving.capabilities import languages_of
-from vivavoce.serving.rest_endpoint import DONE, Rest, Streamed, sse
-from vivavoce.serving.rest_jobs import Job
-from vivavoce.serving.rest_replies import hears_itself, pieces_of
-from vivavoce.serving.rest_requests import Body, Fields, Problem, problem_of
-from vivavoce.serving.rest_transcripts import lines_of, srt, verbose, vtt, words_of
-from vivavoce.serving.rest_uploads import decode
+from vivavoce.serving.rest.endpoint import DONE, Rest, Streamed, sse
+from vivavoce.serving.rest.jobs import Job
+from vivavoce.serving.rest.replies import hears_itself, pieces_of
+from vivavoce.serving.rest.requests import Body, Fields, Problem, problem_of
+from vivavoce.serving.rest.transcripts import lines_of, srt, verbose, vtt, words_of
+from vivavoce.serving.rest.uploads import decode
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("word", "segment")

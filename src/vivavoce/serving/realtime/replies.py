@@ -15,11 +15,11 @@ from vivavoce.audio import Audio
 from vivavoce.dialogue.turns import LOUD
 from vivavoce.errors import VivavoceError
 from vivavoce.serving.core import Core
-from vivavoce.serving.realtime_items import History, Item, item_of
-from vivavoce.serving.realtime_models import Abilities, unsupported
-from vivavoce.serving.realtime_responses import Response
-from vivavoce.serving.realtime_settings import Invalid
-from vivavoce.serving.realtime_user import level
+from vivavoce.serving.realtime.items import History, Item, item_of
+from vivavoce.serving.realtime.models import Abilities, unsupported
+from vivavoce.serving.realtime.responses import Response
+from vivavoce.serving.realtime.settings import Invalid
+from vivavoce.serving.realtime.user import level
 
 MOST_AT_ONCE = 4
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from vivavoce.serving.conversation import Conversation
-from vivavoce.serving.realtime_events import audio_bytes
-from vivavoce.serving.realtime_settings import FORMATS, Invalid
+from vivavoce.serving.realtime.events import audio_bytes
+from vivavoce.serving.realtime.settings import FORMATS, Invalid
 from vivavoce.serving.sound_formats import SoundIn
 
 HELD = 120.0  # seconds of push-to-talk sound before a commit

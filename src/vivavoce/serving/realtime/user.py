@@ -17,9 +17,9 @@ import numpy as np
 from vivavoce.dialogue.turn_detection import TurnRules
 from vivavoce.dialogue.turns import LOUD
 from vivavoce.serving.conversation import Conversation, Frame
-from vivavoce.serving.realtime_items import KEPT, History, Item, Sound, as_int16
-from vivavoce.serving.realtime_models import threshold_of
-from vivavoce.serving.realtime_settings import EAGERNESS
+from vivavoce.serving.realtime.items import KEPT, History, Item, Sound, as_int16
+from vivavoce.serving.realtime.models import threshold_of
+from vivavoce.serving.realtime.settings import EAGERNESS
 
 PAUSE = 0.1  # seconds of quiet that voice activity takes for the end of speech
 SETTLE = 1.0  # seconds after the last word, or the end of the turn, when a transcript is complete

@@ -8,11 +8,11 @@ from typing import Any
 from starlette.responses import Response
 
 from vivavoce.serving.access import Visitor
-from vivavoce.serving.rest_endpoint import Rest, Streamed, sse
-from vivavoce.serving.rest_formats import MEDIA, Encoder, check_format, encoder
-from vivavoce.serving.rest_jobs import Job
-from vivavoce.serving.rest_replies import pieces_of
-from vivavoce.serving.rest_requests import Body, Fields, Problem, problem_of
+from vivavoce.serving.rest.endpoint import Rest, Streamed, sse
+from vivavoce.serving.rest.formats import MEDIA, Encoder, check_format, encoder
+from vivavoce.serving.rest.jobs import Job
+from vivavoce.serving.rest.replies import pieces_of
+from vivavoce.serving.rest.requests import Body, Fields, Problem, problem_of
 
 LONGEST = 4096  # characters of a text
 

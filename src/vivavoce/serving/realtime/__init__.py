@@ -1,0 +1,1 @@
+"""What the Realtime dialect is made of; its routes are in `vivavoce.serving.dialects.realtime`."""

@@ -1,0 +1,1 @@
+"""What the REST dialect is made of; its routes are in `vivavoce.serving.dialects.rest`."""
