@@ -17,10 +17,11 @@ KEYS = {digest_of(secret): Key(secret, digest_of(secret)) for secret in ("right-
 
 
 class Wire:
-    """A port that passes everything on to another one, and can be cut."""
+    """A port that passes everything on to another one, and can be cut; or `still`: nobody notices that nothing comes
+    through."""
 
     def __init__(self, port: int):
-        self.target, self.whole = port, True
+        self.target, self.whole, self.still = port, True, False
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         self.ends: list[socket.socket] = []
@@ -41,7 +42,8 @@ class Wire:
     def _pass(self, source: socket.socket, to: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                to.sendall(data)
+                if not self.still:
+                    to.sendall(data)
         for end in (source, to):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -55,7 +57,7 @@ class Wire:
 
     def mend(self) -> None:
         """New connections come through again."""
-        self.whole = True
+        self.whole, self.still = True, False
 
     def close(self) -> None:
         """Cut it for good."""
@@ -98,6 +100,23 @@ def test_a_lost_connection_comes_back(serve, wire, open_page, photograph):
     hang_up(page)
     assert until(lambda: not server.core.live)
     page.faults.clear()  # the browser's own word about the cut connection
+
+
+def test_a_connection_that_nothing_comes_through_is_noticed(serve, wire, open_page):
+    port, server = serve("tone", dialects=("live", "page"))
+    line = wire(port)
+    page = open_page(f"http://127.0.0.1:{line.port}/")
+    begin(page)
+    (talking,) = server.core.live
+    line.still = True
+    page.wait(is_in("lost"))
+    line.mend()
+    page.wait(is_in("talking"))  # though for the server the first connection is still there
+    assert list(server.core.live) == [talking]
+    page.wait("document.querySelector('.turn.model')")
+    hang_up(page)
+    assert until(lambda: not server.core.live)
+    page.faults.clear()
 
 
 def test_a_connection_that_does_not_come_back(serve, wire, open_page):

@@ -89,7 +89,7 @@ def test_ephemeral_keys_open_one_conversation_for_a_while():
 def test_a_file_of_keys(tmp_path):
     path = tmp_path / "keys.yaml"
     path.write_text(f"me: {{sha256: {digest_of('x')}}}\nears: {{sha256: {digest_of('y')}, scopes: [talk]}}\n")
-    assert {key.name: key.scopes for key in read_keys(path).values()}["ears"] == ("talk",)
+    assert {k.name: k.scopes for k in read_keys(path).values()} == {"me": ("talk", "rest"), "ears": ("talk",)}
     for text, message in (
         ("me: x", "64 hexadecimal"), ("[1]", "a mapping"), ("a: {sha256: zz}", "64 hexadecimal"),
         ("{", "no file of keys"), (f"me: {{sha256: {digest_of('x')}, scopes: [fly]}}", "'fly' is unknown"),

@@ -16,6 +16,7 @@ import yaml
 from vivavoce.errors import RequestError
 
 SCOPES = ("talk", "rest", "observe", "metrics")
+USUAL_SCOPES = ("talk", "rest")  # of a key that names none: to listen to other people's conversations is no default
 EPHEMERAL = "ek_"
 
 
@@ -188,8 +189,8 @@ def secret_of(headers: Mapping[str, str], query: Mapping[str, str], protocols: I
 
 
 def read_keys(path: Path) -> dict[str, Key]:
-    """Keys of a YAML file, `NAME: {sha256: …, scopes: [talk, rest], conversations: 2}`; a name with `sha256` alone may
-    do everything. Raises `RequestError` naming the line's key."""
+    """Keys of a YAML file, `NAME: {sha256: …, scopes: [talk, rest], conversations: 2}`; a key without scopes opens talk
+    and rest. Raises `RequestError` naming the line's key."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -201,8 +202,8 @@ def read_keys(path: Path) -> dict[str, Key]:
         digest = row.get("sha256") if isinstance(row, dict) else None
         if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise RequestError(f"{path}: {name}: sha256 must be 64 hexadecimal digits: make one with 'talk --new-key'")
-        unknown = set(row) - {"sha256", "scopes", "conversations"} or set(row.get("scopes", SCOPES)) - set(SCOPES)
+        unknown = set(row) - {"sha256", "scopes", "conversations"} or set(row.get("scopes", USUAL_SCOPES)) - set(SCOPES)
         if unknown:
             raise RequestError(f"{path}: {name}: '{sorted(unknown)[0]}' is unknown; scopes are {', '.join(SCOPES)}")
-        keys[digest] = Key(str(name), digest, tuple(row.get("scopes", SCOPES)), row.get("conversations"))
+        keys[digest] = Key(str(name), digest, tuple(row.get("scopes", USUAL_SCOPES)), row.get("conversations"))
     return keys

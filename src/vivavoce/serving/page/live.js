@@ -133,7 +133,7 @@ export class Live {
     clearTimeout(this.silence);
     if (this.state !== "talking" && this.state !== "lost") return;
     this.silence = setTimeout(() => {
-      letGo(this.socket);
+      letGo(this.socket, 4000); // from 4000 on the server waits for us to come again
       if (this.state === "talking") this.lose();
       else this.again();
     }, SILENT);
@@ -177,9 +177,9 @@ export class Live {
 }
 
 // Let go of a socket without waiting for the other side.
-function letGo(socket) {
+function letGo(socket, code = 1000) {
   socket.onopen = socket.onmessage = socket.onclose = null;
-  socket.close();
+  socket.close(code);
 }
 
 export function base64Of(samples) {
