@@ -1,6 +1,7 @@
 """A server on a port: in this thread until it is stopped, or in one of its own."""
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -23,7 +24,11 @@ def configure(app: Any, host: str, port: int, **options: Any) -> Any:
             for listening in self.servers:
                 listening.close()
             await server.core.stop(server.drain)
-            await super().shutdown(sockets)
+            try:
+                await super().shutdown(sockets)
+            except Exception as error:  # a connection that is being closed already must not keep the rest from ending
+                logging.getLogger(__name__).warning("while the server ended: %s", error)
+                await self.lifespan.shutdown()
 
     chosen = {
         "host": host, "port": port, "log_level": "warning", "access_log": False, "ws": "websockets-sansio",

@@ -69,6 +69,7 @@ export class Live {
         this.grace = event.session.resume_seconds ?? GRACE;
         if (this.state !== "connecting") return;
         this.state = "talking";
+        this.listenFor();
         this.mute(this.silenced);
         return this.on.started(event.session);
       case "info":
