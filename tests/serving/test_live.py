@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serving.live_clients.raw import BYTES, Client, burst, narrow, noise, run
+from serving.waiting import nobody_left
 from vivavoce.dialogue import DuplexOutput
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 from vivavoce.systems.signal_models import SignalModel, SignalRows
@@ -119,7 +120,7 @@ def test_two_clients_hear_themselves_alone(serve):
     (id_1, heard_1), (id_2, heard_2) = run(go())
     assert id_1 != id_2
     assert np.abs(heard_1 - voices[0]).max() < 1e-4 and np.abs(heard_2 - voices[1]).max() < 1e-4
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_a_fixture_takes_the_place_of_the_model_while_it_lasts(serve):
@@ -196,7 +197,7 @@ def test_who_never_stops_speaking_is_not_waited_for_longer_than_ten_seconds(serv
             return server.core.clock.now() - begin
 
     assert 9.9 < run(go()) < 30
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_the_end_of_what_was_said_is_heard_in_a_pause(serve):
@@ -272,7 +273,8 @@ def test_a_lost_connection_goes_on_with_the_same_conversation(serve, way):
     assert again["id"] == session["id"] and again["resume_token"] == session["resume_token"]
     assert first.said() == "tone number 1 ends"
     assert re.sub(r"^ ", "", second.said()).startswith("tone number 2")
-    assert not server.core.live and server.core.lockstep.free
+    nobody_left(server)
+    assert server.core.lockstep.free
     if way.startswith("resumed"):
         assert 600 <= note["gap_ms"] < 30_000
     else:
@@ -347,7 +349,7 @@ def test_a_session_says_when_it_ends(serve):
     assert note["code"] == "session_expiring" and 0 <= note["seconds"] <= 3.0
     assert abs(session["expires_at"] - time.time()) < 10
     assert closed["session"]["id"] == session["id"] and "resume_token" not in closed["session"]
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_a_session_without_input_ends(serve):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serving.live_clients.raw import Client, burst, narrow, noise, run
+from serving.waiting import nobody_left
 from vivavoce.serving.access import Access, Key, digest_of
 from vivavoce.serving.sound_formats import samples_of
 
@@ -96,7 +97,7 @@ def test_who_comes_late_hears_from_then_on_and_commands_with_the_right_key(serve
 
     deltas = run(go())
     assert deltas[0]["start_ms"] >= 300
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_an_observer_who_does_not_read_is_dropped_and_the_conversation_goes_on(serve, monkeypatch):
@@ -123,4 +124,4 @@ def test_an_observer_who_does_not_read_is_dropped_and_the_conversation_goes_on(s
                 assert (await quick.closed(), quick.codes()) == (1000, [])
 
     run(go())
-    assert not server.core.live
+    nobody_left(server)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serving.live_clients.raw import Client, noise, run
+from serving.waiting import nobody_left
 from vivavoce.serving.access import Access, Key, Limits, digest_of
 from vivavoce.serving.live.events import Fault, read_event, read_start
 from vivavoce.serving.live.pieces import Pieces
@@ -168,7 +169,7 @@ def test_a_start_that_is_refused_ends_the_connection(serve):
             assert await silent.closed() == 1008 and silent.codes() == ["session_not_started"]
 
     run(go())
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_what_a_session_cannot_have_is_told_when_it_starts(serve):
@@ -341,4 +342,4 @@ def test_a_session_is_hung_up_by_its_own_key(serve):
             return closed["reason"], await client.closed()
 
     assert run(go()) == ("close_requested", 1000)
-    assert not server.core.live
+    nobody_left(server)

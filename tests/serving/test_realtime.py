@@ -20,6 +20,7 @@ from serving.realtime_clients.raw import (
     run,
     silence,
 )
+from serving.waiting import nobody_left
 from vivavoce.serving.realtime.user import UserSide
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 from vivavoce.systems.signal_models import FRAME, tone
@@ -67,7 +68,7 @@ def test_a_spoken_turn_and_its_answer_in_order(serve):
         assert all(event["event_id"] for event in client.events)
 
     run(go())
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_people_do_not_hear_each_other(serve):
@@ -86,7 +87,7 @@ def test_people_do_not_hear_each_other(serve):
         await asyncio.gather(go(sounds[0], sounds[1]), go(sounds[1], sounds[0]))
 
     run(both())
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_push_to_talk_is_heard_when_it_is_committed_and_answered_when_it_is_asked(serve):

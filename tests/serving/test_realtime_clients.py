@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from serving.realtime_clients.raw import BEGIN, END, SOUND, USER, WORDS, recording, silence
+from serving.waiting import nobody_left
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 from vivavoce.systems.signal_models import FRAME, tone
 
@@ -68,7 +69,7 @@ def test_the_openai_package_talks(serve, tmp_path, name):
     expected = {*USER, *BEGIN, *END, WORDS, SOUND, "session.created", "session.updated", "error"}
     assert expected <= set(found["types"])
     assert "ResponseAudioDeltaEvent" in found["classes"] and "ConversationItemDone" in found["classes"]
-    assert not server.core.live
+    nobody_left(server)
 
 
 @pytest.mark.parametrize("name", (OPENAI[0], OPENAI[1]))
@@ -78,7 +79,7 @@ def test_the_beta_client_of_the_openai_package_talks(serve, tmp_path, name):
     found = session([python, SCRIPTS / "openai_beta.py"], port, tmp_path)
     assert found["words"] == "tone number 1 ends" and found["modalities"] == ["audio", "text"] and heard(found)
     assert {"conversation.item.created", "response.audio_transcript.delta"} <= set(found["types"])
-    assert not server.core.live
+    nobody_left(server)
 
 
 def heard(found):
@@ -100,7 +101,7 @@ def test_openai_agents_under_node(serve, tmp_path):
     # It cuts answers itself, by its own clock: what it shows is what this server keeps.
     assert found["items"][0]["text"].startswith("sound") and found["items"][1]["text"].startswith("tone")
     assert found["types"].count("response.done") == 2 and "conversation.item.truncated" in found["types"]
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_livekits_realtime_model(serve, tmp_path):
@@ -113,7 +114,7 @@ def test_livekits_realtime_model(serve, tmp_path):
     assert {*USER, *BEGIN, *END} <= set(found["types"])
     pushed = [kind for kind in found["second_types"] if kind.startswith("input_audio_buffer")]
     assert pushed == ["input_audio_buffer.committed"]
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_pipecats_realtime_service(serve, tmp_path):
@@ -123,4 +124,4 @@ def test_pipecats_realtime_service(serve, tmp_path):
     assert found["user"] and set(" ".join(found["user"]).split()) == {"sound"}
     assert not found["errors"]
     assert found["turns"] == ["ProposedUserStartedSpeakingFrame", "ProposedUserStoppedSpeakingFrame"]
-    assert not server.core.live
+    nobody_left(server)

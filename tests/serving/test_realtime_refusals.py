@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from serving.realtime_clients.raw import base64_of, connected, noise, recording, run, silence
+from serving.waiting import nobody_left
 from vivavoce.serving.access import Access, Key, Limits, digest_of
 from vivavoce.serving.realtime.events import CLIENT_EVENTS, KINDS
 from vivavoce.serving.realtime.link import MOST_WAITING, Link
@@ -307,7 +308,7 @@ def test_sessions_end_and_say_why(serve, limits, code):
                 assert 0 < expiring[0]["expires_in_seconds"] <= 9.0
 
     run(go())
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_a_lost_connection_is_resumed_with_everything_that_was_said(serve):

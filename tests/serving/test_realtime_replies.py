@@ -8,6 +8,7 @@ import numpy as np
 
 import vivavoce
 from serving.realtime_clients.raw import BEGIN, END, SOUND, WORDS, base64_of, connected, noise, recording, run
+from serving.waiting import nobody_left
 from vivavoce.audio import Audio
 from vivavoce.dialogue import Piece
 from vivavoce.serving.sound_formats import bytes_of, samples_of
@@ -137,7 +138,7 @@ def test_a_model_that_reads_is_given_texts_instructions_and_functions(serve):
         assert model.asked[1][1:] == ("Be brief.", ())
 
     run(go())
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_an_arithmetic_question_is_heard_and_answered_in_words(serve):
