@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
         port: int = typer.Option(8998, min=0, max=65535, help="Port; 0 for any that is free."),
         rows: int = typer.Option(0, min=0, help="Conversations at once; 0: as many as the machine is measured to do."),
         queue: int = typer.Option(64, min=0, help="Clients that may wait for one."),
+        each: int = typer.Option(16, min=1, help="Conversations at once of one key, and of one address."),
         session: float = typer.Option(1800.0, min=1, help="Seconds that a conversation may last."),
         idle: float = typer.Option(120.0, min=1, help="Seconds without input after which it ends."),
         keys: Path = typer.Option(None, help="YAML file of API keys; without one, all of this machine may talk."),
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
             return
         import vivavoce
         from vivavoce.cli.options import placed, use_few_threads
-        from vivavoce.serving.access import Access, is_this_machine, read_keys
+        from vivavoce.serving.access import Access, Limits, is_this_machine, read_keys
         from vivavoce.serving.app import Server, create_app
         from vivavoce.serving.core import Core
         from vivavoce.serving.recording import Recorder
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
         from vivavoce.serving.settings import ServerSettings
         from vivavoce.serving.tls import tls_of
 
-        access = Access(read_keys(keys) if keys else {}, tuple(origin))
+        access = Access(read_keys(keys) if keys else {}, tuple(origin), Limits(conversations=each))
         secured = tls_of(tls, host) if tls else None
         listening = bind(host, port)
         loaded = vivavoce.load(model, **placed(device, dtype))

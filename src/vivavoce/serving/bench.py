@@ -25,7 +25,8 @@ def bench_server(model: str, plan: Plan, rows: int = 0, options: tuple[str, ...]
     side used; `frame_ms`: from when a frame was due to the end of its steps.
     """
     port = free_port()
-    command = [sys.executable, "-m", "vivavoce", "talk", model, "--port", str(port), "--rows", str(rows), *options]
+    command = [sys.executable, "-m", "vivavoce", "talk", model, "--port", str(port), "--rows", str(rows)]
+    command += ["--each", str(plan.clients + plan.hostile), *options]  # all come from one address
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     try:

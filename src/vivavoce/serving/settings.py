@@ -24,7 +24,7 @@ class ServerSettings:
     gap: float = 0.5
     slack: int = 2
     catch_up: int = 3
-    share: float = 0.6
+    share: float = 0.5
     ring: float = 30.0
     lead: float = 0.4
     outbox: float = 5.0
