@@ -89,6 +89,18 @@ def check_lockstep(
     same(in_chunks(module, signals[longest], chance, most), singles[longest], tolerance)
 
 
+def check_stack(stack: Streaming, width: int, sizes: list[int], seed: int) -> None:
+    """Rows of about `sizes` chunks of noise [frames, width], float64: padded in a batch, and in lockstep, as alone."""
+    torch.manual_seed(seed)
+    signals = []
+    for size in sizes:
+        length = max(0, size * stack.chunk - int(torch.randint(stack.chunk, ())))
+        signals.append(torch.randn(length, width, dtype=torch.float64))
+    singles = [alone(stack, signal) for signal in signals]
+    check_padded_batch(stack, signals, singles, 1e-9)
+    check_lockstep(stack, signals, singles, seed, 1e-9, most=2 * stack.chunk + 3)
+
+
 def step_somehow(
     module: Streaming, chunk: Tensor, state: State, counts: Tensor, chance: random.Random
 ) -> tuple[list[Tensor], State]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from codec_parity import check_modes, speech_like
 from proves import proves
-from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
+from streaming_contract import check_gradient, check_published, check_stack
 from vivavoce.codecs import PUBLISHED, CodecConfig, build_codec, codec_of, load_codec, save_codec, seanet
 from vivavoce.codecs.whole_frames import WholeFrames
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
@@ -47,15 +47,7 @@ def stacks():
 @settings(max_examples=30 if LONG else 2)
 @torch.no_grad()
 def test_stacks_keep_the_streaming_contract(stacks, name, sizes, seed):
-    stack = stacks[name]
-    torch.manual_seed(seed)
-    signals = []
-    for size in sizes:
-        length = max(0, size * stack.chunk - int(torch.randint(stack.chunk, ())))
-        signals.append(torch.randn(length, first_width(name), dtype=torch.float64))
-    singles = [alone(stack, signal) for signal in signals]
-    check_padded_batch(stack, signals, singles, 1e-9)
-    check_lockstep(stack, signals, singles, seed, 1e-9, most=2 * stack.chunk + 3)
+    check_stack(stacks[name], first_width(name), sizes, seed)
 
 
 def first_width(name):

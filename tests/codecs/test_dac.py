@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from codec_parity import check_modes, check_wave, speech_like
 from proves import proves
-from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
+from streaming_contract import check_gradient, check_published, check_stack
 from vivavoce.audio import Audio
 from vivavoce.codecs import PUBLISHED_DAC, codec_of, load_codec, save_codec
 from vivavoce.codecs.dac import DACConfig, build_dac
@@ -65,15 +65,7 @@ def width(name):
 @settings(max_examples=20 if LONG else 1)
 @torch.no_grad()
 def test_stacks_keep_the_streaming_contract(stacks, name, sizes, seed):
-    stack = stacks[name]
-    torch.manual_seed(seed)
-    signals = []
-    for size in sizes:
-        length = max(0, size * stack.chunk - int(torch.randint(stack.chunk, ())))
-        signals.append(torch.randn(length, width(name), dtype=torch.float64))
-    singles = [alone(stack, signal) for signal in signals]
-    check_padded_batch(stack, signals, singles, 1e-9)
-    check_lockstep(stack, signals, singles, seed, 1e-9, most=2 * stack.chunk + 3)
+    check_stack(stacks[name], width(name), sizes, seed)
 
 
 @pytest.mark.parametrize("name", ["one odd stride encoder", "one odd stride decoder", "dac-44khz decoder"])

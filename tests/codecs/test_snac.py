@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import vivavoce
 from codec_parity import check_modes, check_wave, speech_like
 from proves import proves
-from streaming_contract import alone, check_gradient, check_lockstep, check_padded_batch, check_published
+from streaming_contract import check_gradient, check_published, check_stack
 from vivavoce.audio import Audio
 from vivavoce.cli import main
 from vivavoce.codecs import PUBLISHED_SNAC, MultiRateCodec, codec_of, load_codec, save_codec
@@ -74,15 +74,7 @@ def width(name):
 @torch.no_grad()
 def test_stacks_keep_the_streaming_contract(stacks, name, sizes, seed):
     """The noise as well: each row's is its own, whatever the chunks and the others."""
-    stack = stacks[name]
-    torch.manual_seed(seed)
-    signals = []
-    for size in sizes:
-        length = max(0, size * stack.chunk - int(torch.randint(stack.chunk, ())))
-        signals.append(torch.randn(length, width(name), dtype=torch.float64))
-    singles = [alone(stack, signal) for signal in signals]
-    check_padded_batch(stack, signals, singles, 1e-9)
-    check_lockstep(stack, signals, singles, seed, 1e-9, most=2 * stack.chunk + 3)
+    check_stack(stacks[name], width(name), sizes, seed)
 
 
 @pytest.mark.parametrize("name", ["short windows encoder", "short windows decoder", "snac-24khz decoder"])

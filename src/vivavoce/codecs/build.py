@@ -15,6 +15,7 @@ from vivavoce.nn.convolution import Conv, ConvTranspose, PadMode
 from vivavoce.nn.streaming import Chain, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
 from vivavoce.quantizers import Quantizer, build_quantizer
+from vivavoce.schema.parts import configured
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,7 @@ class CodecConfig(SEANetConfig):
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "CodecConfig":
         """From a mapping; `RecipeError` names a key that is unknown, or a value of the wrong type."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = [key for key in options if key not in known]
-        if unknown:
-            raise RecipeError(f"codec: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
-        try:
-            return cls(**options)
-        except TypeError as error:
-            raise RecipeError(f"codec: {error}") from None
+        return configured("codec", cls, options)
 
     def options(self) -> dict[str, Any]:
         """What differs from the defaults, as plain data: `CodecConfig.of` gives the same back."""

@@ -18,6 +18,7 @@ from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.snake import Snake
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.schema.parts import configured
 
 DILATIONS = (1, 3, 9)
 
@@ -66,14 +67,7 @@ class SnakeConfig:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
         """From a mapping; `RecipeError` names a key that is unknown, or a value of the wrong type."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = [key for key in options if key not in known]
-        if unknown:
-            raise RecipeError(f"codec: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
-        try:
-            return cls(**options)
-        except TypeError as error:
-            raise RecipeError(f"codec: {error}") from None
+        return configured("codec", cls, options)
 
     def options(self) -> dict[str, Any]:
         """What differs from the defaults, as plain data: `of` gives the same back."""

@@ -15,11 +15,11 @@ from torch import nn
 from vivavoce.codecs.build import quantizer_of
 from vivavoce.codecs.codec import Codec
 from vivavoce.encoders.causal_mel import CausalMelEncoder
-from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.schema.parts import configured
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class SpectralConfig:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "SpectralConfig":
         """From a mapping; `RecipeError` names a key that is unknown."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = [key for key in options if key not in known]
-        if unknown:
-            raise RecipeError(f"spectral codec: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
-        return cls(**{**options, "widths": tuple(options.get("widths", cls.widths))})
+        return configured("spectral codec", cls, {**options, "widths": tuple(options.get("widths", cls.widths))})
 
     def options(self) -> dict[str, Any]:
         """What differs from the defaults, as plain data: `SpectralConfig.of` gives the same back."""

@@ -1,5 +1,6 @@
 """Parts by kind: a floor has a table of the kinds that it can build, a recipe names one of them with its options."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -27,6 +28,15 @@ def made(where: str, make: Callable[..., Made], *parts: Any, **options: Any) -> 
         return make(*parts, **options)
     except TypeError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def configured(where: str, make: type[Made], options: Mapping[str, Any]) -> Made:
+    """A dataclass of `options`; `RecipeError` beginning with `where` names a key that it does not have."""
+    known = {field.name for field in dataclasses.fields(make)}  # type: ignore[arg-type]
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise RecipeError(f"{where}: '{unknown[0]}' is unknown; there are {', '.join(sorted(known))}")
+    return made(where, make, **options)
 
 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:

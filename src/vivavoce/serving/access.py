@@ -160,6 +160,30 @@ class Access:
             raise Denied("origin_not_allowed", f"pages of {origin} may not talk here: allow them with --origin", 403)
 
 
+class Allowance:
+    """So much at once, `most`, and so much a second, `rate`; times are in seconds."""
+
+    def __init__(self, most: float, rate: float, now: float):
+        self.most, self.rate = float(most), rate
+        self._left, self._at = self.most, now
+
+    def left(self, now: float) -> float:
+        """What may be taken at that time; negative while more was spent than there was."""
+        self._left = min(self.most, self._left + (now - self._at) * self.rate)
+        self._at = now
+        return self._left
+
+    def spend(self, amount: float) -> None:
+        """Take so much, there or not."""
+        self._left -= amount
+
+    def take(self, now: float) -> bool:
+        """Take one; whether it was there."""
+        there = self.left(now) >= 1
+        self.spend(1)
+        return there
+
+
 def is_this_machine(host: str) -> bool:
     """Whether a host name or address means the machine itself."""
     if host == "localhost" or host.endswith(".localhost"):

@@ -32,12 +32,12 @@ class Server:
         self.core, self.access, self.local, self.drain, self.ready = core, access or Access(), local, drain, ready
         self.recorder = recorder.attach(core) if recorder else None
 
-    def visit(self, connection: HTTPConnection, scope: str) -> Visitor:
-        """Let a request or a WebSocket in; raises `Denied`."""
+    def visit(self, connection: HTTPConnection, scope: str, query: Mapping[str, str] | None = None) -> Visitor:
+        """Let a request or a WebSocket in; raises `Denied`. query: where it is not the connection's own."""
         protocols = [p.strip() for p in connection.headers.get("sec-websocket-protocol", "").split(",")]
         return self.access.visit(
-            connection.headers, address_of(connection), scope, self.core.clock.now(), connection.query_params,
-            protocols, self.local,
+            connection.headers, address_of(connection), scope, self.core.clock.now(),
+            connection.query_params if query is None else query, protocols, self.local,
         )
 
 

@@ -42,9 +42,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from vivavoce import __version__
 from vivavoce.errors import need
-from vivavoce.serving.access import Denied, Visitor
+from vivavoce.serving.access import Allowance, Denied, Visitor
 from vivavoce.serving.admission import Refused
-from vivavoce.serving.app import Server, address_of, problem
+from vivavoce.serving.app import Server, problem
 from vivavoce.serving.conversation import Client, Conversation, Frame
 from vivavoce.serving.moshi_query import Wishes, wishes_of
 from vivavoce.serving.opus import OggOpusIn, OggOpusOut
@@ -68,24 +68,6 @@ ENDINGS = {
     "failed": (1011, "the model has failed: the server's log says why"),
 }
 TAKEN_OVER = (1008, "the conversation goes on over another connection, which had its token")
-
-
-class Allowance:
-    """So much at once, `most`, and so much a second, `rate`."""
-
-    def __init__(self, most: float, rate: float, now: float):
-        self.most, self.rate = most, rate
-        self._left, self._at = most, now
-
-    def left(self, now: float) -> float:
-        """What may be taken at that time (seconds)."""
-        self._left = min(self.most, self._left + (now - self._at) * self.rate)
-        self._at = now
-        return self._left
-
-    def spend(self, amount: float) -> None:
-        """Take so much."""
-        self._left -= amount
 
 
 def task_of(work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
@@ -230,10 +212,9 @@ class Line:
             message = await self.websocket.receive()
             if message["type"] == "websocket.disconnect":
                 raise Gone(ended=message.get("code") == 1000)
-            if messages.left(clock.now()) < 1:
+            if not messages.take(clock.now()):
                 most = visitor.limits.rate
                 raise Refused("rate_limit", f"more than {most:.0f} messages a second: send sound in larger pieces")
-            messages.spend(1)
             data = message.get("bytes") or b""
             if self.conversation is None or self._ears is None:
                 continue
@@ -351,7 +332,7 @@ class Lines:
         query = {**dict(parse_qsl(websocket.path_params.get("wishes", ""))), **websocket.query_params}
         line = Line(self.server, websocket, wishes_of(query), self._by_token)
         try:
-            await line.end(*await self._run(line, self._visit(websocket, query)))
+            await line.end(*await self._run(line, self.server.visit(websocket, "talk", query)))
         except Denied as denied:
             await line.end(1013 if denied.status == 429 else 1008, str(denied), denied.code)
         except Refused as refused:
@@ -359,13 +340,6 @@ class Lines:
         except Gone:
             if line.displaced:
                 await line.end(*TAKEN_OVER)
-
-    def _visit(self, websocket: WebSocket, query: Mapping[str, str]) -> Visitor:
-        protocols = [name.strip() for name in websocket.headers.get("sec-websocket-protocol", "").split(",")]
-        now = self.core.clock.now()
-        return self.server.access.visit(
-            websocket.headers, address_of(websocket), "talk", now, query, protocols, self.server.local
-        )
 
     def _check_owner(self, token: str, visitor: Visitor) -> None:
         """A token is of use only with the key that it was given to."""

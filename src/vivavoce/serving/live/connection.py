@@ -9,13 +9,13 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from vivavoce.errors import VivavoceError
-from vivavoce.serving.access import Denied, Visitor
+from vivavoce.serving.access import Allowance, Denied, Visitor
 from vivavoce.serving.admission import Refused
 from vivavoce.serving.app import Server
 from vivavoce.serving.conversation import Client
 from vivavoce.serving.live import events as live_events
 from vivavoce.serving.live.events import Fault, StartConfig
-from vivavoce.serving.live.link import Bucket, Link
+from vivavoce.serving.live.link import Link
 from vivavoce.serving.live.session import TAKES, LiveSession, transcripts_of
 
 MOST_MESSAGE = 4 * 2**20  # bytes: half a minute of sound is 2 MB
@@ -146,7 +146,7 @@ class Connection:
     async def _read(self) -> None:
         assert self.visitor is not None
         limits, clock = self.visitor.limits, self.core.clock
-        bucket = Bucket(limits.rate, limits.burst, clock.now())
+        messages = Allowance(limits.burst, limits.rate, clock.now())
         while True:
             waits = None if self.session or self._opening else self.core.settings.idle / clock.speed
             try:
@@ -162,7 +162,7 @@ class Connection:
                 words = f"a message may have {min(MOST_MESSAGE, limits.message)} bytes: send sound in smaller pieces"
                 self.link.refuse(Fault("message_too_big", words, kind="rate_limit_error"), 1009)
                 return
-            if not bucket.take(clock.now()):
+            if not messages.take(clock.now()):
                 words = f"more than {limits.rate:.0f} messages a second: send sound in larger pieces"
                 self.link.refuse(Fault("rate_limit_exceeded", words, kind="rate_limit_error"), 1008)
                 return

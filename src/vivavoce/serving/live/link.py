@@ -1,4 +1,4 @@
-"""One WebSocket of a Live session, as its sessions see it: a bounded way out, and a count of what comes in."""
+"""One WebSocket of a Live session, as its sessions see it: a bounded way out."""
 
 import asyncio
 import json
@@ -81,18 +81,3 @@ class Link:
         except Exception as fault:
             if type(fault).__name__ not in ("WebSocketDisconnect", "ClientDisconnected"):
                 raise
-
-
-class Bucket:
-    """At most `rate` messages a second, and `burst` at once; `now` in seconds."""
-
-    def __init__(self, rate: float, burst: float, now: float):
-        self.rate, self.burst = rate, burst
-        self._left, self._at = float(burst), now
-
-    def take(self, now: float) -> bool:
-        """Whether one more may come."""
-        self._left = min(self.burst, self._left + (now - self._at) * self.rate)
-        self._at = now
-        self._left -= 1
-        return self._left >= 0

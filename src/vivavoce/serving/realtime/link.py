@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from vivavoce.serving.access import Allowance
+
 MOST_WAITING = 16 * 2**20  # bytes that wait to be sent
 ENOUGH_WAITING = 2**20  # while more wait, nothing more is read
 BACKLOG = 512  # messages that wait for a conversation
@@ -25,7 +27,7 @@ class Link:
     """
 
     def __init__(self, websocket: WebSocket, most: int, rate: float, burst: int, patience: float):
-        self.websocket, self.most, self.rate, self.burst, self.patience = websocket, most, rate, burst, patience
+        self.websocket, self.most, self.patience = websocket, most, patience
         self.slow = self.crowded = self.big = False
         self.lost: bool | None = None  # once the connection is gone: whether it broke, or was closed on purpose
         self._out: deque[tuple[str, float]] = deque()
@@ -34,7 +36,7 @@ class Link:
         self._room.set()
         self._backlog: deque[str] = deque()
         self._on_message: Callable[[Any], None] | None = None
-        self._allowed, self._at = float(burst), time.monotonic()
+        self._messages = Allowance(burst, rate, time.monotonic())
         self._closed = False
         self.writing = asyncio.create_task(self._write())
 
@@ -129,8 +131,7 @@ class Link:
 
     async def _measure(self) -> None:
         """A client that sends faster than it may is read later: its own messages wait, nobody else's do."""
-        now = time.monotonic()
-        self._allowed = min(self.burst, self._allowed + (now - self._at) * self.rate) - 1
-        self._at = now
-        if self._allowed < 0:
-            await asyncio.sleep(-self._allowed / self.rate)
+        debt = 1 - self._messages.left(time.monotonic())
+        self._messages.spend(1)
+        if debt > 0:
+            await asyncio.sleep(debt / self._messages.rate)
