@@ -18,9 +18,9 @@ def serve():
     """`serve("tone", dialects=("moshi",), speed=1.0, access=None, rows=4, …)` -> (port, server); stopped at the end."""
     with contextlib.ExitStack() as open_servers:
 
-        def start(model="tone", dialects=DIALECTS, speed=1.0, access=None, **settings):
+        def start(model="tone", dialects=DIALECTS, speed=1.0, access=None, transcriber=None, **settings):
             made = vivavoce.load(model) if isinstance(model, str) else model
-            core = Core(made, made.name, ServerSettings(**{"rows": 4, **settings}), Clock(speed))
+            core = Core(made, made.name, ServerSettings(**{"rows": 4, **settings}), Clock(speed), transcriber)
             server = Server(core, access or Access(), drain=0.0)
             port = open_servers.enter_context(running(create_app(server, dialects)))
             return port, server

@@ -1,6 +1,7 @@
 """`vivavoce talk`: the server, its page, and every dialect, until Ctrl-C."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -23,6 +24,10 @@ def register(app: typer.Typer) -> None:
         keys: Path = typer.Option(None, help="YAML file of API keys; without one, all of this machine may talk."),
         new_key: str = typer.Option(None, metavar="NAME", help="Print a new key and its line for --keys, then leave."),
         origin: list[str] = typer.Option([], help="Another page that may talk here, as https://example.org."),
+        transcriber: str = typer.Option(
+            None, metavar="NAME", help="Recogniser of what the user says, where the model does not tell: pocketsphinx, "
+            "or a path or hub id of one in transformers' format.",
+        ),
         record: Path = typer.Option(None, metavar="FOLDER", help="Keep each conversation: two-channel wav and events."),
         tls: str = typer.Option(None, metavar="auto|CERT,KEY", help="https: a certificate made here, or one's own."),
         device: str = DEVICE,
@@ -48,7 +53,7 @@ def register(app: typer.Typer) -> None:
         loaded = vivavoce.load(model, **placed(device, dtype))
         use_few_threads(loaded)
         settings = ServerSettings(rows=rows, queue=queue, session=session, idle=idle)
-        core = Core(loaded, model, settings)
+        core = Core(loaded, model, settings, transcriber=_transcriber(transcriber, loaded, model))
         where = f"http{'s' if secured else ''}://{host}:{listening.getsockname()[1]}"
 
         def ready() -> None:
@@ -62,6 +67,19 @@ def register(app: typer.Typer) -> None:
         server = Server(core, access, is_this_machine(host), ready=ready, recorder=kept)
         options = secured.options() if secured else {}
         configure(create_app(server), host, port, **options).run(sockets=[listening])
+
+
+def _transcriber(name: str | None, model: Any, served: str) -> Any:
+    """The recogniser of that name; `RequestError` where the model tells the user's words itself."""
+    if name is None:
+        return None
+    from vivavoce.errors import RequestError
+    from vivavoce.evaluation.transcribers import load_transcriber
+    from vivavoce.serving.recognition import writes_of
+
+    if writes_of(model)[0]:
+        raise RequestError(f"{served} tells what the user says itself: leave --transcriber out")
+    return load_transcriber(name)
 
 
 def _print_key(name: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vivavoce.dialogue.turn_detection import ModelTurns, Turn, TurnRules
 from vivavoce.serving.input_ring import InputRing
+from vivavoce.serving.recognition import Listener
 from vivavoce.serving.settings import ServerSettings
 
 
@@ -87,6 +88,7 @@ class Conversation:
         self.prompt: Any = None
         self.observers: list[Callable[[Frame], None]] = []  # called in the model's thread: they must not wait
         self.closers: list[Callable[[str], None]] = []  # called once, with the reason, when it is closed
+        self.listener: Listener | None = None  # writes down what the user says, where the model does not
         self.noters: list[Callable[[str, dict[str, Any]], None]] = []
         self.pending: deque[Frame] = deque()  # stepped, not yet due
         self.heard_until = now  # when what was sent has been heard, if it is played at once

@@ -5,9 +5,6 @@ loop, but for what `Lockstep` says otherwise.
 """
 
 import asyncio
-import contextlib
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +17,9 @@ from vivavoce.serving.clock import Clock
 from vivavoce.serving.conversation import Client, Conversation
 from vivavoce.serving.lockstep import Lockstep
 from vivavoce.serving.metrics import Metrics
+from vivavoce.serving.recognition import Recogniser, writes_of
 from vivavoce.serving.settings import ServerSettings
+from vivavoce.serving.threads import step_back
 
 HALF_DUPLEX_ROWS = 8  # their step costs next to nothing: what a reply costs only its model knows, so --rows says it
 VERBS_AT_ONCE = 2  # requests for whole replies (REST) that compute at the same time
@@ -29,15 +28,24 @@ VERBS_AT_ONCE = 2  # requests for whole replies (REST) that compute at the same 
 class Core:
     """Conversations with one `model`, called `name`; `RequestError` for one that has neither `duplex_rows` nor `reply`.
 
+    transcriber: writes down what users say, where the model does not (`vivavoce.evaluation.transcribers`).
+
     `await core.start()`, then `conversation = await core.open(client)`; `await core.stop()` at the end.
     """
 
     def __init__(
-        self, model: Any, name: str, settings: ServerSettings | None = None, clock: Clock | None = None
+        self, model: Any, name: str, settings: ServerSettings | None = None, clock: Clock | None = None,
+        transcriber: Any = None,
     ):
         self.model, self.name = duplex_from_reply(model), name
         self.settings, self.clock = settings or ServerSettings(), clock or Clock()
         self.metrics = Metrics(name)
+        self.recogniser: Recogniser | None = None
+        if transcriber is not None and not writes_of(self.model)[0]:
+            failed = self.metrics.unrecognised
+            self.recogniser = Recogniser(
+                transcriber, self.metrics.recognised.observe, lambda why: failed.labels(name, why).inc()
+            )
         self.curve: Curve | None = None
         # A semantic rule: how likely (or whether) the user's turn ends with this audio; None: silence alone decides.
         self.end_of_turn: Callable[[Audio], float | bool] | None = None
@@ -84,6 +92,8 @@ class Core:
         if close := getattr(self.lockstep.rows, "close", None):  # rows that compute replies in threads
             close()
         self.workers.shutdown(wait=False, cancel_futures=True)
+        if self.recogniser is not None:
+            self.recogniser.close()
 
     def on_open(self, observer: Callable[[Conversation], None]) -> None:
         """`observer(conversation)` for each new conversation: recorders."""
@@ -112,6 +122,8 @@ class Core:
         conversation._now, conversation._leave = self.clock.now, self._ended
         conversation._command = self.lockstep.command
         conversation.seed, conversation.prompt = seed, prompt
+        if self.recogniser is not None:
+            conversation.listener = self.recogniser.listen(self.sample_rate, self.frame_size)
         self.live[conversation.id] = self._resumable[conversation.token] = conversation
         self.metrics.live.set(len(self.live))
         for observer in self._observers:
@@ -199,6 +211,12 @@ class Core:
 
     # -- what is going on --
 
+    @property
+    def writes(self) -> tuple[bool, bool]:
+        """Whether what the user says is written down, by the model or by a recogniser, and what the model says."""
+        hears, says = writes_of(self.model)
+        return hears or self.recogniser is not None, says
+
     def health(self) -> dict[str, Any]:
         """Whether it works, and how busy it is."""
         state = "failed" if self.lockstep.failed else "stopping" if self.stopping else "ok"
@@ -222,9 +240,3 @@ class Core:
             }
             for c in self.live.values()
         ]
-
-
-def step_back() -> None:
-    """The thread that calls this gives way to the one that steps the conversations, where the system knows how."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -214,7 +214,8 @@ class Lockstep:
         for turn in turns:
             self._measure(conversation, turn)
         conversation.user_speaking = self._turns.speaking(conversation.row)
-        frame = Frame(index, heard, out.audio, out.text, out.user_text, turns, came, now)
+        words = conversation.listener.step(heard, user) if conversation.listener is not None else out.user_text
+        frame = Frame(index, heard, out.audio, out.text, words, turns, came, now)
         for observe in conversation.observers:
             observe(frame)
         conversation.pending.append(frame)

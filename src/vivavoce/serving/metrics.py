@@ -50,11 +50,13 @@ class Metrics:
         self.queue_wait = histogram("queue_wait_seconds", "from asking for a conversation to having it", WAITS)
         self.turn_gap = histogram("turn_gap_seconds", "end of the user's speech to the model's first sound", GAPS)
         self.barge_in_stop = histogram("barge_in_stop_seconds", "user breaks in to the model's last sound", GAPS)
+        self.recognised = histogram("recognition_seconds", "end of an utterance to its words, by a recogniser", WAITS)
         self.late = counter("late_frames_total", "frames whose steps ended later than the next was due")
         self.lost_ticks = counter("lost_frames_total", "frames of the clock that were left out, being too late")
         self.skipped = counter("skipped_frames_total", "frames in which a row was held, its input being late")
         self.ended = counter("ended_conversations_total", "conversations that ended", "reason")
         self.refused = counter("refused_total", "conversations that were refused", "reason")
+        self.unrecognised = counter("unrecognised_total", "utterances that the recogniser failed on", "reason")
         self.live = gauge("conversations", "conversations that are going on")
         self.waiting = gauge("queue", "clients that wait for a row")
 

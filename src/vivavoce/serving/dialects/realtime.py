@@ -263,7 +263,7 @@ class Realtime:
     def _wanted(self, asked: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a session is to be changed by, and the session that it makes."""
         core = self.server.core
-        able = abilities_of(core.model, core.lockstep.rows)
+        able = abilities_of(core)
         if not isinstance(asked, dict):
             raise Invalid("invalid_type", "session: an object is expected", "session")
         session = merge(default_session(able.user_transcript), asked)

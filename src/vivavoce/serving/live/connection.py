@@ -16,7 +16,7 @@ from vivavoce.serving.conversation import Client
 from vivavoce.serving.live import events as live_events
 from vivavoce.serving.live.events import Fault, StartConfig
 from vivavoce.serving.live.link import Link
-from vivavoce.serving.live.session import TAKES, LiveSession, transcripts_of
+from vivavoce.serving.live.session import TAKES, LiveSession
 
 MOST_MESSAGE = 4 * 2**20  # bytes: half a minute of sound is 2 MB
 
@@ -216,7 +216,7 @@ class Connection:
         for code, words in config.unmet:
             if code != "store_not_supported" or not session.recorded:
                 self.link.post(live_events.info(code, words, own))
-        hears, writes = transcripts_of(self.core.model)
+        hears, writes = self.core.writes
         if not hears:
             words = f"{self.core.name} does not write down what the user says: there are no input transcripts"
             self.link.post(live_events.info("no_input_transcript", words))

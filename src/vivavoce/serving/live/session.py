@@ -406,11 +406,3 @@ def stop_speaking(rows: Any, row: int) -> None:
     cancel = getattr(rows, "cancel", None)
     if cancel is not None:
         cancel(row)
-
-
-def transcripts_of(model: Any) -> tuple[bool, bool]:
-    """Whether a model writes down what the user says, and what it says itself."""
-    interaction = getattr(getattr(model, "system", None), "interaction", None)
-    if interaction is None:
-        return True, True
-    return getattr(interaction, "transcribes", "") is not None, getattr(interaction, "writes", "") is not None

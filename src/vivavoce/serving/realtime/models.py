@@ -50,15 +50,17 @@ class Abilities:
         return asdict(self)
 
 
-def abilities_of(model: Any, rows: Any) -> Abilities:
-    """What `model` and its `rows` in lockstep can do."""
+def abilities_of(core: Any) -> Abilities:
+    """What the core's model and its rows in lockstep can do."""
+    model, rows = core.model, core.lockstep.rows
+    hears, writes = core.writes
     named = getattr(model, "capabilities", ())
     named = set(named) if isinstance(named, set | frozenset | list | tuple | dict) else set()
     system = getattr(model, "system", None)
     interaction = getattr(system, "interaction", None)
     return Abilities(
-        text_output=interaction is None or getattr(interaction, "writes", None) is not None,
-        user_transcript=interaction is None or getattr(interaction, "transcribes", None) is not None,
+        text_output=writes,
+        user_transcript=hears,
         text_input="text" in getattr(model, "tasks", {}).get("answer", ()),
         instructions="instructions" in named,
         tools="tools" in named,

@@ -59,7 +59,7 @@ class RealtimeSession:
     ):
         self.server, self.core, self.conversation, self.visitor = server, server.core, conversation, visitor
         self.spelling, self.strict = spelling, strict
-        self.abilities = abilities_of(self.core.model, self.core.lockstep.rows)
+        self.abilities = abilities_of(self.core)
         self.values = default_session(self.abilities.user_transcript)
         self.history, self.conversation_id = History(), new_id("conv")
         self.ended = asyncio.Event()

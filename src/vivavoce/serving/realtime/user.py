@@ -23,6 +23,7 @@ from vivavoce.serving.realtime.settings import EAGERNESS
 
 PAUSE = 0.1  # seconds of quiet that voice activity takes for the end of speech
 SETTLE = 1.0  # seconds after the last word, or the end of the turn, when a transcript is complete
+RECOGNISED = 20.0  # seconds that a recogniser may take for it, where the model has no words of its own
 EARLY = 1.0  # seconds that words may come before voice activity has noticed any speech
 NOTICED = 0.3  # seconds in which voice activity notices speech, if it does: what is answered later it has missed
 QUIET = 0.1  # a frame below this part of a turn's loudest one is no speech
@@ -301,7 +302,9 @@ class UserSide:
             self._post({"type": name, "item_id": item.id, "content_index": 0, "delta": delta})
 
     def _settle(self, now: float) -> None:
-        if self._telling is not None and now - self._telling[1] >= SETTLE:
+        listener = self._conversation.listener
+        patience = RECOGNISED if listener is not None and listener.busy else SETTLE
+        if self._telling is not None and now - self._telling[1] >= patience:
             self._complete()
         if self._early and self.turn is None and now - self._early[0][0] > EARLY:
             self._by_words()
