@@ -15,6 +15,7 @@ import torch
 
 import vivavoce
 from vivavoce.codecs.build import build_codec
+from vivavoce.data import store as store_module
 from vivavoce.data.clips import Clip, Segment, Word
 from vivavoce.data.corpora import open_corpus
 from vivavoce.data.store import TokenStore, TokenWriter
@@ -75,7 +76,7 @@ def test_rows_come_back_as_they_went_in(store):
     read = TokenStore(store)
     data = list(rows(200))
     assert len(read) == 200 and sorted(p.name for p in store.iterdir()) == [
-        *("shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet", "store.json")
+        *("index", "shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet", "store.json")
     ]
     for one, other in zip(data, read, strict=True):
         assert_same(one, other)
@@ -95,6 +96,60 @@ def test_lengths_and_columns_need_no_tokens(store):
     assert read.hours == pytest.approx(sum(row.duration for row in data) / 3600)
     with pytest.raises(DataError, match="no stream 'x'"):
         read.lengths("x")
+
+
+def shards_read(monkeypatch):
+    """The shards whose frames are read from here on."""
+    seen, frames = [], store_module._frames
+    monkeypatch.setattr(store_module, "_frames", lambda path, specs: seen.append(path.name) or frames(path, specs))
+    return seen
+
+
+def test_a_store_opens_by_its_index_and_reads_only_what_is_new(store, monkeypatch):
+    seen, lengths = shards_read(monkeypatch), TokenStore(store).lengths("fine")
+    assert not seen
+    writer, more = TokenWriter(store, SPECS, rows_per_shard=70), list(rows(230))[200:]
+    writer.add([replace(row, id=f"more-{row.id}") for row in more])
+    writer.finish()
+    assert seen == ["shard-00003.parquet"]
+    assert TokenStore(store).lengths("fine").tolist() == [
+        *lengths, *(len(row.streams["fine"][0][0]) for row in more)
+    ] and len(seen) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "other", "json", "fewer"])
+def test_an_index_that_does_not_fit_is_made_anew(store, monkeypatch, damage):
+    lengths, seen = TokenStore(store).lengths("hidden").tolist(), shards_read(monkeypatch)
+    frames, about = store / "index" / "frames.npy", store / "index" / "shards.json"
+    if damage == "gone":
+        frames.unlink()
+    elif damage == "cut":
+        frames.write_bytes(frames.read_bytes()[:200])
+    elif damage == "other":  # a shard of another size than it was
+        about.write_text(about.read_text().replace('"shard-00001.parquet", ', '"shard-00001.parquet", 1'))
+    elif damage == "json":
+        about.write_text("{")
+    else:
+        (store / "shard-00002.parquet").unlink()
+        lengths = lengths[:140]
+    assert TokenStore(store).lengths("hidden").tolist() == lengths
+    assert len(seen) == len(list(store.glob("shard-*")))
+    TokenStore(store)
+    assert len(seen) == len(list(store.glob("shard-*")))  # and kept
+
+
+def test_a_shard_that_changed_behind_the_index_is_named(store):
+    import pyarrow.parquet
+
+    TokenStore(store)
+    path = store / "shard-00001.parquet"
+    size, table = path.stat().st_size, pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.slice(0, 30), path)
+    path.write_bytes(path.read_bytes())
+    about = store / "index" / "shards.json"
+    about.write_text(about.read_text().replace(str(size), str(path.stat().st_size)))
+    with pytest.raises(DataError, match=r"shard-00001.parquet: 30 rows; the store's index says 70"):
+        TokenStore(store)[80]
 
 
 def test_codes_are_small_at_rest_and_readers_travel_to_workers(store):
@@ -169,8 +224,9 @@ def test_a_writer_goes_on_wherever_it_was_stopped(tmp_path):
     writer = TokenWriter(tmp_path / "parts", SPECS, rows_per_shard=25)
     assert len(writer.done) == 60 and (keep is None or twin.read_bytes() == keep)
     writer.finish()
-    for path in sorted((tmp_path / "whole").iterdir()):
-        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+    whole = tmp_path / "whole"
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(whole)).read_bytes()
     assert len(list((tmp_path / "parts").iterdir())) == len(list((tmp_path / "whole").iterdir()))
 
 
@@ -448,4 +504,4 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_finished(pack, tmp_path):
     for one, other in zip(killed, whole, strict=True):
         assert np.array_equal(one.streams["voice"][0], other.streams["voice"][0])
     names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("killed", "whole")]
-    assert names[0] == names[1] and len(names[0]) == 6
+    assert names[0] == names[1] and len(names[0]) == 7  # five shards, the index, store.json

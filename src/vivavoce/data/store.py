@@ -3,6 +3,7 @@
     STORE/store.json            the streams and their fingerprints
     STORE/shard-00000.parquet   `rows_per_shard` rows each; the last one may be shorter
     STORE/pending-00007.parquet finished rows that wait for their shard; a reader takes no notice of them
+    STORE/index/                what makes it open at once (see `store_index`)
 
 Every file appears under its name only when it is complete. Pending files become a shard when enough rows are there.
 """
@@ -21,11 +22,14 @@ import numpy as np
 
 from vivavoce.data import tokens
 from vivavoce.data.files import atomic, sweep
+from vivavoce.data.store_index import FOLDER as INDEX
+from vivavoce.data.store_index import StoreIndex, open_index
 from vivavoce.data.tokens import FORMAT, StreamSpec, TokenRow
 from vivavoce.errors import DataError, need
 from vivavoce.tokenizers.fingerprint import fingerprint
 
 _ROWS_PER_GROUP = 32  # what a reader decodes to reach one row
+_OPEN = 32  # shards that a reader has open at once
 
 
 def _parquet() -> Any:
@@ -93,6 +97,7 @@ class TokenWriter:
         """All utterances are in: what is pending becomes the last shard."""
         if self._waiting:
             self._join()
+        _index(self.folder, self.specs)
 
     def _join(self) -> None:
         import pyarrow as pa
@@ -128,23 +133,15 @@ class TokenStore:
         for name, wanted in (expect or {}).items():
             self._check(name, wanted)
         _parquet()
-        self._groups: list[tuple[Path, int]] = []  # of 32 rows: the shard and the number in it
-        starts, count = [], 0
-        for path in sorted(self.folder.glob("shard-*.parquet")):
-            file = _open(path)
-            _match(tokens.read_specs(file.schema_arrow, str(path)), self.specs, f"{path} holds", "store.json says")
-            for group in range(file.metadata.num_row_groups):
-                starts.append(count)
-                self._groups.append((path, group))
-                count += file.metadata.row_group(group).num_rows
-        if not count:
+        self._index = _index(self.folder, self.specs)
+        self._count = self._index.rows
+        if not self._count:
             waiting = len(list(self.folder.glob("pending-*.parquet")))
             hint = ": it was never finished, go on with the same 'vivavoce tokenize'" if waiting else ""
             raise DataError(f"{self.folder}: the store holds no finished shard{hint}")
-        self._starts, self._count = np.array(starts), count
-        self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], Any] = OrderedDict()  # groups of rows by shard and number in it
         self._cached = cache
-        self._files: dict[Path, Any] = {}
+        self._files: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
         return self._count
@@ -153,38 +150,56 @@ class TokenStore:
         if not -self._count <= index < self._count:
             raise IndexError(f"row {index} of a store of {self._count}")
         index %= self._count
-        group = int(np.searchsorted(self._starts, index, side="right")) - 1
-        if group not in self._cache:
-            path, number = self._groups[group]
-            if path not in self._files:
-                self._files[path] = _open(path)
-            self._cache[group] = _decode(self._files[path], number, path)
+        shard, within = self._index.find(index)
+        file = self._file(shard)
+        group, within = divmod(within, file.metadata.row_group(0).num_rows)
+        if (shard, group) not in self._cache:
+            self._cache[shard, group] = _decode(file, group, Path(self._path(shard)))
             while len(self._cache) > self._cached:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return tokens.from_arrow(self._cache[group], index - int(self._starts[group]), self.specs)
+        self._cache.move_to_end((shard, group))
+        return tokens.from_arrow(self._cache[shard, group], within, self.specs)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / self._index.names[shard]
+
+    def _file(self, shard: int) -> Any:
+        """An open shard; few are open at once."""
+        if shard not in self._files:
+            path, expected = self._path(shard), int(np.diff(self._index.starts)[shard])
+            file = _open(path)
+            if file.metadata.num_rows != expected:
+                raise DataError(
+                    f"{path}: {file.metadata.num_rows} rows; the store's index says {expected}: remove the folder "
+                    f"'{INDEX}' of the store, it is made anew"
+                )
+            self._files[shard] = file
+            while len(self._files) > _OPEN:
+                self._files.popitem(last=False)
+        self._files.move_to_end(shard)
+        return self._files[shard]
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[index] for index in range(self._count))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict(), "_files": {}}
+        return {**self.__dict__, "_cache": OrderedDict(), "_files": OrderedDict(), "_index": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._index = _index(self.folder, self.specs)  # read where it lies: it may be large
 
     def lengths(self, stream: str | None = None) -> np.ndarray:
         """Frames of every row, int64 [rows], of `stream` (the first by default), without reading any tokens."""
         name = stream or next(iter(self.specs))
         if name not in self.specs:
             raise DataError(f"{self.folder}: there is no stream '{name}', but {', '.join(self.specs)}")
-        return self.column("frames", name)
+        return self._index.frames[:, list(self.specs).index(name)].astype(np.int64)
 
-    def column(self, name: str, field: str | None = None) -> np.ndarray:
+    def column(self, name: str) -> np.ndarray:
         """One column of all rows (`id`, `duration`, `language`, `source`, `license`, …) as a numpy array."""
-        parts = []
-        for path in dict.fromkeys(path for path, _ in self._groups):
-            array = _read_table(path, [name]).column(name).combine_chunks()
-            parts.append(np.asarray(array.field(field) if field else array.to_numpy(zero_copy_only=False)))
-        joined = np.concatenate(parts)
-        return joined.astype(np.int64) if field else joined
+        paths = [self._path(shard) for shard in range(len(self._index.names))]
+        return np.concatenate([_read_table(path, [name]).column(name).to_numpy() for path in paths])
 
     @property
     def hours(self) -> float:
@@ -240,6 +255,18 @@ def _open(path: Path) -> Any:
         return _parquet().ParquetFile(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _index(folder: Path, specs: Mapping[str, StreamSpec]) -> StoreIndex:
+    return open_index(folder, list(specs), lambda path: _frames(path, specs))
+
+
+def _frames(path: Path, specs: Mapping[str, StreamSpec]) -> np.ndarray:
+    """Frames of every row of a shard, int32 [rows, streams]; raises `DataError` where it is not of the store."""
+    file = _open(path)
+    _match(tokens.read_specs(file.schema_arrow, str(path)), specs, f"{path} holds", "store.json says")
+    frames = _read_table(path, ["frames"]).column("frames").combine_chunks()
+    return np.stack([np.asarray(frames.field(name), np.int32) for name in specs], axis=1)
 
 
 def _decode(file: Any, group: int, path: Path) -> Any:
