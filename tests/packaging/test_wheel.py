@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = {".csv", ".yaml", ".json", ".onnx", ".safetensors", ".model", ".html", ".js", ".css", ".txt", ".typed"}
+DATA = {".csv", ".yaml", ".json", ".onnx", ".safetensors", ".model", ".html", ".js", ".css", ".flac", ".txt", ".typed"}
 
 
 def shipped(suffixes: set[str]) -> set[str]:

@@ -323,8 +323,8 @@ def test_an_answer_has_as_many_tokens_as_it_may_have(serve):
             response = (await client.until("response.done"))["response"]
             assert response["status"] == "incomplete"
             assert response["status_details"] == {"type": "incomplete", "reason": "max_output_tokens"}
-            assert response["output"][0]["content"][0]["transcript"] == "tone number 1"
-            assert 5 <= response["usage"]["output_tokens"] <= 8
+            assert response["output"][0]["content"][0]["transcript"] == "tone"  # with "number 1" they would be eight
+            assert response["usage"]["output_tokens"] == 5
 
     run(go())
 

@@ -11,6 +11,7 @@ from serving.realtime_clients.raw import BEGIN, END, SOUND, WORDS, base64_of, co
 from serving.waiting import nobody_left
 from vivavoce.audio import Audio
 from vivavoce.dialogue import Piece
+from vivavoce.serving.realtime.replies import spoken_part
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 from vivavoce.systems.signal_models import FRAME, RATE, SignalModel, SignalRows, tone
 
@@ -50,6 +51,34 @@ def test_an_answer_aside_leaves_the_conversation_alone(serve):
                 assert done["output"][0]["content"] == [{"type": "output_text", "text": "tone number 1 ends"}]
                 await client.send("conversation.item.retrieve", item_id=done["output"][0]["id"])
                 assert (await client.until("error"))["error"]["code"] == "item_retrieve_invalid_item_id"
+
+    run(go())
+
+
+def test_what_is_said_over_the_user_is_the_answer_only_if_it_is_all():
+    loud, still = np.full(FRAME, 0.5, np.float32), np.zeros(FRAME, np.float32)
+    early = [Piece(-0.32, "", still), Piece(-0.24, "one", loud), Piece(-0.16, "", still), Piece(-0.08, "two", loud)]
+    after = [Piece(0.0, "", still), Piece(0.08, "three", loud), Piece(0.16, "", still)]
+
+    def said(pieces):
+        return [(len(audio), words) for audio, words in spoken_part(pieces)]
+
+    assert said([*early, *after]) == [(0, "one"), (0, "two"), (FRAME, "three")]
+    assert said([*early, after[0]]) == [(FRAME, "one"), (FRAME, ""), (FRAME, "two")]
+    assert said(after) == [(FRAME, "three")] and said([early[0], after[0]]) == []
+
+
+def test_an_echo_aside_is_heard(serve):
+    port, _ = serve("echo", dialects=("realtime",), speed=8)
+
+    async def go():
+        async with connected(port) as client:
+            await client.configure(**QUIET)
+            question = noise(3, 0.4)
+            whole = spoken(np.pad(question, (0, 24_000)))  # of which nothing comes back once it is over
+            await client.send("response.create", response={"conversation": "none", "input": [whole]})
+            await client.until("response.done")
+            assert client.words() == "echo" and np.array_equal(client.sound(), question)
 
     run(go())
 

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "ask": ("ask", "Ask a spoken question and get a spoken answer."),
     "talk": ("talk", "Serve a model: the page, and the clients that you have."),
+    "conformance": ("conformance", "Check any server against the protocols, event by event."),
     "replay": ("replay", "Have a model hear recorded conversations again; compare."),
     "data": ("data", "Make, import and inspect corpora."),
     "tokenize": ("tokenize", "Turn a corpus into a store of tokens."),
@@ -25,6 +26,7 @@ COMMANDS = {
     "encode": ("resynth", "Write the tokens of audio to a compact file."),
     "decode": ("resynth", "Turn a compact file of tokens back into audio."),
     "train": ("train", "Train what a recipe describes; go on with a run."),
+    "convert": ("convert", "Write a model in another format."),
     "eval": ("eval", "Measure a model on its tasks."),
     "systems": ("systems", "List, filter and explain published systems, and check them."),
     "bench": ("bench", "Measure speed: a model's step by stage, real-time factor."),

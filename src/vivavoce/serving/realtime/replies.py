@@ -173,15 +173,26 @@ class Aside:
 
 
 def spoken_part(pieces: Iterable[Any]) -> Iterator[tuple[np.ndarray, str]]:
-    """(audio, words) from the first sound or word of an answer to its last one; what was said over the user is left
-    out but for its words."""
+    """(audio, words) from the first sound or word of an answer to its last one. What was said over the user is left
+    out but for its words, unless it is all that there is: then it is the answer."""
+    over: list[Any] = []
     quiet: list[np.ndarray] = []
     spoke = False
     for piece in pieces:
-        audio = piece.audio if piece.seconds >= 0 else piece.audio[:0]
-        if piece.text or (len(audio) and level(audio) > LOUD):
+        if piece.seconds < 0:
+            over += [piece] if over or sounds(piece) else []
+        elif sounds(piece):
+            yield from ((early.audio[:0], early.text) for early in over if early.text)
             yield from ((samples, "") for samples in quiet)
-            quiet, spoke = [], True
-            yield audio, piece.text
+            over, quiet, spoke = [], [], True
+            yield piece.audio, piece.text
         elif spoke:
-            quiet.append(audio)
+            quiet.append(piece.audio)
+    if not spoke:
+        end = max((at + 1 for at, piece in enumerate(over) if sounds(piece)), default=0)
+        yield from ((piece.audio, piece.text) for piece in over[:end])
+
+
+def sounds(piece: Any) -> bool:
+    """Whether something is said in a piece of an answer."""
+    return bool(piece.text) or (len(piece.audio) > 0 and level(piece.audio) > LOUD)

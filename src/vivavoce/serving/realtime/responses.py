@@ -9,7 +9,7 @@ Nothing but `created` and `done` comes of a response that says nothing.
 
 import base64
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,12 @@ Post = Callable[[dict[str, Any]], None]
 
 
 class PlayedEstimate:
-    """How much of a sound has been heard, if it is played as it comes, without a break but where nothing is there."""
+    """How much of a sound has been heard, if it is played as it comes, without a break but where nothing is there.
+
+    source: who knows it, as a cut item says.
+    """
+
+    source = "estimate"
 
     def __init__(self) -> None:
         self.sent = self._end = 0.0
@@ -40,30 +45,59 @@ class PlayedEstimate:
         """Seconds that have been sent and not been heard."""
         return max(0.0, self._end - now)
 
+    def stop(self) -> None:
+        """Who plays it stops by itself."""
+
+
+class Line(Protocol):
+    """Where a response's sound goes beside the events, on a call: somebody who knows how much of it was played."""
+
+    source: str
+
+    def add(self, samples: np.ndarray) -> None:
+        """Samples [n] float32 more, at the model's rate."""
+
+    def end(self) -> None:
+        """That was all: the rest is still played."""
+
+    def stop(self) -> None:
+        """What has not been played is for nobody."""
+
+    def played(self, now: float) -> float:
+        """Seconds of it that have been played."""
+
+    def ahead(self, now: float) -> float:
+        """Seconds until all of it that is there has been played."""
+
 
 class Response:
     """An answer on its way to a client. `options`: the session's or the response's own, as GA has them.
 
     history: where its items go (None: nowhere, it is out of the conversation). rate: samples a second of what it is
-    given; codebooks: tokens that a frame of `frame_size` samples counts for. now: what time it is.
+    given; codebooks: tokens that a frame of `frame_size` samples counts for. now: what time it is. line: given the
+    response's id, where its sound goes (None: into the events).
     """
 
     def __init__(
         self, post: Post, options: dict[str, Any], rate: int, frame_size: int, codebooks: int,
         now: Callable[[], float], history: History | None, conversation_id: str | None,
+        line: Callable[[str], Line] | None = None,
     ):
         self.id, self.options, self.history, self.conversation_id = new_id("resp"), options, history, conversation_id
         self.item: Item | None = None
         self.output: list[Item] = []
         self.status = "in_progress"
-        self.played = PlayedEstimate()
+        self.played: PlayedEstimate | Line = PlayedEstimate()
         self.began: float | None = None  # seconds of the conversation at which its sound began
         self.input_text_tokens = self.input_audio_tokens = 0
         self._post, self._rate, self._frame_size, self._codebooks, self._now = post, rate, frame_size, codebooks, now
         self._details: dict[str, Any] | None = None
         self._given = self._at = 0  # samples of sound so far; the message's place in `output`
         kind = options["audio"]["output"]["format"]["type"]
-        self._out = None if self.text_only else SoundOut(kind, FORMATS[kind], rate)
+        self._out = None if self.text_only or line else SoundOut(kind, FORMATS[kind], rate)
+        self._line = line(self.id) if line and not self.text_only else None
+        if self._line is not None:
+            self.played = self._line
 
     @property
     def text_only(self) -> bool:
@@ -80,7 +114,11 @@ class Response:
         self._post({"type": "response.created", "response": self.wire(), **extra})
 
     def say(self, audio: np.ndarray, words: str) -> bool:
-        """Samples [n] float32 and the words at their beginning; False once `max_output_tokens` are reached."""
+        """Samples [n] float32 and the words at their beginning; False, and nothing said, for more than
+        `max_output_tokens`."""
+        limit = self.options["max_output_tokens"]
+        if limit != "inf" and sum(self._output_tokens(len(audio), words)) > limit:
+            return False
         item = self.item or self._begin()
         if words:
             first = not item.words
@@ -88,12 +126,14 @@ class Response:
             name = "response.output_text.delta" if self.text_only else "response.output_audio_transcript.delta"
             self._part({"type": name, "delta": words if first else f" {words}"})
         self._given += len(audio)
-        if self._out is not None and item.sound is not None:
+        if item.sound is not None:
             item.sound.add(audio)
+        if self._line is not None:
+            self._line.add(audio)
+        elif self._out is not None and isinstance(self.played, PlayedEstimate):
             self.played.add(len(audio) / self._rate, self._now())
             self._sound(self._out.encode(audio))
-        limit = self.options["max_output_tokens"]
-        return limit == "inf" or sum(self._output_tokens()) < limit
+        return True
 
     @property
     def ms(self) -> float:
@@ -120,10 +160,18 @@ class Response:
         if status != "completed":
             why = {"reason": reason} if reason else {}
             self._details = {"type": status, **why, **({"error": error} if error else {})}
+        if self._line is not None:
+            self._line.stop() if status == "cancelled" else self._line.end()
         if self.item is not None:
             self._end_item(self.item)
         self._post({"type": "response.done", "response": self.wire()})
         self._post({"type": "rate_limits.updated", "rate_limits": []})
+
+    def truncated(self, ms: int) -> None:
+        """Say that its item ends there: a server that plays the sound itself knows."""
+        if self.item is not None:
+            where = {"item_id": self.item.id, "content_index": 0, "audio_end_ms": ms}
+            self._post({"type": "conversation.item.truncated", **where})
 
     def _begin(self) -> Item:
         item = self.item = Item("message", "assistant", status="in_progress")
@@ -135,6 +183,7 @@ class Response:
     def _end_item(self, item: Item) -> None:
         if self._out is not None:
             self._sound(self._out.flush())
+        if not self.text_only:
             self._part({"type": "response.output_audio.done"})
         item.status = "completed" if self.status == "completed" else "incomplete"
         name = "response.output_text.done" if self.text_only else "response.output_audio_transcript.done"
@@ -185,10 +234,11 @@ class Response:
             "usage": None if self.running else self._usage(), "metadata": self.options.get("metadata"),
         }  # fmt: skip
 
-    def _output_tokens(self) -> tuple[int, int]:
-        words = [] if self.item is None else " ".join(word for _, word in self.item.words).split()
-        frames = 0 if self.text_only else -(-self._given // self._frame_size)
-        return len(words), frames * self._codebooks
+    def _output_tokens(self, more: int = 0, words: str = "") -> tuple[int, int]:
+        """(of text, of sound), with so many more samples, and these words."""
+        said = [] if self.item is None else [word for _, word in self.item.words]
+        frames = 0 if self.text_only else -(-(self._given + more) // self._frame_size)
+        return len(" ".join([*said, words]).split()), frames * self._codebooks
 
     def _usage(self) -> dict[str, Any]:
         text, audio = self._output_tokens()
