@@ -6,6 +6,7 @@ An audit hook hears of every socket of this process, whatever library opens it; 
 import ipaddress
 import socket
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ SENDINGS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 
 
 def is_local(host: Any) -> bool:
-    """Whether a host is this machine: localhost, a loopback address, or none at all."""
+    """Whether a host is this machine: localhost, an address of its own, or none at all."""
     name = host.decode() if isinstance(host, bytes) else host
     if name in (None, "", "localhost"):
         return True
@@ -23,7 +24,19 @@ def is_local(host: Any) -> bool:
         address = ipaddress.ip_address(name.split("%")[0])
     except ValueError:
         return False
-    return address.is_loopback or address.is_unspecified
+    return address.is_loopback or address.is_unspecified or is_own(str(address))
+
+
+@cache
+def is_own(address: str) -> bool:
+    """Whether an address is one of this machine's: then, and only then, it can be bound to."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as tried:
+        try:
+            tried.bind((address, 0))
+            return True
+        except OSError:
+            return False
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:

@@ -5,10 +5,10 @@ import hmac
 import ipaddress
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import yaml
@@ -18,6 +18,7 @@ from vivavoce.errors import RequestError
 SCOPES = ("talk", "rest", "observe", "metrics")
 USUAL_SCOPES = ("talk", "rest")  # of a key that names none: to listen to other people's conversations is no default
 EPHEMERAL = "ek_"
+Who = tuple[str, str]  # whose conversations are counted: ("key", "key 'app'"), ("address", "address 10.0.0.1")
 
 
 class Denied(Exception):
@@ -32,10 +33,12 @@ class Denied(Exception):
 class Limits:
     """What one key, and one address, may have at most; sizes in bytes, `rate` in messages a second.
 
-    `message`: a WebSocket message; `body`: an HTTP body; `burst`: messages that may come at once.
+    `message`: a WebSocket message; `body`: an HTTP body; `burst`: messages that may come at once; `connections`: of an
+    address, whatever they are for (at least four for each conversation).
     """
 
     conversations: int = 16
+    connections: int = 512
     message: int = 20 * 2**20
     body: int = 25 * 2**20
     rate: float = 400.0
@@ -54,12 +57,26 @@ class Key:
 
 @dataclass
 class Visitor:
-    """Somebody who was let in: the name of the key (None where no keys are asked for), address, limits."""
+    """Somebody who was let in: the name of the key (None where no keys are asked for), address, limits.
+
+    ephemeral: the digest of the ephemeral key that it came with; `key` is then the one that has made it.
+    """
 
     key: str | None
     address: str
     limits: Limits
     scopes: tuple[str, ...] = SCOPES
+    ephemeral: str | None = None
+
+
+class Sealed(Protocol):
+    """Ephemeral keys that carry what they are for, sealed, so that each of several servers can read them."""
+
+    def seal(self, key: str, seconds: float, session: Any) -> str:
+        """What follows `EPHEMERAL` in a secret that is good for `seconds`; raises `Denied`."""
+
+    def open(self, sealed: str) -> tuple[str, float, Any] | None:
+        """(name of the key, seconds that are left, session); None for what was not sealed here."""
 
 
 @dataclass
@@ -68,11 +85,16 @@ class Access:
 
     keys: by the SHA-256 of their secret. origins: pages that may talk ("https://example.org"); a page that the server
     itself has served may always. `now` is the time in seconds.
+
+    Where several servers answer at one address, `sealed` makes ephemeral keys that all of them know, and
+    `elsewhere(who)` says how many conversations somebody has at the others.
     """
 
     keys: Mapping[str, Key] = field(default_factory=dict)
     origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    sealed: Sealed | None = None
+    elsewhere: Callable[[Who], int] = lambda who: 0
     _ephemeral: dict[str, tuple[Key, float, Any]] = field(default_factory=dict)
     _open: Counter = field(default_factory=Counter)
 
@@ -92,28 +114,29 @@ class Access:
         if scope not in key.scopes:
             raise Denied("scope_missing", f"the key '{key.name}' does not open {scope}: ask for one that does", 403)
         most = self.limits.conversations if key.conversations is None else key.conversations
-        return Visitor(key.name, address, replace(self.limits, conversations=most), key.scopes)
+        ephemeral = key.sha256 if key.sha256 not in self.keys else None
+        return Visitor(key.name, address, replace(self.limits, conversations=most), key.scopes, ephemeral)
 
     def enter(self, visitor: Visitor) -> None:
-        """One more conversation of the visitor's; raises `Denied` beyond the limit. `leave` gives it back."""
-        for who in self._who(visitor):
-            if self._open[who] >= visitor.limits.conversations:
-                most = visitor.limits.conversations
-                raise Denied(
-                    "too_many_conversations", f"{who[1]} has {most} conversations already: end one first", 429, 5.0
-                )
-        for who in self._who(visitor):
-            self._open[who] += 1
+        """One more conversation of the visitor's; raises `Denied` beyond a limit. `leave` gives it back."""
+        counted = self._counted(visitor)
+        for who, most in counted.items():
+            if self._open[who] + self.elsewhere(who) >= most:
+                words = f"{who[1]} has {most} conversation{'s' * (most != 1)} already: end one first"
+                raise Denied("too_many_conversations", words, 429, 5.0)
+        self._open.update(counted.keys())
 
     def leave(self, visitor: Visitor) -> None:
         """A conversation of the visitor's has ended."""
-        for who in self._who(visitor):
+        for who in self._counted(visitor):
             self._open[who] -= 1
             if self._open[who] <= 0:
                 del self._open[who]
 
     def ephemeral(self, visitor: Visitor, seconds: float, now: float, session: Any = None) -> tuple[str, float]:
         """A secret for a browser that opens one conversation at a time, for `seconds`: (secret, when it ends)."""
+        if self.sealed is not None:
+            return EPHEMERAL + self.sealed.seal(visitor.key or "local", seconds, session), now + seconds
         self._ephemeral = {digest: row for digest, row in self._ephemeral.items() if row[1] > now}
         if len(self._ephemeral) >= 10_000:
             raise Denied("too_many_secrets", "too many ephemeral keys are valid: wait until some end", 429, 60.0)
@@ -124,19 +147,40 @@ class Access:
 
     def session_of(self, secret: str | None, now: float) -> Any:
         """What an ephemeral secret was made for; None for others."""
-        found = self._ephemeral.get(digest_of(secret)) if secret else None
-        return found[2] if found and found[1] > now else None
+        found = self._made(secret, now) if secret else None
+        return found[1] if found else None
 
-    def _who(self, visitor: Visitor) -> list[tuple[str, str]]:
-        named = [("key", f"key '{visitor.key}'")] if visitor.key is not None else []
-        return [*named, ("address", f"address {visitor.address}")]
+    @property
+    def open(self) -> dict[Who, int]:
+        """How many conversations each has here."""
+        return dict(self._open)
+
+    def _counted(self, visitor: Visitor) -> dict[Who, int]:
+        """Whose conversations a visitor's are, and how many each may have. Those of an ephemeral key are its maker's
+        too, whose limit, and not the one conversation of each, is the address's."""
+        most, counted = visitor.limits.conversations, {}
+        if visitor.ephemeral is not None:
+            counted[("ephemeral", f"ephemeral key {visitor.ephemeral[:8]}")] = most
+            maker = next((key for key in self.keys.values() if key.name == visitor.key), None)
+            most = self.limits.conversations if maker is None or maker.conversations is None else maker.conversations
+        if visitor.key is not None:
+            counted[("key", f"key '{visitor.key}'")] = most
+        return {**counted, ("address", f"address {visitor.address}"): most}
+
+    def _made(self, secret: str, now: float) -> tuple[Key, Any] | None:
+        """The ephemeral key of a secret and its session, while it is good."""
+        digest = digest_of(secret)
+        if self.sealed is not None and secret.startswith(EPHEMERAL):
+            opened = self.sealed.open(secret.removeprefix(EPHEMERAL))
+            return (Key(opened[0], digest, ("talk",), 1), opened[2]) if opened and opened[1] > 0 else None
+        found = self._ephemeral.get(digest)
+        return (found[0], found[2]) if found and found[1] > now else None
 
     def _key(self, secret: str | None, now: float) -> Key | None:
         if secret:
             digest = digest_of(secret)
-            found = self._ephemeral.get(digest)
-            if found and found[1] > now:
-                return found[0]
+            if made := self._made(secret, now):
+                return made[0]
             if secret.startswith(EPHEMERAL) and self.keys:
                 raise Denied("key_expired", "this ephemeral key is over: ask for a new one", 401)
             for known, key in self.keys.items():
@@ -147,6 +191,10 @@ class Access:
         words = "this key is not known" if secret else "no key was given: send Authorization: Bearer KEY"
         raise Denied("invalid_api_key" if secret else "missing_api_key", words, 401)
 
+    def allows(self, origin: str, local: bool) -> bool:
+        """Whether pages of another origin may talk here; `local`: to a server that only this machine reaches."""
+        return origin in self.origins or (local and is_this_machine(place_of(origin)[1]))
+
     def _check_origin(self, headers: Mapping[str, str], local: bool) -> None:
         """Pages of other sites may not use the microphone through a visitor's browser."""
         origin = headers.get("origin")
@@ -154,9 +202,8 @@ class Access:
             if self.keys or local:
                 return  # no browser
             raise Denied("origin_missing", "without keys this server talks to pages that say where they are from", 403)
-        asked = urlsplit(origin)
-        same = asked.netloc and asked.netloc == headers.get("host", "")
-        if not (same or origin in self.origins or (local and is_this_machine(asked.hostname or ""))):
+        place = place_of(origin)[0]
+        if not ((place and place == headers.get("host", "")) or self.allows(origin, local)):
             raise Denied("origin_not_allowed", f"pages of {origin} may not talk here: allow them with --origin", 403)
 
 
@@ -182,6 +229,15 @@ class Allowance:
         there = self.left(now) >= 1
         self.spend(1)
         return there
+
+
+def place_of(origin: str) -> tuple[str, str]:
+    """An origin's "host:port" and its host; both empty for what is no address."""
+    try:
+        asked = urlsplit(origin)
+        return asked.netloc, asked.hostname or ""
+    except ValueError:
+        return "", ""
 
 
 def is_this_machine(host: str) -> bool:

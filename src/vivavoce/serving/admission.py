@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ import numpy as np
 from vivavoce.dialogue.turn_detection import UserTurns
 from vivavoce.errors import VivavoceError
 
+# Where several servers answer at one address (`cluster.handover`), in the tasks of one connection: the connection
+# itself, of which `settle()` is called when it has its row; and the `Promise` of a row that was kept for it.
+CONNECTION: ContextVar[Any] = ContextVar("connection", default=None)
+PROMISE: ContextVar[Any] = ContextVar("promise", default=None)
 MARK = 90  # percentile of few steps: one that another process has delayed must not decide
 
 
@@ -23,35 +28,51 @@ class Curve:
     steps: dict[int, float]
 
     def rows(self, share: float) -> int:
-        """The most rows whose step needs at most `share` of a frame; at least 1."""
-        return max((rows for rows, seconds in self.steps.items() if seconds <= share * self.frame), default=1)
+        """The most rows whose step needs at most `share` of a frame, read off straight lines between those that were
+        measured; at least 1. Fewer rows never cost more than more: a size that something has disturbed does not count.
+        """
+        most, limit = 1, share * self.frame
+        here: tuple[int, float] | None = None
+        for rows in sorted(self.steps):
+            seconds = min(taken for measured, taken in self.steps.items() if measured >= rows)
+            if seconds > limit:
+                if here is not None:
+                    most += int((limit - here[1]) / (seconds - here[1]) * (rows - here[0]))
+                break
+            most, here = rows, (rows, seconds)
+        return most
 
 
 def measure(model: Any, share: float, most: int, steps: int = 25, patience: float = 20.0) -> Curve:
-    """Step times of 1, 2, 4, … rows, voice activity included, until one exceeds `share` of a frame.
+    """Step times of 1, 2, 4, … rows, voice activity included, until two exceed `share` of a frame.
 
+    A size that exceeds it is measured again, and the better time counts: something else may have had the machine.
     Stops also at `most` rows, and after `patience` seconds.
     """
     found: dict[int, float] = {}
-    rows, began, frame = 1, time.perf_counter(), 0.0
-    noise = np.random.default_rng(0)
-    while rows <= most:
-        lockstep = model.duplex_rows(rows)
-        turns = UserTurns(rows, lockstep.sample_rate)
-        frame = lockstep.frame_size / lockstep.sample_rate
-        times = []
-        for step in range(steps + 5):
-            block = noise.normal(0, 0.05, (rows, lockstep.frame_size)).astype(np.float32)
-            start = time.perf_counter()
-            lockstep.step(block)
-            turns.step(block, np.ones(rows, bool))
-            if step >= 5:  # the first ones warm up
-                times.append(time.perf_counter() - start)
-        found[rows] = float(np.percentile(times, MARK))
-        if found[rows] > share * frame or time.perf_counter() - began > patience:
+    rows, began, frame, exceeded = 1, time.perf_counter(), 0.0, 0
+    while rows <= most and exceeded < 2:
+        frame, found[rows] = step_time(model, rows, steps)
+        if found[rows] > share * frame:
+            found[rows] = min(found[rows], step_time(model, rows, steps)[1])
+            exceeded += found[rows] > share * frame
+        if time.perf_counter() - began > patience:
             break
         rows *= 2
     return Curve(frame, found)
+
+
+def step_time(model: Any, rows: int, steps: int) -> tuple[float, float]:
+    """Seconds of a frame, and of a step of so many rows: 90th percentile of `steps`, after five that warm up."""
+    lockstep = model.duplex_rows(rows)
+    turns, noise, times = UserTurns(rows, lockstep.sample_rate), np.random.default_rng(0), []
+    for _ in range(steps + 5):
+        block = noise.normal(0, 0.05, (rows, lockstep.frame_size)).astype(np.float32)
+        start = time.perf_counter()
+        lockstep.step(block)
+        turns.step(block, np.ones(rows, bool))
+        times.append(time.perf_counter() - start)
+    return lockstep.frame_size / lockstep.sample_rate, float(np.percentile(times[5:], MARK))
 
 
 class Refused(VivavoceError):
@@ -63,14 +84,36 @@ class Refused(VivavoceError):
         self.code, self.retry_after = code, retry_after
 
 
+class Promise:
+    """A free row that is kept for somebody: `take` it once, or `drop` it. `settled(taken)` is told which."""
+
+    def __init__(self, settled: Callable[[bool], None]):
+        self._settled: Callable[[bool], None] | None = settled
+
+    def take(self) -> bool:
+        """Whether the row is there to be had."""
+        return self._end(True)
+
+    def drop(self) -> None:
+        """The row is needed no more, if it has not been taken."""
+        self._end(False)
+
+    def _end(self, taken: bool) -> bool:
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled(taken)
+        return settled is not None
+
+
 @dataclass
 class Place:
     """Somebody's place in the queue; `told(position, eta)` is called when it changes: 1 is next, eta in seconds or None
-    while nothing is known."""
+    while nothing is known. `connection`: whose it is, where that can be served elsewhere."""
 
     turn: "asyncio.Future[None]"
     told: Callable[[int, float | None], None]
     since: float
+    connection: Any = field(default_factory=CONNECTION.get)
 
 
 class Queue:
@@ -84,6 +127,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def places(self) -> Iterable[Place]:
+        """Those who wait, in their order."""
+        return tuple(self._places)
+
     def ended(self, seconds: float) -> None:
         """A conversation has ended after so many seconds."""
         self._lasted.append(seconds)
@@ -96,13 +144,17 @@ class Queue:
 
     def enter(self, told: Callable[[int, float | None], None], now: float) -> Place:
         """The last place; raises `Refused` where there is none."""
-        if len(self._places) >= self.limit:
-            eta = self.eta(self.limit)
-            raise Refused("queue_full", f"{self.limit} clients wait already: try again later", eta or 30.0)
+        self.check(len(self._places))
         place = Place(asyncio.get_running_loop().create_future(), told, now)
         self._places.append(place)
         told(len(self._places), self.eta(len(self._places)))
         return place
+
+    def check(self, waiting: int) -> None:
+        """Raise `Refused` where nobody may come after so many."""
+        if waiting >= self.limit:
+            eta = self.eta(self.limit)
+            raise Refused("queue_full", f"{self.limit} clients wait already: try again later", eta or 30.0)
 
     def leave(self, place: Place) -> None:
         """Somebody waits no more; those behind move up."""
@@ -120,6 +172,13 @@ class Queue:
                 place.turn.set_result(None)
                 return True
         return False
+
+    def refuse(self, why: tuple[str, str, float]) -> None:
+        """Nobody who waits will be let in any more: each is `Refused` so."""
+        for place in self._places:
+            if not place.turn.done():
+                place.turn.set_exception(Refused(*why))
+        self._places.clear()
 
     def _tell(self, behind: int) -> None:
         for position, place in enumerate(self._places, 1):

@@ -1,5 +1,6 @@
 """What a model can do, as plain data: for clients that want to know before they ask."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from vivavoce.serving.rest.formats import formats
@@ -36,6 +37,7 @@ def capabilities(model: Any, name: str, frame_size: int) -> dict[str, Any]:
             "/v1/audio/transcriptions": "audio" in tasks.get("transcribe", ()),
             "/v1/audio/translations": "audio" in tasks.get("translate", ()),
             "/v1/chat/completions": "answer" in tasks,
+            "/v1/realtime/calls": find_spec("aiortc") is not None,
         },
         "speech_formats": formats(),
     }

@@ -4,6 +4,10 @@
 `?resume=TOKEN` goes on with a conversation whose connection was lost, by the `resume_token` of its session.created.
 Keys come as `Authorization: Bearer`, or from browsers as a subprotocol.
 
+WebRTC calls begin with an offer to `/v1/realtime/calls` (extra `webrtc`; `vivavoce.serving.webrtc`): sound by tracks,
+the same events by the data channel `oai-events`. `?call_id=` is a second connection to a call that the same key has
+begun: it gets all events and may send any. `POST /v1/realtime/calls/{id}/hangup` ends one.
+
 Beside the protocol's events there are `vivavoce.queue` {position, eta_seconds} while a row is waited for,
 `vivavoce.session.resumed`, `vivavoce.session.expiring` and `vivavoce.input_dropped`. Connections end with 1000 (closed,
 expired, idle), 1008 (key, policy, too slow), 1009 (a message too big), 1011 (the model failed), 1012 (the server stops)
@@ -11,12 +15,11 @@ or 1013 (full: try later), always after an `error` event that says why.
 """
 
 import asyncio
-import json
 import time
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -24,26 +27,21 @@ from vivavoce.serving.access import Denied, Visitor, secret_of
 from vivavoce.serving.admission import Refused
 from vivavoce.serving.app import Server, problem
 from vivavoce.serving.conversation import Client, Conversation
+from vivavoce.serving.json_text import Json, parsed
+from vivavoce.serving.realtime.endings import ending_of
 from vivavoce.serving.realtime.events import GA, Beta, Spelling, error_event, new_id
 from vivavoce.serving.realtime.link import Link
 from vivavoce.serving.realtime.models import abilities_of, check_able
 from vivavoce.serving.realtime.session import RealtimeSession
 from vivavoce.serving.realtime.settings import Invalid, beta_session, default_session, from_beta, merge, number
+from vivavoce.serving.webrtc.calls import NOT_HERE, PATH, Calls
 
 BETA_PROTOCOL = "openai-beta.realtime-v1"
-ENDED = {  # why a conversation was closed -> close code, the error's code, words
-    "closed": (1000, None, ""),
-    "expired": (1000, "session_expired", "this session has lasted as long as sessions may: open another one"),
-    "idle": (1000, "session_idle", "nothing was sent for too long, so the session was closed: open another one"),
-    "slow_client": (1008, "slow_client", "this client does not read what is sent to it"),
-    "shutdown": (1012, "stopping", "the server is being stopped: connect to another one, or later"),
-    "failed": (1011, "failed", "the model has failed"),
-    "lost": (1008, "session_lost", "the connection was lost for too long"),
-}
 REFUSED = {"stopping": 1012, "failed": 1011, "resume_unknown": 1008, "resume_taken": 1008}
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 SHORTEST, LONGEST, USUAL = 10, 7200, 600  # seconds that an ephemeral key is good for
-MOST_BODY = 2**20
+MOST_BODY, BODY_SECONDS = 2**20, 20.0
+WATCHERS = 4  # connections beside a call's own
 
 
 def routes(server: Server) -> list[BaseRoute]:
@@ -54,6 +52,10 @@ def routes(server: Server) -> list[BaseRoute]:
         *(WebSocketRoute(path, realtime.talk) for path in ("/v1/realtime", "/v1/realtime/")),
         Route(secrets, realtime.client_secrets, methods=["POST"]),
         Route("/v1/realtime/sessions", realtime.old_sessions, methods=["POST"]),
+        Route(PATH, realtime.calls.create, methods=["POST"]),
+        Route("/v1/realtime", realtime.calls.create_beta, methods=["POST"]),
+        Route(f"{PATH}/{{id}}/hangup", realtime.calls.hangup, methods=["POST"]),
+        *(Route(f"{PATH}/{{id}}/{what}", realtime.calls.not_here(what), methods=["POST"]) for what in NOT_HERE),
     ]
 
 
@@ -61,7 +63,7 @@ class Realtime:
     """The handlers, and the sessions that there are, by the token that resumes them."""
 
     def __init__(self, server: Server):
-        self.server = server
+        self.server, self.calls = server, Calls(server, self._wanted)
         self.sessions: dict[str, tuple[RealtimeSession, Link]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
@@ -93,6 +95,9 @@ class Realtime:
     async def _talk(self, websocket: WebSocket, link: Link, reading: "asyncio.Task[None]") -> None:
         visitor = self.server.visit(websocket, "talk")
         query = websocket.query_params
+        if query.get("call_id"):
+            await self._watch(query["call_id"], visitor, link, reading)
+            return
         if query.get("resume"):
             session = await self._resume(query["resume"], visitor, link)
         else:
@@ -105,6 +110,32 @@ class Realtime:
         except BaseException:
             session.conversation.close()
             raise
+
+    async def _watch(self, call_id: str, visitor: Visitor, link: Link, reading: "asyncio.Task[None]") -> None:
+        """A second connection to a call, which goes on without it."""
+        call = self.calls.find(call_id, visitor)
+        if len(call.listeners) >= WATCHERS:
+            raise Invalid("too_many_connections", f"this call has {WATCHERS} connections beside its own already")
+        call.listeners.append(link.post)
+        waits = [asyncio.create_task(what) for what in (call.ready.wait(), call.over.wait(), too_slow(link))]
+        ready, over, slow = waits
+        try:
+            await asyncio.wait([ready, reading], return_when=asyncio.FIRST_COMPLETED)
+            if call.session is not None:
+                call.session.greet(link.post)
+                link.start(lambda message: call.receive(message, link.post))
+                await asyncio.wait([over, reading, slow], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            call.listeners.remove(link.post)
+            for wait in waits:
+                wait.cancel()
+        if link.big:
+            raise too_big(link)
+        if link.slow:
+            raise Invalid("slow_client", "this client does not read what is sent to it")
+        if call.over.is_set():
+            code, why = call.goodbye
+            await (refuse(link, why, code) if why else link.close(code))
 
     async def _serve(self, session: RealtimeSession, link: Link, reading: "asyncio.Task[None]") -> None:
         """Until the client, or the conversation, ends it."""
@@ -233,7 +264,7 @@ class Realtime:
         except Invalid as invalid:
             return problem(400, invalid.code, str(invalid), invalid.param)
         secret, ends = self._secret(visitor, seconds, asked)
-        return JSONResponse({"value": secret, "expires_at": ends, "session": session})
+        return Json({"value": secret, "expires_at": ends, "session": session})
 
     async def old_sessions(self, request: Request) -> Response:
         """The same as the beta had it: a flat session, with the secret in it."""
@@ -243,18 +274,24 @@ class Realtime:
         except Invalid as invalid:
             return problem(400, invalid.code, str(invalid), invalid.param)
         secret, ends = self._secret(visitor, USUAL, asked)
-        return JSONResponse({**beta_session(session), "client_secret": {"value": secret, "expires_at": ends}})
+        return Json({**beta_session(session), "client_secret": {"value": secret, "expires_at": ends}})
 
     async def _asked(self, request: Request) -> tuple[Visitor, dict[str, Any]]:
         visitor = self.server.visit(request, "rest")
         data = b""
-        async for piece in request.stream():
-            data += piece
-            if len(data) > MOST_BODY:
-                raise Denied("body_too_large", f"a session needs no more than {MOST_BODY} bytes", 413)
         try:
-            body = json.loads(data) if data else {}
-        except (ValueError, RecursionError):
+            async with asyncio.timeout(BODY_SECONDS):
+                async for piece in request.stream():
+                    data += piece
+                    if len(data) > MOST_BODY:
+                        raise Denied("body_too_large", f"a session needs no more than {MOST_BODY} bytes", 413)
+        except TimeoutError:
+            raise Denied("request_timeout", "the body came too slowly: send it at once", 408) from None
+        except ClientDisconnect:
+            raise Denied("disconnected", "the client has left", 400) from None  # which nobody hears
+        try:
+            body = parsed(data) if data else {}
+        except ValueError:
             body = None
         if not isinstance(body, dict):
             raise Denied("invalid_json", "the body is no JSON object", 400)
@@ -296,15 +333,8 @@ async def refuse(link: Link, invalid: Invalid, code: int) -> None:
 
 async def say_goodbye(link: Link, session: RealtimeSession) -> None:
     """The conversation is over: say why, and close."""
-    reason = session.conversation.reason or "closed"
-    code, name, words = ENDED.get(reason, ENDED["closed"])
-    if name is None:
-        await link.close(code)
-        return
-    failure = session.conversation.error or session.core.lockstep.failed
-    words = f"{words}: {failure}" if reason == "failed" and failure else words
-    kind = "server_error" if code in (1011, 1012) else "invalid_request_error"
-    await refuse(link, Invalid(name, words, kind=kind), code)
+    code, why = ending_of(session)
+    await (refuse(link, why, code) if why else link.close(code))
 
 
 async def too_slow(link: Link) -> None:

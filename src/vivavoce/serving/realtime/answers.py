@@ -42,6 +42,7 @@ class Answers:
         self._conversation, self._user, self._now = conversation, user, now
         self._make, self._unasked, self._interruptible, self._over = make, unasked, interruptible, over
         self.response: Response | None = None
+        self.last: Response | None = None  # the one before it, whose end may still have to be played
         self.speaking = False  # the gate is open
         self.muted = False  # what comes until it closes is for nobody
         self._held: deque[Frame] | None = None
@@ -54,6 +55,8 @@ class Answers:
     def frame(self, frame: Frame, waiting: bool) -> None:
         """One more frame; `waiting`: the model has not heard all yet that it is to answer."""
         kinds = [turn.kind for turn in frame.turns]
+        if "user_started" in kinds and self.response is None and self._half_duplex and self._interruptible():
+            self.hush()
         if "user_started" in kinds and self.response is not None and self.response.item is not None:
             self._heard_at_onset = 1000 * self.response.played.played(self._now())
             through = self._held is not None and self._held_whole  # only here it is still being said
@@ -87,6 +90,13 @@ class Answers:
             if not known:
                 self._cut(response, 1000 * response.played.played(self._now()))
             self._end(response, "cancelled", reason)
+
+    def hush(self) -> None:
+        """What of the last answer is still to be played here, is not."""
+        last = self.last
+        if last is not None and last.played.source == "sent" and last.played.ahead(self._now()) > 0:
+            self._cut(last, 1000 * last.played.played(self._now()))
+            last.played.stop()
 
     def discard(self, whole_only: bool) -> None:
         """Something new has been said to the model: an answer that was held is none any more."""
@@ -147,7 +157,9 @@ class Answers:
 
     def _finish(self, response: Response, seconds: float) -> None:
         """The model has stopped, its last sound ending at `seconds`: by itself, or since the user spoke."""
-        heard = self._heard_at_onset
+        # What is played here goes on until now; clients that play it themselves stop when they hear of the user.
+        sent = response.played.source == "sent"
+        heard = 1000 * response.played.played(self._now()) if sent else self._heard_at_onset
         if not (self._interruptible() and self._broken_into(response, seconds)):
             self._end(response, "completed")
             return
@@ -155,12 +167,14 @@ class Answers:
         self._end(response, "cancelled", "turn_detected")
 
     def _cut(self, response: Response, ms: float) -> None:
-        """What the user has heard of it ended there, as far as this server can know."""
-        item = response.item
+        """What the user has heard of it ended there, as far as this server can know: exactly, where it plays itself."""
+        item, source = response.item, response.played.source
         if item is not None and item.sound is not None:
-            done = item.truncate(round(ms), "estimate")
-            self._conversation.note("truncated", item=item.id, seconds=done / 1000, source="estimate")
-            tell_cut(self._conversation, done / 1000, "estimate")
+            done = item.truncate(round(ms), source)
+            self._conversation.note("truncated", item=item.id, seconds=done / 1000, source=source)
+            tell_cut(self._conversation, done / 1000, source)
+            if source == "sent":
+                response.truncated(done)
 
     def _broken_into(self, response: Response, seconds: float) -> bool:
         """Whether the user began to speak while the model did, and still spoke when it stopped."""
@@ -171,7 +185,7 @@ class Answers:
         return response.began < onset < seconds + near and (offset is None or offset >= seconds - near)
 
     def _end(self, response: Response, status: str, reason: str | None = None) -> None:
-        self.response = None
+        self.response, self.last = None, response
         response.end(status, reason)
         self._over(response)
 

@@ -6,11 +6,11 @@ Inside, everything is GA. `Beta` spells it as clients of 2024 expect it; what th
 
 import base64
 import binascii
-import json
 import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from vivavoce.serving.json_text import parsed
 from vivavoce.serving.realtime.settings import BETA_FORMATS, Invalid, beta_session
 
 LONGEST_AUDIO = 15 * 2**20  # bytes of base64 in one append, as the API has it
@@ -37,18 +37,19 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def new_id(kind: str) -> str:
-    """An identifier such as "item_4f…"."""
-    return f"{kind}_{secrets.token_hex(12)}"
+def new_id(kind: str, tag: str = "") -> str:
+    """An identifier such as "item_4f…"; `tag` as `Core` has it."""
+    return f"{kind}_{tag}{secrets.token_hex(12)}"
 
 
 def read(text: Any) -> dict[str, Any]:
     """A client's message as an event whose fields are there and of the right kind; raises `Invalid`, which carries the
     client's event_id if that could be read."""
     try:
-        event = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise Invalid("invalid_event", "the message is not JSON: send one JSON object in a text message") from error
+        event = parsed(text)
+    except ValueError as error:
+        words = f"the message is not JSON ({error}): send one JSON object in a text message"
+        raise Invalid("invalid_event", words[:300]) from error
     if not isinstance(event, dict):
         raise Invalid("invalid_event", "the message is no JSON object: send {'type': …}")
     event_id = event.get("event_id")

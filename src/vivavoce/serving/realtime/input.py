@@ -11,6 +11,7 @@ from vivavoce.serving.realtime.settings import FORMATS, Invalid
 from vivavoce.serving.sound_formats import SoundIn
 
 HELD = 120.0  # seconds of push-to-talk sound before a commit
+GIVEN = 240.0  # seconds of sound handed over whole that wait to be heard, one item alone may be longer
 AHEAD = 10.0  # seconds of it that wait in the conversation's ring at a time
 
 
@@ -24,7 +25,8 @@ class Input:
     def __init__(self, conversation: Conversation, kind: str, push_to_talk: Callable[[], bool]):
         self._conversation, self._push_to_talk = conversation, push_to_talk
         self.appended = self.until = 0
-        self._held: list[np.ndarray] = []
+        self._held: deque[np.ndarray] = deque()
+        self._size = 0  # samples in it
         self._feed: deque[np.ndarray] = deque()
         self._decode(kind)
 
@@ -41,16 +43,26 @@ class Input:
         """Base64 of more sound; raises `Invalid`."""
         size = 2 if self.kind == "audio/pcm" else 1
         data = audio_bytes(text, size)
-        held = sum(map(len, self._held)) / self._conversation.sample_rate
+        held = self._size / self._conversation.sample_rate
         if self._push_to_talk() and held + len(data) / (size * FORMATS[self.kind]) > HELD:
             words = f"more than {HELD:.0f} s are in the buffer: commit or clear it"
             raise Invalid("input_audio_buffer_full", words, "audio")
         self.appended += len(data)
         self._take(self._in.decode(data))
 
+    def hear(self, samples: np.ndarray) -> None:
+        """Samples [n] at the conversation's rate, from an open microphone: it sends as long as the call lasts, so that
+        of what is held the newest is kept; while something is given to be heard whole, it is not listened to."""
+        self.appended += len(samples)
+        if not self._feed:
+            self._take(samples)
+        while self._size > HELD * self._conversation.sample_rate:
+            self._size -= len(self._held.popleft())
+
     def _take(self, samples: np.ndarray) -> None:
         if self._push_to_talk():
             self._held.append(samples)
+            self._size += len(samples)
         elif len(samples):
             self._conversation.hear(samples)
 
@@ -64,12 +76,14 @@ class Input:
     def held(self) -> np.ndarray:
         """Samples [n] that were held, and are so no more."""
         samples = np.concatenate([np.zeros(0, np.float32), *self._held, self._in.flush()])
-        self._held = []
+        self._held.clear()
+        self._size = 0
         return samples
 
     def clear(self) -> int:
         """Forget what is in the buffer, and what has not been heard yet: so many samples of it."""
-        self.appended, self._held = 0, []
+        self.appended = self._size = 0
+        self._held.clear()
         self._in.flush()
         if self._push_to_talk():
             return 0
@@ -84,9 +98,16 @@ class Input:
         if self._push_to_talk():
             self._conversation.end_input()
         else:
-            held, self._held = self._held, []
+            held, self._held, self._size = self._held, deque(), 0
             for samples in held:
                 self._take(samples)
+
+    def room(self, samples: int) -> None:
+        """Raise `Invalid` where so many cannot be given: what was given before them lasts too long already."""
+        rate = self._conversation.sample_rate
+        if self._feed and len(self._feed) * rate + samples > GIVEN * rate:
+            words = f"more than {GIVEN:.0f} s wait to be heard: let some be heard first"
+            raise Invalid("input_audio_buffer_full", words, "audio")
 
     def give(self, samples: np.ndarray) -> None:
         """Samples [n] that are to be heard from the first to the last, and then silence."""

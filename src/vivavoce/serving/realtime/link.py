@@ -78,6 +78,7 @@ class Link:
                     self._size -= len(text)
                     if self._size <= ENOUGH_WAITING:
                         self._room.set()
+                    await asyncio.sleep(0)  # a burst must not keep the loop from hearing that the other side is gone
                 self._wake.clear()
                 if not self._closed:
                     await self._wake.wait()
@@ -116,6 +117,7 @@ class Link:
                 self._on_message(text)
             await self._room.wait()
             await self._measure()
+            await asyncio.sleep(0)  # what comes in one piece may be thousands of messages: others have their turn
 
     def _keep(self, text: Any) -> None:
         if not isinstance(text, str):

@@ -1,7 +1,8 @@
 """A session of the OpenAI Realtime dialect over one conversation: client events in, server events out.
 
 The transport is somebody else's: `receive` takes a message, and whoever is attached is given events (`attach`). The
-session outlives its connection, so that a dropped one can be resumed.
+session outlives its connection, so that a dropped one can be resumed. On a call sound goes beside the events: `hear`
+takes the user's, and a `Voice` plays the model's.
 
 What a full-duplex model makes of the protocol:
 - it hears everything at once, and answers when it finds it right; responses are what its own output shows. With
@@ -26,7 +27,9 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from vivavoce.audio import Audio
 from vivavoce.serving.access import Visitor
@@ -38,7 +41,7 @@ from vivavoce.serving.realtime.input import HELD, Input
 from vivavoce.serving.realtime.items import History, Item, Sound, item_of
 from vivavoce.serving.realtime.models import IGNORED, Ends, abilities_of, check_able, notices, policy_of, unsupported
 from vivavoce.serving.realtime.replies import Asides
-from vivavoce.serving.realtime.responses import Post, Response
+from vivavoce.serving.realtime.responses import Line, Post, Response
 from vivavoce.serving.realtime.settings import (
     RESPONSE,
     Invalid,
@@ -50,15 +53,31 @@ from vivavoce.serving.realtime.settings import (
 )
 from vivavoce.serving.realtime.user import UserSide, UserTurn
 
+SPOKEN = ("response.output_audio.delta", "output_audio_buffer.started")  # events that say that sound has been sent
+
+
+class Voice(Protocol):
+    """What plays the model's sound on a call."""
+
+    cleared: int  # how often it has told that something was cleared
+
+    def line(self, response_id: str) -> Line:
+        """Where the sound of a response goes."""
+
+    def clear(self) -> None:
+        """Nothing of what waits is played."""
+
 
 class RealtimeSession:
-    """One session. `strict`: refuse what is forgiven otherwise. `run` must be running for anything to happen."""
+    """One session. `strict`: refuse what is forgiven otherwise. voice: plays the model's sound (None: it goes into the
+    events). `run` must be running for anything to happen."""
 
     def __init__(
-        self, server: Server, conversation: Conversation, visitor: Visitor, spelling: Spelling, strict: bool = False
+        self, server: Server, conversation: Conversation, visitor: Visitor, spelling: Spelling, strict: bool = False,
+        voice: Voice | None = None,
     ):
         self.server, self.core, self.conversation, self.visitor = server, server.core, conversation, visitor
-        self.spelling, self.strict = spelling, strict
+        self.spelling, self.strict, self.voice = spelling, strict, voice
         self.abilities = abilities_of(self.core)
         self.values = default_session(self.abilities.user_transcript)
         self.history, self.conversation_id = History(), new_id("conv")
@@ -103,8 +122,7 @@ class RealtimeSession:
         """`post` gets the events from here on; `resumed`: seconds since the connection before was lost, in which
         `missed` frames were said to nobody."""
         self._post = post
-        vendor = {"resume_token": self.conversation.token, "capabilities": self.abilities.told()}
-        self.post({"type": "session.created", "session": self.wire(), **vendor})
+        self.greet(post)
         if self.spelling.name == "beta" and resumed is None:
             talk = {"id": self.conversation_id, "object": "realtime.conversation"}
             self.post({"type": "conversation.created", "conversation": talk})
@@ -114,6 +132,13 @@ class RealtimeSession:
                 "type": "vivavoce.session.resumed", "gap_ms": round(1000 * resumed), "missed_frames": missed,
                 "items": [item.id for item in self.history],
             })  # fmt: skip
+
+    def greet(self, post: Post) -> None:
+        """Tell `post` of the session, as it is. A call cannot be resumed, so that it has no token for it."""
+        token = {} if self.voice else {"resume_token": self.conversation.token}
+        vendor = {**token, "capabilities": self.abilities.told()}
+        spelled = self.spelling.spell({"type": "session.created", "session": self.wire(), **vendor})
+        post({"event_id": new_id("event"), **(spelled or {})})
 
     def detach(self) -> None:
         """The connection is gone: what was being said is cut at what was heard, nothing is sent any more."""
@@ -142,7 +167,7 @@ class RealtimeSession:
         """Send an event of GA's, spelled as the client expects it."""
         if self._post is None:
             return
-        self._spoken = self._spoken or event["type"] == "response.output_audio.delta"
+        self._spoken = self._spoken or event["type"] in SPOKEN
         spelled = self.spelling.spell(event)
         if spelled is not None:
             self._post({"type": spelled["type"], "event_id": new_id("event"), **spelled})
@@ -329,10 +354,20 @@ class RealtimeSession:
 
     # -- input --
 
+    def hear(self, samples: np.ndarray) -> None:
+        """The user's sound on a call: samples [n] float32 at the conversation's rate."""
+        self.conversation.touched = self.core.clock.now()
+        self.input.hear(samples)
+
     def _append(self, event: dict[str, Any]) -> None:
+        if self.voice is not None:
+            words = "on a call sound comes by the microphone's track: what is appended would be heard amid it"
+            raise Invalid("append_not_supported", words, "type")
         self.input.append(event["audio"])
 
     def _commit(self, event: dict[str, Any]) -> None:
+        self.history.room()
+        self.input.room(0)
         self.input.committed()
         self._turn_ends = True
         if self._turn_rules() is not None:
@@ -350,16 +385,22 @@ class RealtimeSession:
         self.post({"type": "input_audio_buffer.cleared"})
 
     def _clear_output(self, event: dict[str, Any]) -> None:
-        response = self.answers.response
+        response, before = self.answers.response, self.voice.cleared if self.voice else 0
+        if self.voice is not None:
+            self.answers.hush()
         if response is not None:
             self.answers.stop("client_cancelled")
-        self.post({"type": "output_audio_buffer.cleared", "response_id": response.id if response else ""})
+        if self.voice is not None:
+            self.voice.clear()
+        if self.voice is None or self.voice.cleared == before:
+            self.post({"type": "output_audio_buffer.cleared", "response_id": response.id if response else ""})
 
     # -- items --
 
     def _item_create(self, event: dict[str, Any]) -> None:
         self.history.room()
         item = item_of(event["item"], self.input.kind, self.conversation.sample_rate)
+        self.input.room(item.sound.samples if item.sound is not None else 0)
         name, after = self.core.name, event.get("previous_item_id")
         if item.kind != "message":
             if not (self.abilities.tools or self.abilities.reads):
@@ -418,6 +459,7 @@ class RealtimeSession:
         response = Response(
             self.post, options, self.conversation.sample_rate, self.conversation.frame_size, self.abilities.codebooks,
             self.core.clock.now, None if aside else self.history, None if aside else self.conversation_id,
+            self.voice.line if self.voice else None,
         )
         if not aside:
             (response.input_text_tokens, response.input_audio_tokens), self._input_tokens = self._input_tokens, [0, 0]
