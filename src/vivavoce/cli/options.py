@@ -5,32 +5,25 @@ from typing import Any
 
 import typer
 
-from vivavoce.errors import RequestError
-
-DTYPES = ("float32", "bfloat16", "float16")
 DEVICE = typer.Option("auto", "--device", help="auto, cpu, cuda or mps.")
 DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own.")
 JSON = typer.Option(False, "--json", help="Print a JSON object.")
 
 
 def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
-    """The `device=` and `dtype=` arguments of `vivavoce.load`; "auto" is cuda, then mps, then cpu.
+    """The `device=` and `dtype=` arguments of `vivavoce.load`, as `vivavoce.systems.devices.placed` has them."""
+    from vivavoce.systems import devices
 
-    Raises `RequestError` for a device that this machine does not have and for an unknown name.
-    """
-    import torch
+    return devices.placed(device, dtype)
 
-    if dtype is not None and dtype not in DTYPES:
-        raise RequestError(f"--dtype {dtype}: there are {', '.join(DTYPES)}")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    kind = device.split(":")[0]
-    if kind not in there:
-        raise RequestError(f"--device {device}: no such device; there are auto, {', '.join(there)}")
-    if not there[kind]:
-        raise RequestError(f"--device {device}: this machine has none that torch can use; take --device cpu")
-    return {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}
+
+def value_or(args: Sequence[str], option: str, value: str) -> list[str]:
+    """Arguments in which `option` has a number behind it: `value`, where none follows."""
+    found = list(args)
+    for at in reversed(range(len(found))):
+        if found[at] == option and not (at + 1 < len(found) and found[at + 1].lstrip("-").isdigit()):
+            found.insert(at + 1, value)
+    return found
 
 
 def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:
@@ -42,9 +35,7 @@ def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def use_few_threads(model: Any) -> None:
-    """One thread for a small model: its frames are so small that a second thread costs more than it brings."""
-    import torch
+    """One thread for a small model, as `vivavoce.systems.devices.use_few_threads` has it."""
+    from vivavoce.systems import devices
 
-    weights = getattr(model, "parameters", None)
-    if isinstance(weights, int) and weights < 50e6:
-        torch.set_num_threads(1)
+    devices.use_few_threads(model)

@@ -3,6 +3,7 @@
 `concatenate` fills every window and cuts documents at its borders; `fit` keeps documents whole and leaves a little
 padding ("Fewer Truncations Improve Language Modeling", arXiv:2404.10830). `assemble` lays the tokens out;
 `document_mask` keeps the pieces of a window apart, so that training on windows is training on the pieces alone.
+`Documents` says which documents a step has.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivavoce.data.buckets import Buckets
 from vivavoce.errors import DataError, RequestError
+from vivavoce.nn.attention import document_mask
+
+__all__ = ["Documents", "Packed", "Piece", "assemble", "concatenate", "document_mask", "filled", "fit"]
 
 
 @dataclass(frozen=True)
@@ -120,18 +125,25 @@ def _levels(document: Any) -> list[Tensor]:
     return list(torch.as_tensor(np.atleast_2d(np.asarray(document))))
 
 
-def document_mask(documents: Tensor) -> Tensor:
-    """`Packed.documents` [B, T] -> bool [B, T, T]: whether a query (second axis) may see a key (last axis) as far as
-    documents go; the causal rule comes on top. Padding sees itself alone, so that no row of a softmax is empty."""
-    same = documents[:, :, None] == documents[:, None, :]
-    alone = torch.eye(documents.shape[1], dtype=torch.bool, device=documents.device)
-    return same & (documents >= 0)[:, :, None] | alone
-
-
 def filled(windows: Sequence[Sequence[Piece]], window: int) -> float:
     """Which part of all places holds tokens, 0 to 1."""
     used = sum(piece.length for pieces in windows for piece in pieces)
     return used / (len(windows) * window) if windows else 1.0
+
+
+class Documents(Buckets):
+    """Endless batches of about `budget` tokens of whole documents, shuffled, each once an epoch: for packing, where a
+    document needs no neighbours of its own length. A pure function of (lengths, budget, seed), as `Buckets` is."""
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0):
+        self.mean = budget  # of a batch; one that ends with a long document has more
+        super().__init__(lengths, max(budget, int(np.max(lengths, initial=1))), seed)
+
+    def _plan(self, number: int) -> list[np.ndarray]:
+        items = np.random.default_rng([self.seed, number]).permutation(self._items)
+        ends = self.lengths[items].cumsum()
+        turns = np.flatnonzero(np.diff((ends - self.lengths[items]) // self.mean)) + 1
+        return np.split(items, turns)
 
 
 def _order(count: int, seed: int | None) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.data.buckets import Buckets
+from vivavoce.data.packing import Documents
 from vivavoce.data.store import TokenStore
 from vivavoce.data.tokens import TokenRow
 from vivavoce.errors import DataError
@@ -68,13 +69,21 @@ def _unequal(rows: Sequence[list[np.ndarray]]) -> tuple[Tensor, Tensor]:
 
 
 class TokenBatches:
-    """The batches of a store under a budget of frames (see `Buckets`); `batch(step, rank, world)` for any step."""
+    """The batches of a store under a budget of frames (see `Buckets`; `pack`: see `Documents`); `batch(step, rank,
+    world)` for any step."""
 
     def __init__(
-        self, store: TokenStore, budget: int, seed: int = 0, rows: int | None = None, stream: str | None = None
+        self,
+        store: TokenStore,
+        budget: int,
+        seed: int = 0,
+        rows: int | None = None,
+        stream: str | None = None,
+        pack: bool = False,
     ):
         self.store = store
-        self.buckets = Buckets(store.lengths(stream), budget, seed, rows)
+        lengths = store.lengths(stream)
+        self.buckets = Documents(lengths, budget, seed) if pack else Buckets(lengths, budget, seed, rows)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenBatch:
         """Share `rank` of `world` of `step`: the same whenever and wherever it is asked for."""

@@ -19,8 +19,10 @@ from vivavoce.errors import RequestError
 from vivavoce.layouts import PADDING, Column, Given, Layout, Places
 from vivavoce.lm.embeddings import NOTHING
 from vivavoce.lm.grid import GridLM
+from vivavoce.lm.heads import DensityHead
 from vivavoce.lm.rules import Rule
 from vivavoce.lm.sampling import Sampling, sample
+from vivavoce.lm.slots import NOWHERE
 from vivavoce.nn.streaming import State
 
 Combine = Callable[[Tensor], Tensor]
@@ -116,7 +118,26 @@ class Generator:
         """
         active = (column.stream != PADDING).any(1) | (column.forced >= 0).any(1)
         values = self.choose(column, state, given)
+        frames = {**(frames or {}), **self.draw(column, state, frames or {})}
         return values, self.read(cells_of(column, values), state, frames, active & ~column.done, **context)
+
+    def draw(self, column: Column, state: State, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The frames [B, width] of the column of every stream that a density predicts: those `given` where the column
+        says so, else as the model draws them."""
+        frames: dict[str, Tensor] = {}
+        for name in self.model.density:
+            head, slot = self.model.head(name), self.model.slots[name][0]
+            assert isinstance(head, DensityHead)
+            temperature = self.sampling.get(name, GREEDY).temperature
+            counter = state["counter"] * len(self.layout.lane_cells) + slot.lane
+            parameters = head(state["hidden"])[0]
+            seed = state["seed"]
+            if self.combine is not None:
+                raise RequestError(f"'{name}' is a stream of frames: views of it are not combined")
+            drawn = head.draw(parameters, temperature, seed, counter)
+            free = self.model.here(name, column.stream, column.level)[:, 0] & column.fill[:, slot.lane]
+            frames[name] = torch.where(free[:, None], drawn, given.get(name, torch.zeros_like(drawn)))
+        return frames
 
     def choose(
         self, column: Column, state: State, given: Tensor | None = None, rules: Mapping[str, Rule] | None = None
@@ -132,6 +153,8 @@ class Generator:
             taken = (column.given | column.fill) & (given >= 0)
             values, free = torch.where(taken, given, values), free & ~taken
         for name in self.model.order:
+            if name in self.model.density:
+                continue  # frames are no values: see `draw`
             rule = (rules or {}).get(name, self.rules.get(name))
             values = self._choose(name, column, values, free, state, rule)
         return values
@@ -148,6 +171,9 @@ class Generator:
         one = torch.ones_like(state["counter"]) if active is None else active.long()
         after = State({**state, "decoder": decoder, "counter": state["counter"] + one, "emitted": one})
         values = cells["values"]
+        for name in self.model.density:
+            if frames is not None and name in frames:
+                after[f"frame_{name}"] = frames[name]
         if active is not None:
             hidden = torch.where(active[:, None], hidden, state["hidden"])
             values = torch.where(active[:, None], values, state["filled"])
@@ -169,11 +195,12 @@ class Generator:
         open_cells = model.here(name, column.stream, column.level) & free[:, lanes]
         if not bool(open_cells.any()):
             return values
-        if model.begin is None and bool((open_cells & (state["counter"] == 0)[:, None]).any()):
+        if not model.begins and bool((open_cells & (state["counter"] == 0)[:, None]).any()):
             raise RequestError(f"'{name}' has a cell in the first column, and this model begins with nothing: give one")
         grid = tuple(x[..., None] for x in (column.stream, column.level, values))
         known = model.codes(name, *grid)[:, 0]
         head = model.head(name)
+        assert not isinstance(head, DensityHead)
         prefix = None if head.after is None else model.codes(head.after, *grid)[:, 0, 0]
 
         def pick(k: int, logits: Tensor) -> Tensor:
@@ -193,12 +220,22 @@ class Generator:
             ids = ids.repeat_interleave(self.views) if self.views > 1 else ids
             return torch.where(open_cells[:, k], ids, known[:, k])
 
-        chosen = torch.where(open_cells, head.choose(state["hidden"], pick, prefix), values[:, lanes])
-        if len(set(lanes)) == len(lanes):
+        told = [model.codes(other, *grid)[:, 0] for other in model.before(name)]
+        before = torch.cat(told, dim=1) if told else known[:, :0]
+        first = before.shape[1]
+
+        def through(k: int, logits: Tensor) -> Tensor:
+            return before[:, k] if k < first else pick(k - first, logits)
+
+        ids = head.choose(state["hidden"], through, prefix, first + len(slots))[:, first:]
+        chosen = torch.where(open_cells, ids, values[:, lanes])
+        if len(set(lanes)) == len(lanes) and NOWHERE not in lanes:
             values = values.clone()
             values[:, lanes] = chosen
             return values
         for k, lane in enumerate(lanes):  # levels that stand in one lane, in turn: at most one is here
+            if lane == NOWHERE:
+                continue
             values = values.clone()
             values[:, lane] = torch.where(open_cells[:, k], chosen[:, k], values[:, lane])
         return values
@@ -207,19 +244,24 @@ class Generator:
     def generate(
         self, lengths: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None,
         frames: Mapping[str, Tensor] | None = None, given: Given | None = None, seeds: Tensor | int = 0,
-        limit: int = 10_000, initial: Mapping[str, Any] | None = None, **context: Any,
+        limit: int = 10_000, initial: Mapping[str, Any] | None = None, follows: Mapping[str, str] | None = None,
+        ends: Mapping[str, int | None] | None = None, **context: Any,
     ) -> tuple[dict[str, Tensor], Places]:
-        """Whole requests: fill all cells. Returns stream -> ids [B, levels, T] (-1: nothing placed), and the places.
+        """Whole requests: fill all cells. Returns stream -> ids [B, levels, T] (-1: nothing placed) or frames
+        [B, T, width] (nan: nothing placed), and the places.
 
         lengths: stream -> frames [B] (a stream with an end token may be left out). values: ids of given streams (and of
         known cells) [B, levels, T]; frames: vectors of given streams [B, T, width]. limit: columns at most;
-        `RequestError` beyond. context: keywords of the decoder's steps; initial: of its first state (prefix).
+        `RequestError` beyond. context: keywords of the decoder's steps; initial: of its first state (prefix). follows:
+        stream -> the one whose end token, in its place, ends this one as well. ends: stream -> the id that ends it
+        where a frame has it at all levels (levels of one rate, without delays).
         """
         rows = next(iter(lengths.values())).shape[0] if lengths else torch.as_tensor(seeds).numel()
         first = {**context, "initial": initial} if initial else context
         state = self.start(rows, lengths, given, seeds, **first)
         columns: list[Column] = []
         filled: list[Tensor] = []
+        drawn: dict[str, list[Tensor]] = {name: [] for name in self.model.density}
         while True:
             column, state = self.look(state)
             if bool(column.done.all()):
@@ -231,12 +273,40 @@ class Generator:
             got, state = self.fill(column, state, told.gather(values or {}), now, **context)
             columns.append(column)
             filled.append(got)
-        return collect(columns, filled, self.layout, rows)
+            for name, seen in drawn.items():
+                seen.append(state[f"frame_{name}"])
+            for name, leader in (follows or {}).items():
+                state = self._followed(name, leader, column, got, state)
+            for name, id_of_end in (ends or {}).items():
+                state = state if id_of_end is None else self._ended(name, id_of_end, column, got, state)
+        streams, places = collect(columns, filled, self.layout, rows)
+        for name, seen in drawn.items():
+            streams[name] = joined_frames(columns, seen, name, rows)
+        return streams, places
+
+    def _ended(self, name: str, id_of_end: int, column: Column, values: Tensor, state: State) -> State:
+        """The state in which a stream ends whose whole frame has just been the end."""
+        codes = self.model.codes(name, *(x[..., None] for x in (column.stream, column.level, values)))[:, 0]
+        ended = (codes == id_of_end).all(1)
+        if not bool(ended.any()):
+            return state
+        frames = torch.where(column.stream == column.number(name), column.index, -1).amax(1) + 1
+        return State({**state, "layout": self.layout.limit(state["layout"], {name: frames}, ended)})
+
+    def _followed(self, name: str, leader: str, column: Column, values: Tensor, state: State) -> State:
+        """The state in which a stream ends where its leader has just ended."""
+        spec = self.layout.streams[column.number(leader)]
+        ended = (column.stream == column.number(leader)) & (values == spec.end) & (column.level == 0)
+        if not bool(ended.any()):
+            return state
+        frames = torch.where(ended, column.index, 0).amax(1).div(spec.cells(0), rounding_mode="floor")
+        return State({**state, "layout": self.layout.limit(state["layout"], {name: frames}, ended.any(1))})
 
     def _frame(self, column: Column, name: str, sequence: Tensor) -> Tensor:
         """The frame [B, width] that stands in this column, of [B, T, width]."""
         here = column.stream == column.number(name)
         index = torch.where(here, column.index, 0).amax(1)
+        index = index.clamp(max=sequence.shape[1] - 1)  # what lies behind a prompt is not given
         return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
 
 
@@ -264,3 +334,15 @@ def collect(columns: list[Column], filled: list[Tensor], layout: Layout, rows: i
     )
     grid = torch.stack(filled, dim=2) if size else stream.new_zeros(rows, lanes, 0)
     return places.invert(grid, NOTHING), places
+
+
+def joined_frames(columns: list[Column], drawn: list[Tensor], name: str, rows: int) -> Tensor:
+    """The frames [B, T, width] that a stream has in filled columns, nan behind each row's end."""
+    if not columns:
+        return torch.zeros(rows, 0, 0)
+    frames = torch.stack(drawn, dim=1)
+    index = torch.stack([torch.where(c.stream == c.number(name), c.index, -1).amax(1) for c in columns], dim=1)
+    out = frames.new_full((rows, int(index.max()) + 1, frames.shape[2]), torch.nan)
+    row, at = (index >= 0).nonzero(as_tuple=True)
+    out[row, index[row, at]] = frames[row, at]
+    return out

@@ -3,14 +3,14 @@
 Column c is predicted from the columns before it; before column 0 stands a learned begin vector, so that every cell has
 a probability (models without one, such as published text LMs, predict from column 1 on).
 
-A *slot* of a stream is a lane with the level that stands there: a level that runs faster than the columns stands in
-several lanes, each with a table and a head of its own; levels flattened into one lane are as many slots. Streams of
-frames (vectors) can stand in the grid as well; they are given, never predicted.
+Every slot of a stream (see `slots`) has a table and a head of its own. Streams of frames (vectors) stand in the grid as
+well; they are given, or predicted by a density. `GridLM.on` is the same network over another layout.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +18,59 @@ from torch import Tensor, nn
 from vivavoce.errors import RecipeError, RequestError
 from vivavoce.layouts import LITERAL, PADDING, Layout, Places
 from vivavoce.lm.decoder import Decoder
+from vivavoce.lm.depth_decoder import DepthDecoder
 from vivavoce.lm.embeddings import NOTHING, StreamEmbeddings, embed
-from vivavoce.lm.heads import DepthHead, LinearHead, make_head
+from vivavoce.lm.heads import DensityHead, DepthHead, LinearHead, make_density, make_head
+from vivavoce.lm.packed import Pack, through
+from vivavoce.lm.slots import NOWHERE, Slot, Slots, common_slots
 from vivavoce.nn.streaming import State
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A lane of the grid with one level of one stream in it."""
-
-    lane: int
-    level: int
 
 
 @dataclass
 class Prediction:
-    """Of a stream: for every slot logits [B, C, vocabulary]; the ids there [B, C, slots] (-1: none); which to learn.
+    """Of a stream: for every slot logits [B, C, vocabulary]; the ids there [B, C, slots] (-1: none); which to learn;
+    the row of the batch that each column belongs to [B, C]; the slots' levels.
 
-    Of picked columns (see `GridLM.predict`) all have one dimension for the two, [N, …].
+    Of picked columns (see `GridLM.predict`) all have one dimension for the two, [N, …]. Of a stream of frames, `logits`
+    are the parameters of a `density`, and the targets frames [B, C, slots, width]. teacher: another network's logits in
+    the same places, where it is learned from.
     """
 
     logits: list[Tensor]
     targets: Tensor
     loss: Tensor
+    rows: Tensor
+    levels: Sequence[int]
+    density: DensityHead | None = None
+    teacher: list[Tensor] | None = None
 
 
 @dataclass
 class Read:
-    """Whole rows, read: hidden [B, C, D] predicts each column; of token streams the ids in their slots [B, C, slots]
-    (-1: none), and which of them to learn (bool)."""
+    """Whole rows, read: hidden [B, C, D] predicts each column; what stands in the streams' slots, ids [B, C, slots]
+    (-1: none) or, of filled streams of frames, [B, C, slots, width]; which of it to learn (bool [B, C, slots]); the row
+    of the batch of each column [B, C].
+
+    Packed rows are one row of all columns, [1, N, …]; `filled` is the share of the windows' places that they take.
+    """
 
     hidden: Tensor
     codes: dict[str, Tensor]
     loss: dict[str, Tensor]
+    rows: Tensor
+    filled: float | None = None
+
+
+def joint_heads(heads: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Streams whose levels go on in the depth transformer of another one's head -> that stream."""
+    found = {name: str(options["of"]) for name, options in heads.items() if "of" in options}
+    for name, owner in found.items():
+        where = f"heads.{name}"
+        if owner in found or heads.get(owner, {}).get("kind") != "depth" or heads[name].get("kind") != "depth":
+            raise RecipeError(f"{where}.of: '{owner}' has no depth transformer of its own for '{name}' to follow in")
+        if strange := sorted(set(heads[name]) - {"kind", "of"}):
+            raise RecipeError(f"{where}: '{strange[0]}' is said by the head of '{owner}': leave it out")
+    return found
 
 
 class GridLM(nn.Module):
@@ -58,8 +78,10 @@ class GridLM(nn.Module):
 
     vocabularies: stream of tokens -> sizes of its levels, end tokens included; a `blank` beyond them gets a row of the
     stream's tables too. widths: stream of frames -> width. heads: stream that the model fills -> {"kind": "linear" |
-    "depth", options}; `after` names a stream whose token of the same column is chosen first. begin: whether there is
-    a begin vector. std: of the tables' first values (None: as `StreamEmbeddings` says).
+    "depth", options}; `after` names a stream whose token of the same column is chosen first; of frames, "regression" or
+    "density". begin: whether there is a begin vector; `blanks`: it is a column in which each stream shows its blank
+    (Moshi's initial tokens). std: of the tables' first values (None: as `StreamEmbeddings` says). others: further
+    layouts that the network is to be used `on`.
     """
 
     def __init__(
@@ -69,21 +91,17 @@ class GridLM(nn.Module):
         vocabularies: Mapping[str, Sequence[int]],
         heads: Mapping[str, Mapping[str, Any]],
         widths: Mapping[str, int] | None = None,
-        begin: bool = True,
+        begin: bool | Literal["blanks"] = True,
         std: float | None = None,
+        others: Sequence[Layout] = (),
     ):
         super().__init__()
-        self.backbone, self.layout = backbone, layout
+        self.backbone = backbone
         self.numbers = {spec.name: i for i, spec in enumerate(layout.streams)}
-        self.slots: dict[str, list[Slot]] = {name: [] for name in self.numbers}
-        self._shows: dict[str, list[bool]] = {name: [] for name in self.numbers}
-        for lane, cells in enumerate(layout.lane_cells):
-            owner = next((n for n, cell in enumerate(cells) if self._blank(cell[0]) is not None), None)
-            for n, (name, level) in enumerate(cells):
-                self.slots[name].append(Slot(lane, level))
-                self._shows[name].append(n == owner)
+        order = common_slots([layout, *others])
+        self._grids = {each.fingerprint: Slots(each, order) for each in (*others, layout)}
+        self._grid = self._grids[layout.fingerprint]
         for name in self.numbers:
-            self._index(name)
             levels = layout.streams[self.numbers[name]].levels
             if name in vocabularies and len(vocabularies[name]) != levels:
                 raise RecipeError(f"vocabulary of '{name}': {len(vocabularies[name])} sizes for {levels} levels")
@@ -93,47 +111,77 @@ class GridLM(nn.Module):
         rows = {name: [max(size, blanks[name] + 1) for size in each] for name, each in sizes.items()}
         self.tables = StreamEmbeddings(rows, width, std)
         self.adapters = nn.ModuleDict({name: nn.Linear(size, width) for name, size in (widths or {}).items()})
-        literals = [slot.literal for block in layout.program.blocks for slot in block.slots if slot.channel < 0]
+        blocks = [block for each in (layout, *others) for block in each.program.blocks]
+        literals = [slot.literal for block in blocks for slot in block.slots if slot.channel < 0]
         self.literals = nn.Embedding(max(literals) + 1, width) if literals else None
-        self.begin = nn.Parameter(torch.randn(width)) if begin else None
-        self.linear, self.depth = nn.ModuleDict(), nn.ModuleDict()
+        self.begins = begin
+        self.begin = nn.Parameter(torch.randn(width)) if begin is True else None
+        self.linear, self.depth, self.density = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self._joined_to = joint_heads(heads)
         for name, given in heads.items():
+            if name in self._joined_to:
+                continue
             options = dict(given)
-            head = make_head(options.pop("kind"), width, name, sizes, options)
+            kind = options.pop("kind")
+            if name in self.adapters:
+                self.density[name] = make_density(kind, width, name, (widths or {})[name], options)
+                continue
+            parts = [name, *(other for other, owner in self._joined_to.items() if owner == name)]
+            joint = {name: [n for part in parts for n in sizes.get(part, ())]} if len(parts) > 1 else {}
+            head = make_head(kind, width, name, {**sizes, **joint}, options)
+            if isinstance(head, DepthDecoder) and head.tied:
+                head.tie(cast(nn.ModuleList, self.tables[name]))
             (self.linear if isinstance(head, LinearHead) else self.depth)[name] = head
         self.filled = list(heads)
         self.order = self._order()
 
+    @property
+    def layout(self) -> Layout:
+        """Where cells stand."""
+        return self._grid.layout
+
+    @property
+    def slots(self) -> dict[str, list[Slot]]:
+        """The slots of every stream."""
+        return self._grid.slots
+
+    def on(self, layout: Layout) -> "GridLM":
+        """The same network, every weight shared, over another of its layouts (`others`)."""
+        if layout is self.layout:
+            return self
+        if layout.fingerprint not in self._grids:
+            raise RequestError("this network was not built for that layout: name it among `others`")
+        view = copy.copy(self)  # its dictionaries of parameters and modules are this one's own
+        view._grid = self._grids[layout.fingerprint]
+        return view
+
     def _blank(self, name: str) -> int | None:
         return self.layout.streams[self.numbers[name]].blank
 
-    def _index(self, name: str) -> None:
-        """Lanes, levels and blanks of a stream's slots as tensors, which move with the weights."""
-        number, slots = self.numbers[name], self.slots[name]
-        parts = {"lanes": [s.lane for s in slots], "levels": [s.level for s in slots], "shows": self._shows[name]}
-        for what, values in parts.items():
-            self.register_buffer(f"_{what}_{number}", torch.tensor(values), persistent=False)
-
-    def _slot(self, what: str, name: str) -> Tensor:
-        return getattr(self, f"_{what}_{self.numbers[name]}")
-
     def lanes(self, name: str) -> Tensor:
-        """The lanes of a stream's slots [slots]."""
-        return self._slot("lanes", name)
+        """The lanes of a stream's slots [slots] (0 where the layout leaves one out)."""
+        return self._grid.tensor("lanes", name, self.backbone.home()["device"])
 
-    def head(self, stream: str) -> LinearHead | DepthHead:
+    def head(self, stream: str) -> LinearHead | DepthHead | DepthDecoder | DensityHead:
         """The head of a stream that the model fills."""
         if stream not in self.filled:
             raise RequestError(f"'{stream}' has no head; the model fills {', '.join(self.filled) or 'nothing'}")
-        heads = self.linear if stream in self.linear else self.depth
-        return cast(LinearHead | DepthHead, heads[stream])
+        owner = self._joined_to.get(stream, stream)
+        heads = next(each for each in (self.linear, self.depth, self.density) if owner in each)
+        return cast(LinearHead | DepthHead | DepthDecoder | DensityHead, heads[owner])
+
+    def before(self, stream: str) -> list[str]:
+        """The streams whose levels come before this one's in a depth transformer that they share."""
+        owner = self._joined_to.get(stream, stream)
+        parts = [owner, *(other for other, own in self._joined_to.items() if own == owner)]
+        return parts[: parts.index(stream)]
 
     def _order(self) -> list[str]:
         """Filled streams such that each stands behind the one that it is `after`."""
         order: list[str] = []
         waiting = list(self.filled)
         while waiting:
-            ready = [name for name in waiting if self.head(name).after not in waiting]
+            ready = [n for n in waiting if not {self.head(n).after, *self.before(n)} & set(waiting)]
             if not ready:
                 raise RecipeError(f"heads: {', '.join(waiting)} wait for each other: `after` makes a circle")
             order += ready
@@ -144,13 +192,13 @@ class GridLM(nn.Module):
 
     def here(self, name: str, stream: Tensor, level: Tensor) -> Tensor:
         """Which of a stream's slots hold its cell: bool [B, slots, …]; arguments [B, lanes, …]."""
-        lanes, levels = self.lanes(name), self._slot("levels", name)
+        lanes, levels = (self._grid.tensor(what, name, stream.device) for what in ("lanes", "levels"))
         shape = (-1, *[1] * (level.dim() - 2))
         return (stream[:, lanes] == self.numbers[name]) & (level[:, lanes] == levels.view(shape))
 
     def codes(self, name: str, stream: Tensor, level: Tensor, values: Tensor) -> Tensor:
         """Ids in a stream's slots [B, C, slots], -1 where another cell or none stands; arguments [B, lanes, C]."""
-        found = values[:, self.lanes(name)]
+        found = values[:, self._grid.tensor("lanes", name, values.device)]
         return torch.where(self.here(name, stream, level), found, NOTHING).transpose(1, 2)
 
     def columns(
@@ -159,15 +207,15 @@ class GridLM(nn.Module):
         """Embedded columns [B, C, D]. stream, level, index, values: [B, lanes, C]; frames: name -> [B, T, width]."""
         total = torch.zeros(stream.shape[0], stream.shape[2], self.backbone.width, **self.backbone.home())
         for name, number in self.numbers.items():
-            lanes = self.lanes(name)
+            lanes = self._grid.tensor("lanes", name, stream.device)
             if name in self.adapters:
-                for lane in {slot.lane: None for slot in self.slots[name]}:
+                for lane in {slot.lane: None for slot in self.slots[name] if slot.lane != NOWHERE}:
                     here = stream[:, lane] == number
                     total = total + self._frames(name, torch.where(here, index[:, lane], -1), frames or {})
             elif name in self.tables:
                 here = self.here(name, stream, level)
                 if self._blank(name) is not None:
-                    here |= self._slot("shows", name)[:, None] & (stream[:, lanes] == PADDING)
+                    here |= self._grid.tensor("shows", name, stream.device)[:, None] & (stream[:, lanes] == PADDING)
                 ids = torch.where(here, values[:, lanes], NOTHING)
                 for k in range(ids.shape[1]):
                     total = total + self.tables.level(name, k, ids[:, k])
@@ -194,50 +242,135 @@ class GridLM(nn.Module):
         return {name: self.predict(name, read) for name in self.order}
 
     def read(
-        self, places: Places, values: Mapping[str, Tensor], frames: Mapping[str, Tensor] | None = None, **context: Any
+        self, places: Places, values: Mapping[str, Tensor], frames: Mapping[str, Tensor] | None = None,
+        pack: Pack | None = None, layout: Layout | None = None, **context: Any,
     ) -> Read:
-        """Read whole rows.
+        """Read whole rows, in another `layout` if one is given.
 
         values: stream -> ids [B, levels, T] of token streams (one that is left out shows not even blanks); frames:
         stream -> [B, T, width] of the others; context: as `Transformer.forward` takes it (memory, condition, …).
+        pack: how the backbone reads several rows as one, see `packed`: what is predicted is the same.
         """
+        return (self if layout is None else self.on(layout))._read(places, values, frames, pack, context)
+
+    def _read(
+        self, places: Places, values: Mapping[str, Tensor], frames: Mapping[str, Tensor] | None, pack: Pack | None,
+        context: dict[str, Any],
+    ) -> Read:
         stream, level, index, learn = (places.mask(field) for field in ("stream", "level", "index", "loss"))
-        size = stream.shape[2]
         blanks = [self._blank_of(lane, values) for lane in range(places.lanes)]
         grid = places.grid(values, blanks)
-        inside = torch.arange(size, device=grid.device)[None] < places.columns[:, None]
+        inside = torch.arange(stream.shape[2], device=grid.device)[None] < places.columns[:, None]
         grid = torch.where(inside[:, None], grid, NOTHING)
-        x = self.columns(stream, level, index, grid, frames)
-        return Read(
-            self._hidden(x, places, context),
-            {name: self.codes(name, stream, level, grid) for name in self.tables},
-            {name: self.codes(name, stream, level, learn) > 0 for name in self.filled},
-        )
+        rows = torch.arange(stream.shape[0], device=grid.device)[:, None].expand(inside.shape)
+        positions = self._positions(places)
+        frames = dict(frames or {})
+        if pack is not None:
+            stream, level, index, grid, learn = (
+                each.transpose(1, 2)[inside].transpose(0, 1)[None] for each in (stream, level, index, grid, learn)
+            )
+            first, rows = places.columns, rows[inside][None]
+            index = self._joined(index, stream, rows, frames)
+            frames = {name: value.flatten(0, 1)[None] for name, value in frames.items()}
+            x = self.columns(stream, level, index, grid, frames)
+            hidden, filled = self._through(x[0], first, None if positions is None else positions[inside], pack, context)
+        else:
+            x = self.columns(stream, level, index, grid, frames)
+            hidden, filled = self._hidden(x, places, positions, context), None
+        codes = {name: self.codes(name, stream, level, grid) for name in self.tables}
+        codes |= {name: self._goal(name, stream, level, index, frames) for name in self.density}
+        loss = {name: self.codes(name, stream, level, learn) > 0 for name in self.filled}
+        if not self.begins:  # nothing comes before a row's first column
+            first = torch.ones_like(rows, dtype=torch.bool)
+            first[:, 1:] = rows[:, 1:] != rows[:, :-1]
+            loss = {name: each & ~first[..., None] for name, each in loss.items()}
+        return Read(hidden, codes, loss, rows, filled)
 
     def predict(self, name: str, read: Read, where: Tensor | None = None) -> Prediction:
         """The prediction of one filled stream; of the columns `where` [B, C] bool alone, if it is given."""
         head = self.head(name)
-        hidden, codes, loss = read.hidden, read.codes[name], read.loss[name]
+        hidden, codes, loss, rows = read.hidden, read.codes[name], read.loss[name], read.rows
         prefix = None if head.after is None else read.codes[head.after][..., 0]
         if where is not None:
-            hidden, codes, loss = hidden[where], codes[where], loss[where]
+            hidden, codes, loss, rows = hidden[where], codes[where], loss[where], rows[where]
             prefix = None if prefix is None else prefix[where]
-        return Prediction(head(hidden, codes, prefix), codes, loss)
+        density = head if isinstance(head, DensityHead) else None
+        levels = [slot.level for slot in self.slots[name]]
+        told = [read.codes[other] if where is None else read.codes[other][where] for other in self.before(name)]
+        first = sum(each.shape[-1] for each in told)
+        logits = head(hidden, torch.cat([*told, codes], dim=-1) if told else codes, prefix)[first:]
+        return Prediction(logits, codes, loss, rows, levels, density)
 
-    def _hidden(self, x: Tensor, places: Places, context: dict[str, Any]) -> Tensor:
+    def _positions(self, places: Places) -> Tensor | None:
+        """Position of every column [B, C], where it is not its number."""
+        if self.layout.program.positions == "column":
+            return None
+        return places.mask("position").amax(1).clamp(min=0)
+
+    def _hidden(self, x: Tensor, places: Places, positions: Tensor | None, context: dict[str, Any]) -> Tensor:
         """Hidden [B, C, D] that predicts each of the columns x [B, C, D]; zero for column 0 without a begin vector."""
         nothing = x.new_zeros(x.shape[0], min(x.shape[1], 1), x.shape[2])
-        before, size = x[:, :-1], places.columns
-        if self.begin is not None:
-            before = torch.cat([nothing + self.begin.to(x.dtype), before], dim=1)
+        before, size, first = x[:, :-1], places.columns, self.beginning()
+        if first is not None:
+            before = torch.cat([nothing + first.to(x.dtype), before], dim=1)
         else:
             size = (size - 1).clamp(min=0)
-        if self.layout.program.positions != "column":
-            at = places.mask("position").amax(1)[:, :-1].clamp(min=0)
-            first = at.new_zeros(at.shape[0], nothing.shape[1])
-            context["positions"] = at if self.begin is None else torch.cat([first, at + 1], dim=1)
+        if positions is not None:
+            at = positions[:, :-1]
+            zero = at.new_zeros(at.shape[0], nothing.shape[1])
+            context["positions"] = at if first is None else torch.cat([zero, at + 1], dim=1)
         hidden = self.backbone(before, None if bool((size == before.shape[1]).all()) else size, **context)
-        return hidden if self.begin is not None else torch.cat([nothing, hidden], dim=1)
+        return hidden if first is not None else torch.cat([nothing, hidden], dim=1)
+
+    def beginning(self) -> Tensor | None:
+        """The vector [D] before column 0, None without one."""
+        if self.begins != "blanks":
+            return self.begin
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self.backbone.home()["device"])
+        total: Tensor | None = None
+        for name in self.tables:
+            blank = self._blank(name)
+            for k, _ in enumerate(self.slots[name] if blank is not None else ()):
+                part = self.tables.level(name, k, one + (blank or 0))[0, 0]
+                total = part if total is None else total + part
+        return total
+
+    def _through(
+        self, x: Tensor, columns: Tensor, positions: Tensor | None, pack: Pack, context: dict[str, Any]
+    ) -> tuple[Tensor, float]:
+        """As `_hidden`, for the columns x [N, D] of all rows, one row behind another (`columns` [B] each), packed:
+        hidden [1, N, D], and which share of the windows is filled."""
+        if context:
+            raise RequestError(f"packed rows share a window: they take no {', '.join(context)} of their own")
+        starts = (columns.cumsum(0) - columns)[columns > 0]
+        before, at, first = x.roll(1, 0), None, self.beginning()
+        if positions is not None:
+            at = positions.roll(1, 0) + (first is not None)
+            at = at.index_fill(0, starts, 0)
+        if first is not None:
+            begin = first.to(x.dtype).expand(len(starts), -1)
+            hidden, filled = through(self.backbone, before.index_copy(0, starts, begin), columns, at, pack)
+            return hidden[None], filled
+        follows = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, starts, False)
+        at = None if at is None else at[follows]
+        some, filled = through(self.backbone, before[follows], (columns - 1).clamp(min=0), at, pack)
+        return torch.zeros_like(x).masked_scatter(follows[:, None], some)[None], filled
+
+    def _joined(self, index: Tensor, stream: Tensor, rows: Tensor, frames: Mapping[str, Tensor]) -> Tensor:
+        """Indices [1, lanes, N] into the frames of all rows, one row behind another; others stay."""
+        for name, value in frames.items():
+            here = stream == self.numbers[name]
+            index = torch.where(here, index + rows[:, None] * value.shape[1], index)
+        return index
+
+    def _goal(self, name: str, stream: Tensor, level: Tensor, index: Tensor, frames: Mapping[str, Tensor]) -> Tensor:
+        """The frames that stand in a stream's slots [B, C, slots, width], zero where none does."""
+        at = self.codes(name, stream, level, index)
+        width = cast(nn.Linear, self.adapters[name]).in_features
+        if name not in frames or not frames[name].shape[1]:
+            return torch.zeros(*at.shape, width, device=at.device)
+        rows = torch.arange(at.shape[0], device=at.device)[:, None, None]
+        return torch.where((at >= 0)[..., None], frames[name][rows, at.clamp(min=0)].float(), 0.0)
 
     def _blank_of(self, lane: int, present: Mapping[str, Tensor]) -> int:
         blanks = [self._blank(name) for name, _ in self.layout.lane_cells[lane] if name in present]
@@ -250,11 +383,18 @@ class GridLM(nn.Module):
 
         options: keywords of the backbone's step; `initial`: those of its first state (a prefix).
         """
-        state = self.backbone.transformer.initial_state(batch, **options.pop("initial", {}))
-        if self.begin is None:
+        initial, first = options.pop("initial", {}), self.beginning()
+        if first is None:
+            state = self.backbone.transformer.initial_state(batch, **initial)
             return torch.zeros(batch, self.backbone.width, **self.backbone.home()), state
-        hidden, state = self.backbone.step(self.begin.expand(batch, 1, -1), state, **options)
-        return hidden[:, 0], state
+        if options or initial:
+            state = self.backbone.transformer.initial_state(batch, **initial)
+            hidden, state = self.backbone.step(first.expand(batch, 1, -1), state, **options)
+            return hidden[:, 0], state
+        # The same for all rows: computed for one, so that a row begins to the bit as it would alone.
+        hidden, state = self.backbone.step(first.expand(1, 1, -1), self.backbone.transformer.initial_state(1))
+        rows = state.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]).clone())
+        return hidden[:, 0].expand(batch, -1).clone(), rows
 
     def step(
         self, cells: Mapping[str, Tensor], state: State, active: Tensor | None = None,
@@ -269,6 +409,6 @@ class GridLM(nn.Module):
         now = {name: frame[:, None] for name, frame in (frames or {}).items()}
         x = self.columns(stream, level, torch.where(stream == PADDING, -1, 0), values, now)
         if self.layout.program.positions != "column":
-            context["positions"] = cells["position"].amax(1, keepdim=True).clamp(min=0) + (self.begin is not None)
+            context["positions"] = cells["position"].amax(1, keepdim=True).clamp(min=0) + bool(self.begins)
         hidden, after = self.backbone.step(x, state, None if active is None else active.long(), **context)
         return hidden[:, 0], after

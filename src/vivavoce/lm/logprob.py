@@ -42,10 +42,21 @@ def token_logprobs(logits: Tensor, ids: Tensor, allowed: Tensor | None = None) -
 def score_predictions(
     predictions: Mapping[str, Prediction], scored: Mapping[str, Tensor] | None = None
 ) -> dict[str, Score]:
-    """Score of every filled stream per slot: [B, slots]. scored: stream -> [B, C] bool (default: what is learned)."""
+    """Score of every filled stream per slot: [B, slots]. scored: stream -> [B, C] bool (default: what is learned).
+
+    Of frames the sums are of log densities; they are never to be mixed with those of tokens.
+    """
     found = {}
     for name, prediction in predictions.items():
         keep = prediction.loss if scored is None or name not in scored else scored[name][..., None] & prediction.loss
+        if prediction.density is not None:
+            density, frames = prediction.density, prediction.targets
+            each = [
+                torch.where(keep[..., k], density.log_density(parameters, frames[..., k, :]), 0.0).sum(1)
+                for k, parameters in enumerate(prediction.logits)
+            ]
+            found[name] = Score(torch.stack(each, dim=1), keep.sum(1))
+            continue
         each = [
             token_logprobs(logits, torch.where(keep[..., k], prediction.targets[..., k], -1)).sum(1)
             for k, logits in enumerate(prediction.logits)

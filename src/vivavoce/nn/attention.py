@@ -341,6 +341,15 @@ def join_masks(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one & other
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """Documents in one row, [B, T] numbers (-1: padding) -> bool [B, T, T]: whether a query (second axis) may see a key
+    (last axis) as far as documents go; the causal rule comes on top. Padding sees itself alone, so that no row of a
+    softmax is empty."""
+    same = documents[:, :, None] == documents[:, None, :]
+    alone = torch.eye(documents.shape[1], dtype=torch.bool, device=documents.device)
+    return same & (documents >= 0)[:, :, None] | alone
+
+
 def grown(state: State, slots: int) -> State:
     """A state whose store has `slots` slots; new ones are zero."""
     more = slots - state["keys"].shape[1]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # the names of evaluation/harness.py, which this floor must not import
-Evaluation = Literal["digits", "footprint", "intelligibility", "pairwise_likelihood", "resynthesis"]
+Evaluation = Literal["digits", "footprint", "intelligibility", "pairwise_likelihood", "resynthesis", "unit_likelihood"]
 SLICE = re.compile(r"^(?P<stream>[A-Za-z_][\w-]*)(\[(?P<cells>[^\]]*)\])?$")
 
 
@@ -70,11 +70,16 @@ class Stream(Strict):
 
 
 class Task(Strict):
-    """Which cells are given and which filled; `template` orders literals, streams, turns; `weight` for sampling."""
+    """Which cells are given and which filled; `weight` for sampling.
+
+    layout: where cells stand in this task, in place of the stage's. template: an order of literals, streams, turns and
+    layouts, as the layout `template` has it; its item `layout` is the task's layout, or else the stage's, whose
+    literals it knows.
+    """
 
     given: tuple[str, ...] = ()
     fills: tuple[str, ...] = Field(min_length=1)
-    template: tuple[str, ...] | None = None
+    template: tuple[int | str | dict[str, Any], ...] | None = None
     layout: Part | None = None
     weight: float = Field(default=1.0, ge=0)
 
@@ -112,11 +117,12 @@ class Decode(Strict):
 
 
 class Stage(Strict):
-    """One network with its tasks; a chain of stages makes a system."""
+    """One network with its tasks; a chain of stages makes a system. `layout` holds for tasks that have none of their
+    own; left out, all have one."""
 
     name: str
     tasks: dict[str, Task] = Field(min_length=1)
-    layout: Part
+    layout: Part | None = None
     inputs: dict[str, Input] = Field(default_factory=dict)
     backbone: Backbone
     heads: dict[str, Head] = Field(min_length=1)
@@ -129,6 +135,19 @@ class Stage(Strict):
         if isinstance(heads, dict):
             return {name: {"kind": head} if isinstance(head, str) else head for name, head in heads.items()}
         return heads
+
+    @model_validator(mode="after")
+    def _tasks_have_layouts(self):
+        for name, task in self.tasks.items():
+            where = f"tasks.{name}"
+            if task.template is None and task.layout is None and self.layout is None:
+                raise ValueError(f"{where}: give it a layout or a template: the stage has no layout for all tasks")
+            named = (task.template or ()).count("layout")
+            if task.template is not None and named != (task.layout is not None) and (task.layout or named > 1):
+                raise ValueError(f"{where}.template: name 'layout' once, where the task's layout stands in it")
+            if named and task.layout is None and self.layout is None:
+                raise ValueError(f"{where}.template: there is no layout, neither the task's nor the stage's")
+        return self
 
     @model_validator(mode="after")
     def _filled_streams_have_heads(self):
@@ -154,7 +173,9 @@ class Phase(Strict):
 
     after: the phases whose results it builds on, `start_from` always among them; left out, all before it. Phases that
     do not need each other can train beside each other.
+    steps, minutes, tokens: its budget, one of them. share: its part of a budget that a command gives for the whole run.
     trainable: patterns over parameter names (all if empty); one that matches nothing is an error.
+    lora: {targets, rank, alpha, dropout}: train small factors beside the matrices that `targets` match, and merge them.
     """
 
     name: str = Field(pattern=r"^\w[\w .-]*$")  # a folder of the run
@@ -164,18 +185,21 @@ class Phase(Strict):
     after: tuple[str, ...] | None = None
     start_from: str | None = None
     trainable: tuple[str, ...] = ()
+    lora: dict[str, Any] | None = None
     tasks: dict[str, Weight] = Field(default_factory=dict)
     loss_weights: dict[str, Weight | tuple[Weight, ...]] = Field(default_factory=dict)
     optimizer: dict[str, Any] = Field(default_factory=dict)
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    share: float | None = Field(default=None, gt=0)
     batch: int = Field(default=16, gt=0)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_budget(self):
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("a phase has a budget: exactly one of steps, minutes")
+        if sum(each is not None for each in (self.steps, self.minutes, self.tokens)) != 1:
+            raise ValueError("a phase has a budget: exactly one of steps, minutes, tokens")
         return self
 
 

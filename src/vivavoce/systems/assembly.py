@@ -12,7 +12,8 @@ import torch
 from vivavoce.encoders.base import Encoder
 from vivavoce.errors import RecipeError, VivavoceError
 from vivavoce.schema import Recipe, read_recipe
-from vivavoce.schema.recipe import Part
+from vivavoce.schema.recipe import Part, stream_name
+from vivavoce.systems.chain import ChainLM, ChainSystem
 from vivavoce.systems.codec_model import CodecModel, CodecSystem
 from vivavoce.systems.duplex_system import DuplexSystem
 from vivavoce.systems.model import Model
@@ -20,6 +21,8 @@ from vivavoce.systems.speech_lm import SpeechLM
 from vivavoce.systems.token_lm import TokenLM
 from vivavoce.systems.token_streams import token_streams
 from vivavoce.systems.token_system import TokenSystem
+from vivavoce.systems.unit_lm import UnitLM
+from vivavoce.tokenizers.units import UnitCodec
 
 
 def build_tokenizer(part: Part) -> Any:
@@ -65,7 +68,7 @@ def assemble(recipe: Recipe, seed: int = 0) -> Model:
     if kind not in SYSTEMS:
         there = ", ".join(sorted({*SYSTEMS} - {"codec"}))
         raise RecipeError(f"{recipe.system}: interaction.kind: '{kind}' cannot be assembled; there is {there}")
-    if len(recipe.stages) != (kind != "codec"):
+    if len(recipe.stages) != (kind != "codec") and (kind != "offline" or not recipe.stages):
         raise RecipeError(f"{recipe.system}: stages: a system of kind '{kind}' has one, not {len(recipe.stages)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,11 +86,10 @@ def _full_duplex(recipe: Recipe) -> SpeechLM:
         return SpeechLM(recipe, DuplexSystem(interaction, stage, streams, f"{recipe.system}: {where}"))
 
 
-def _tokens(recipe: Recipe) -> TokenLM:
-    """A language model over streams of tokens and frames, in any layout."""
+def _tokens(recipe: Recipe) -> Model:
+    """A language model over streams of tokens and frames, in any layout; or several, each for its streams."""
     tokenizers, encoders = _each(recipe, "tokenizers", build_tokenizer), _each(recipe, "encoders", build_encoder)
-    stage, interaction = recipe.stages[0], recipe.interaction
-    where = f"stages.{stage.name}"
+    interaction = recipe.interaction
     modules = {name: made for name, made in tokenizers.items() if isinstance(made, torch.nn.Module)}
     speaks = recipe.streams.get(interaction.speaks) if interaction else None
     codec = modules.pop(speaks.tokenizer, None) if speaks and speaks.tokenizer else None
@@ -95,9 +97,20 @@ def _tokens(recipe: Recipe) -> TokenLM:
     parts["encoders"] = torch.nn.ModuleDict(encoders)
     if codec is not None:
         parts["codec"] = codec
-    with _building(recipe, where):
+    with _building(recipe, "streams"):
         streams = token_streams(recipe, tokenizers, encoders)
-        return TokenLM(recipe, TokenSystem(stage, streams, parts, f"{recipe.system}: {where}"))
+    stages: dict[str, TokenSystem] = {}
+    for stage in recipe.stages:
+        where = f"stages.{stage.name}"
+        with _building(recipe, where):
+            if len(recipe.stages) == 1:
+                kind = UnitLM if isinstance(codec, UnitCodec) else TokenLM
+                return kind(recipe, TokenSystem(stage, streams, parts, f"{recipe.system}: {where}"))
+            named = {stream_name(c) for task in stage.tasks.values() for c in (*task.given, *task.fills)}
+            mine = {name: stream for name, stream in streams.items() if name in named}
+            stages[stage.name] = TokenSystem(stage, mine, None, f"{recipe.system}: {where}")
+    with _building(recipe, "stages"):
+        return ChainLM(recipe, ChainSystem(stages, parts))
 
 
 def _codec(recipe: Recipe) -> CodecModel:

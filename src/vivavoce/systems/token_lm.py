@@ -69,16 +69,21 @@ class TokenLM(Model):
         results = [self._result(task, filled, row) for row in range(len(items))]
         return results if isinstance(given, list) else results[0]
 
-    def loglik(self, items: Sequence[Any], vocabulary: str = "full", seed: int = 0) -> Any:
+    def loglik(
+        self, items: Sequence[Any], vocabulary: str = "full", seed: int = 0, task: str | None = None
+    ) -> Any:
         """Log-probabilities of given tokens: stream -> (sum in nats, float64; number of tokens) for each item.
 
         items: a list of segments (stream, `audio` or `text`; value; scored?), or a list of such lists. Segments of one
         stream follow one another; of one that is not scored nothing counts. Levels are named `voice[0]`, `voice[1]`, ….
         vocabulary: `full` (end token included) or `stream` (the tokens alone; ends are not scored). The first token is
-        scored too: the model has a begin vector. seed: of layouts with chance.
+        scored too: the model has a begin vector. seed: of layouts with chance. task: in whose layout they stand (None:
+        the stage's). Streams of frames are scored by densities, named `pitch/density`: those are no probabilities.
         """
         if vocabulary not in VOCABULARIES:
             raise RequestError(f"loglik: vocabulary '{vocabulary}': there are {', '.join(VOCABULARIES)}")
+        if task is not None:
+            self.system.task(task)
         single = bool(items) and isinstance(items[0], tuple)
         rows: list[Sequence[Segment]] = [items] if single else list(items)
         if not rows:
@@ -88,7 +93,8 @@ class TokenLM(Model):
             return {} if single else [{} for _ in rows]
         cells = replace(cells, seeds=torch.full((len(rows),), seed, device=self.device))
         with torch.inference_mode():
-            predictions = self.system(cells, known={name: ~mask for name, mask in scored.items()})
+            self._check_segments(cells, task)
+            predictions = self.system(cells, task, {name: ~mask for name, mask in scored.items()})
         if vocabulary == "stream":
             predictions = {name: self._own(name, found) for name, found in predictions.items()}
         scores = score_predictions(predictions)
@@ -101,14 +107,29 @@ class TokenLM(Model):
                 for row, result in enumerate(results):
                     if count := int(score.counts[row, mine].sum()):
                         key = name if levels == 1 else f"{name}[{level}]"
+                        key = f"{name}/density" if self.system.streams[name].width is not None else key
                         result[key] = (float(score.sums[row, mine].sum()), count)
         return results[0] if single else results
 
     def _own(self, name: str, found: Prediction) -> Prediction:
         """The predictions over a stream's own tokens alone: its end tokens are neither possible nor scored."""
+        if found.density is not None:
+            return found
         size = self.system.streams[name].size
         logits = [logits[..., :size] for logits in found.logits]
-        return Prediction(logits, found.targets, found.loss & (found.targets < size))
+        return replace(found, logits=logits, loss=found.loss & (found.targets < size))
+
+    def _check_segments(self, cells: Cells, task: str | None) -> None:
+        """That the layout of the task has a place for every stream that the items speak of."""
+        about = self.system.task(task) if task is not None else None
+        used = {*about.fills, *(name.removesuffix(PROMPT) for name in about.given)} if about else set(cells.lengths)
+        for name in cells.lengths:
+            if name not in used:
+                raise RequestError(f"loglik: task '{task}' has {', '.join(sorted(used))}, not '{name}'")
+            if not any(name == stream for lane in self.system.layout_of(task).lane_cells for stream, _ in lane):
+                tasks = [own for own in self.system.layouts if own is not None]
+                hint = f"; task= names one that has: {', '.join(tasks)}" if tasks else ""
+                raise RequestError(f"loglik: '{name}' has no place in the layout of {task or 'the stage'}{hint}")
 
     # -- values into cells --
 
@@ -200,12 +221,20 @@ class TokenLM(Model):
             tables = [table for key, table in cells.counts.items() if key.split("/")[1:] == [name]]
             if tables and int(tables[0].max()) < OPEN:
                 found[name] = tables[0].clamp(min=0).sum(1)
-            elif self.system.length in ("end", "requested") and spec.end is not None:
+            elif name in self.system.followers(task) or (
+                self.system.length in ("end", "requested", name)
+                and (spec.end is not None or self.system.streams[name].end_frame is not None)
+            ):
                 continue
             elif (clock := self._clock(task, name, cells)) is not None:
                 found[name] = clock
             else:
                 raise RequestError(f"fill: nothing says how long '{name}' is to be: give length=FRAMES")
+        for name in self.system.followers(task):
+            leader = self.system.streams[self.system.length].spec.rate
+            if name not in found and self.system.length in found:
+                ratio = (self.system.streams[name].spec.rate or leader or 1.0) / (leader or 1.0)
+                found[name] = (found[self.system.length] * ratio).round().long()
         return found
 
     def _clock(self, task: str, name: str, cells: Cells) -> Tensor | None:
@@ -228,18 +257,33 @@ class TokenLM(Model):
         for name in self.system.task(task).fills:
             stream = self.system.streams[name]
             ids = filled[name][row]
+            if stream.width is not None:
+                result[name] = ids[: self._frames_of(name, task, filled, row)].cpu().numpy()
+                continue
             if len(set(stream.spec.ratios or (1,))) == 1:
                 ids = ids[:, (ids >= 0).all(0)]
                 if stream.spec.end is not None:
                     ids = ids[:, (ids != stream.spec.end).all(0)]
+                if stream.end_frame is not None:
+                    ids = ids[:, (ids != stream.end_frame).any(0)]
             else:
                 ids = self._unequal(ids, stream)
             result[name] = ids.cpu().numpy()
             if stream.modality == "audio" and name == self._speaks:
                 with torch.inference_mode():
-                    wave = stream.tokenizer.decode(ids[None])[0]
+                    said = ids.clamp(max=stream.size - 1) if stream.spare else ids  # ids that no codec knows
+                    wave = stream.tokenizer.decode(said[None])[0]
                 result["audio"] = Audio(wave.cpu().numpy().astype(np.float32), stream.tokenizer.sample_rate)
         return result
+
+    def _frames_of(self, name: str, task: str, filled: Mapping[str, Tensor], row: int) -> int:
+        """Frames of a filled stream of vectors: those of its leader, or as many as were placed."""
+        placed = int((~filled[name][row].isnan()).any(-1).sum())
+        if name in self.system.followers(task):
+            leader = self.system.streams[self.system.length].spec
+            ends = torch.eq(filled[self.system.length][row, 0], leader.end or 0).nonzero()
+            return min(placed, int(ends[0]) // leader.cells(0)) if len(ends) else placed
+        return placed
 
     @staticmethod
     def _unequal(ids: Tensor, stream: Any) -> Tensor:

@@ -110,6 +110,23 @@ class CodecTask(Task):
             rows.append(gain * crop(clip, self.samples_per_crop, chance))
         return torch.stack(rows)
 
+    def show(self, batch: Tensor) -> list[str]:
+        rate = self.codec.sample_rate
+        lengths = sorted(clip.shape[-1] / rate for clip in self.clips)
+        lines = [
+            f"{len(self.clips)} clips of {lengths[0]:.2f} to {lengths[-1]:.2f} s, {sum(lengths):.1f} s in all; "
+            f"{batch.shape[0]} crops of {batch.shape[-1] / rate:.2f} s ({batch.shape[-1]} samples), all learned"
+        ]
+        for row, wave in enumerate(batch):
+            heard = wave.abs().amax(0).nonzero()
+            sound = int(heard[-1]) + 1 if len(heard) else 0
+            level = 20 * float(wave.square().mean().clamp(min=1e-10).log10()) / 2
+            lines.append(
+                f"row {row}: {sound / rate:.2f} s of sound, {(batch.shape[-1] - sound) / rate:.2f} s of silence behind "
+                f"it; {level:.1f} dB, peak {float(wave.abs().max()):.2f}"
+            )
+        return lines
+
     def _calibrate(self) -> None:
         """Unit variance up to the latents, the clips' own standard deviation at the waveform."""
         wave = self.batch(0, 0, 1)[:4]

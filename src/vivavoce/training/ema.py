@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vivavoce.training.sharding import local
+
 
 class WeightAverage:
     """Average of the state of `modules`: shadow = decay * shadow + (1 - decay) * weights after every step.
@@ -32,8 +34,8 @@ class WeightAverage:
             mine, theirs = [], []
             for key, value in module.state_dict().items():
                 if key in averaged:
-                    mine.append(shadow[key])
-                    theirs.append(value)
+                    mine.append(local(shadow[key]))
+                    theirs.append(local(value))
                 else:
                     shadow[key].copy_(value)
             if mine:

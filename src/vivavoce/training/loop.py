@@ -6,16 +6,19 @@ a budget in steps). So train(2N) and train(N), kill, train(N) end in the same we
 
 import math
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vivavoce.errors import RequestError
+from vivavoce.errors import RecipeError, RequestError
+from vivavoce.lm.lora import load_network, without_lora
 from vivavoce.nn.weights import load_module, read_safetensors
-from vivavoce.training import checkpoint
+from vivavoce.training import checkpoint, sharding
 from vivavoce.training.batches import batches, to_device
 from vivavoce.training.distributed import Ranks
 from vivavoce.training.ema import WeightAverage
@@ -78,6 +81,16 @@ class Phase:
         self.modules = dict(task.modules())
         for module in self.modules.values():
             module.to(self.device)
+        where = f"phase '{settings.name}'"
+        if settings.tokens is not None and not task.counts_tokens:
+            raise RecipeError(f"{where}: tokens: this task counts none; give it steps or minutes")
+        if settings.recompute:
+            sharding.recompute(self.modules, where)
+        if settings.shard:
+            if not task.even or len(task.optimizers()) > 1:
+                why = "several optimizers" if task.even else "rows of several tasks in a batch (mix: rows)"
+                raise RecipeError(f"{where}: shard: not for {why}: its processes would wait for each other")
+            sharding.shard(self.modules, ranks, where)
         trained = freeze(self.modules, settings.trainable, settings.frozen)
         self.parameters = owned(task, trained)
         self.optimizers = {
@@ -88,7 +101,7 @@ class Phase:
         self.average = (
             WeightAverage({key: self.modules[key] for key in averaged}, settings.ema) if settings.ema else None
         )
-        self.step, self.elapsed, self.finished = 0, 0.0, False
+        self.step, self.elapsed, self.tokens, self.finished = 0, 0.0, 0, False
         self.window = Window()
 
     # -- what is on disk --
@@ -103,38 +116,41 @@ class Phase:
         if saved is None:
             self._start_from()
             tensors = [t for module in self.modules.values() for t in module.state_dict().values()]
-            self.ranks.broadcast(tensors)
+            self.ranks.broadcast(t for t in tensors if t is sharding.local(t))
         else:
             for name, module in self.modules.items():
-                load_module(module, saved.modules.get(name, {}), f"{self.folder} ({name})")
+                mine = sharding.spread(module, saved.modules.get(name, {}))
+                load_module(module, mine, f"{self.folder} ({name})")
             for name, optimizer in self.optimizers.items():
                 self._load_optimizer(optimizer, saved.state["optimizers"].get(name, {}), name)
             self.task.load_state_dict(saved.state["task"])
             self.needs = dict(saved.needs)  # what it was begun on, not what lies there now
             self.window = Window(saved.state["window"])
             self.step, self.elapsed = saved.step, saved.elapsed
+            self.tokens = int(saved.state.get("tokens", 0))
             self.finished = saved.finished and self.progress() >= 1  # a longer budget goes on
         if self.average is not None:
             self.average = WeightAverage(self.average.modules, self.average.decay)
             for name, averages in (saved.averages if saved else {}).items():
                 for key, value in averages.items():
-                    self.average.shadow[name][key].copy_(value)
+                    own = self.average.shadow[name][key]
+                    own.copy_(sharding.like(own, value))
 
     def save(self, finished: bool = False) -> None:
-        """Write a checkpoint (first rank)."""
+        """Write a checkpoint (first rank) of whole tensors: it does not say how many processes there were."""
         self.finished = finished
+        modules = {name: self._whole(module.state_dict()) for name, module in self.modules.items()}
+        averages = {name: self._whole(mine) for name, mine in (self.average.shadow if self.average else {}).items()}
+        optimizers = {name: self._optimizer_state(name) for name in self.optimizers}
         if self.ranks.first:
-            state = {
-                "optimizers": {name: self._optimizer_state(name) for name in self.optimizers},
-                "task": self.task.state_dict(),
-                "window": self.window.sums,
-            }
+            state = {"optimizers": optimizers, "task": self.task.state_dict(), "window": self.window.sums}
+            state |= {"tokens": self.tokens} if self.tokens else {}
             saved = checkpoint.Checkpoint(
                 step=self.step,
                 elapsed=self.elapsed,
                 finished=finished,
-                modules={name: module.state_dict() for name, module in self.modules.items()},
-                averages=self.average.shadow if self.average else {},
+                modules=modules,
+                averages=averages,
                 state=state,
                 needs=self.needs,
             )
@@ -152,11 +168,22 @@ class Phase:
                 f"({', '.join(self.modules)}) but {', '.join(files)}"
             )
         for name in shared:
-            load_module(self.modules[name], read_safetensors(files[name]), str(files[name]))
+            tensors = without_lora(read_safetensors(files[name]))
+            load_network(self.modules[name], sharding.spread(self.modules[name], tensors), str(files[name]))
+
+    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, those that are spread over the processes gathered where the first one writes them."""
+        found = {}
+        for name, tensor in tensors.items():
+            gathered = sharding.whole(tensor)
+            found[name] = gathered if gathered is tensor or not self.ranks.first else gathered.cpu()
+        return found
 
     def _optimizer_state(self, name: str) -> dict:
         optimizer = self.optimizers[name]
-        return {key: optimizer.state[p] for key, p in self.parameters[name].items() if p in optimizer.state}
+        return {
+            key: self._whole(optimizer.state[p]) for key, p in self.parameters[name].items() if p in optimizer.state
+        }
 
     def _load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping, name: str) -> None:
         own = optimizer.state_dict()  # torch numbers parameters group by group
@@ -192,7 +219,8 @@ class Phase:
                 done, stop = progress >= 1, ranks.any(bool(signals))
                 self.window.add(values)
                 if log is not None and (self.step % settings.log_every == 0 or done):
-                    log.write(self.step, {**self.window.means(), "seconds": self.elapsed})
+                    spent = {"tokens": self.tokens} if self.tokens else {}
+                    log.write(self.step, {**self.window.means(), **spent, "seconds": self.elapsed})
                 elif self.step % settings.log_every == 0:
                     self.window.means()
                 bar.update(self.step, progress, last)
@@ -226,6 +254,8 @@ class Phase:
             shares.append(self.step / self.settings.steps)
         if self.settings.minutes is not None:
             shares.append(self.elapsed / (60 * self.settings.minutes))
+        if self.settings.tokens is not None:
+            shares.append(self.tokens / self.settings.tokens)
         return min(max(shares), 1.0)
 
     def advance(self, source: Iterator, progress: float) -> dict[str, float]:
@@ -235,6 +265,7 @@ class Phase:
         updates = [self.task.updates(batch, self.step) for batch in shares]
         logged: dict[str, float] = {}
         number = 0
+        tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         while True:
             total = torch.zeros((), device=self.device)
             sums: dict[str, Tensor] = {}
@@ -252,14 +283,17 @@ class Phase:
                     optimizer.zero_grad(set_to_none=True)
                 losses = dict(item[1])
                 weight = losses.pop("weight", None)
+                tokens = tokens + losses.pop("tokens", 0)
                 loss = losses["loss"] if weight is None else losses["loss"] * weight.detach()
                 # only this optimizer's parameters: a generator's loss leaves no gradient in the discriminator
-                loss.backward(inputs=parameters)
+                loss.backward(inputs=None if settings.shard else parameters)
                 count = torch.ones((), device=self.device) if weight is None else weight.detach().float()
                 total = total + count
                 for key, value in losses.items():
                     sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().float() * count
             if name is None:
+                self.ranks.sum([tokens])
+                self.tokens += int(tokens)
                 return logged
             chosen = settings.optimizer_named(name)
             rate = factor(chosen, self.step, progress) * chosen.learning_rate
@@ -286,7 +320,8 @@ class Phase:
 
     def _gradients(self, parameters, total: Tensor, sums: dict[str, Tensor], clip: float | None) -> Tensor:
         """Gradients and logged sums become weighted means over ranks and shares; returns the gradients' norm."""
-        self.ranks.sum_gradients(parameters)
+        plain = [p for p in parameters if p is sharding.local(p)]
+        self.ranks.sum_gradients(plain)
         if self.ranks.world > 1:
             stacked = torch.stack([total, *sums.values()])
             self.ranks.sum([stacked])
@@ -295,9 +330,13 @@ class Phase:
         scale = torch.where(total == 0, torch.ones_like(total), total)
         for key in sums:
             sums[key] = sums[key] / scale
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in plain if p.grad is not None]
         if gradients and not (self.ranks.world == 1 and float(scale) == 1.0):
             torch._foreach_div_(gradients, scale)
+        if len(plain) < len(parameters):
+            spread = [sharding.local(p.grad) for p in parameters if p is not sharding.local(p) and p.grad is not None]
+            torch._foreach_mul_(spread, self.ranks.world / scale)  # these are means over processes already
+            return sharding.clip(parameters, clip if clip is not None else math.inf, self.ranks)
         return torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
 
     def _precision(self):
@@ -336,10 +375,10 @@ class Phase:
         train_mode(self.modules)
 
     def _evaluate(self, log: MetricsLog | None, bar: Progress) -> None:
-        if log is not None:
+        if log is not None or self.settings.shard:  # layers that are spread compute only where all do
             with self._looking():
                 figures = dict(self.task.evaluate(self.step))
-            if figures:
+            if figures and log is not None:
                 log.write(self.step, {f"evaluate/{key}": float(value) for key, value in figures.items()})
                 bar.say(f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
         self.ranks.wait()
@@ -352,6 +391,9 @@ class Phase:
                 self.task.samples(folder, self.step)
             if not any(folder.iterdir()):
                 folder.rmdir()
+        elif self.settings.shard:
+            with self._looking(), tempfile.TemporaryDirectory() as aside:
+                self.task.samples(Path(aside), self.step)
         self.ranks.wait()
 
 
@@ -367,7 +409,10 @@ def owned(task: Task, trained: Mapping[str, nn.Parameter]) -> dict[str, dict[str
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` with the strides of `parameter`, where it has its shape: a fused optimizer goes through the memory of
     both side by side, and a file keeps no strides."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+    if value.shape != parameter.shape:
+        return value
+    value = sharding.like(parameter, value)
+    return value if value is not sharding.local(value) else torch.empty_like(parameter).copy_(value)
 
 
 _OWN = ("loss", "grad_norm", "learning_rate")  # logged per optimizer where there are several

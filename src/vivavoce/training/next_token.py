@@ -1,16 +1,19 @@
 """Next-token training of a stage on conversations: weighted cross entropy per stream, the encoder included."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vivavoce.data.conversations import Conversation
 from vivavoce.encoders.causal_mel import CausalMelEncoder
 from vivavoce.errors import RecipeError
-from vivavoce.lm.grid import GridLM, Read
+from vivavoce.layouts import Places
+from vivavoce.lm.grid import GridLM, Prediction, Read
+from vivavoce.training.objectives import stream_losses
+from vivavoce.training.show_batch import Grid, cell_weights, grid_lines
 from vivavoce.training.task import Task, share, step_seed
 
 
@@ -19,7 +22,8 @@ class ConversationTask(Task):
 
     loss_weights: stream -> weight, or one weight a level. `pad_weight`: weight of a frame in which a text stream says
     nothing against one with a word, for all or by stream. The voice is learned on a share `voice_frames` of the frames
-    that sound, at random, and on as many of all: its depth transformer costs most there and needs them least.
+    that sound, at random, and on as many of all: its depth transformer costs most there and needs them least. texts:
+    tokenizers of text streams, for those who look at batches.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class ConversationTask(Task):
         held_out: Callable[[int], Conversation] | None = None,
         mask: float = 0.5,
         voice_frames: float = 1.0,
+        texts: Mapping[str, Any] | None = None,
     ):
         self.name = name
         self.encoder: CausalMelEncoder = encoder
@@ -46,7 +51,7 @@ class ConversationTask(Task):
         if isinstance(pad_weight, int | float):
             pad_weight = dict.fromkeys(self.streams, float(pad_weight))
         self.pad_weight = dict(pad_weight)
-        self.voice_frames = voice_frames
+        self.voice_frames, self.texts = voice_frames, dict(texts or {})
         unknown = [stream for stream in self.streams if stream not in stage.filled]
         if unknown:
             known = ", ".join(stage.filled)
@@ -84,34 +89,56 @@ class ConversationTask(Task):
         if masked:
             power = hide_bands(power, self.mask)
         user = self.encoder.from_power(power)
+        places, values = self.placed(batch)
+        return self.stage.read(places.to(user.device), values, {"user": user})
+
+    def placed(self, batch: Mapping[str, Tensor]) -> tuple[Places, dict[str, Tensor]]:
+        """Where the conversations' cells stand, and those of token streams."""
         values = {name: batch[name] for name in self.stage.filled if name in self.streams or name != "voice"}
-        frames = torch.full(user.shape[:1], user.shape[1])
+        frames = torch.full(batch["heard"].shape[:1], batch["heard"].shape[2])
         lengths = {name: frames if name in values else frames * 0 for name in self.stage.filled}
-        places = self.stage.layout.place({"user": frames, **lengths}).to(user.device)
-        return self.stage.read(places, values, {"user": user})
+        return self.stage.layout.place({"user": frames, **lengths}), values
+
+    def show(self, batch: Mapping[str, Tensor]) -> list[str]:
+        places, values = self.placed(batch)
+        weights = cell_weights(places, {name: self.loss_weights.get(name, 1.0) for name in self.streams})
+        rows = torch.arange(len(weights))[:, None].expand_as(weights)
+        for name in self.stage.filled:
+            here = places.stream == places.number(name)
+            if name not in self.streams:
+                weights[here] = 0.0
+            elif name != "voice":
+                index = places.index[here]
+                pads = torch.where(values[name][rows[here], 0, index] > 0, 1.0, self.pad_weight.get(name, 0.5))
+                decided = batch["decided"][rows[here], index] if name == "text" else torch.ones_like(pads)
+                weights[here] *= pads * decided
+        if places.stream.numel():
+            weights[places.column == 0] = 0.0  # nothing comes before it
+        lines = grid_lines(Grid(places, values, weights, self.texts))
+        if "voice" in self.streams and self.voice_frames < 1:
+            share = f"{self.voice_frames:.0%}"
+            lines.append(f"of the voice's columns that sound, {share} are learned, drawn anew each step")
+        return lines
 
     def stream_loss(self, stream: str, read: Read, decided: Tensor) -> Tensor:
         """Weighted mean cross entropy of a stream's cells (nats a cell)."""
+        levels = self.loss_weights.get(stream, 1.0)
+        weights = {stream: levels} if isinstance(levels, list | tuple) else None
         if stream == "voice":
             draw = torch.rand(2, *read.codes["voice"].shape[:2], device=read.hidden.device)
             where = self.sounding(read) & (draw[0] < self.voice_frames)
             some = draw[1] < where[:, 1:].float().mean().clamp(min=0.02)
             found = self.stage.predict(stream, read, where | (some & read.loss[stream][..., 0]))
-            weights = self.loss_weights.get(stream, 1.0)
-            each = [F.cross_entropy(level.float(), found.targets[:, k]) for k, level in enumerate(found.logits)]
-            levels = list(weights) if isinstance(weights, list | tuple) else [1.0] * len(each)
-            return torch.stack([w * e for w, e in zip(levels, each)]).sum() / sum(levels)
-        flat, goal = self.words(stream, read)
-        weight = torch.where(goal > 0, 1.0, self.pad_weight.get(stream, 0.5))
+            return stream_losses({stream: found}, weights, mean="streams").total
+        found = self.words(stream, read)
+        weight = torch.where(found.targets[:, 0] > 0, 1.0, self.pad_weight.get(stream, 0.5))
         if stream == "text":
             weight = weight * decided.flatten()
-        loss = F.cross_entropy(flat.float(), goal, reduction="none")
-        return (loss * weight).sum() / weight.sum().clamp(min=1)
+        return stream_losses({stream: found}, weights, {stream: weight}, "streams").total
 
-    def words(self, stream: str, read: Read) -> tuple[Tensor, Tensor]:
-        """Logits [B * T, vocabulary] of a stream of words, and the ids [B * T] of all its cells."""
-        found = self.stage.predict(stream, read, read.loss[stream][..., 0])
-        return found.logits[0], found.targets[:, 0]
+    def words(self, stream: str, read: Read) -> Prediction:
+        """The prediction of a stream of words in all its cells [B * T]."""
+        return self.stage.predict(stream, read, read.loss[stream][..., 0])
 
     @staticmethod
     def sounding(read: Read) -> Tensor:
@@ -134,7 +161,8 @@ class ConversationTask(Task):
                 figures["voice_accuracy"] = float(right.float().mean())
                 figures["voice_first_accuracy"] = float(right[:, 0].float().mean())
                 continue
-            flat, goal = self.words(stream, read)
+            words = self.words(stream, read)
+            flat, goal = words.logits[0], words.targets[:, 0]
             guess = flat.argmax(-1)
             mine = torch.ones_like(goal, dtype=torch.bool)
             if stream == "text":

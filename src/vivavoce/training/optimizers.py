@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vivavoce.errors import RecipeError
 from vivavoce.training.settings import OptimizerSettings
+from vivavoce.training.sharding import local
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -34,13 +35,14 @@ def rate_factors(parameters: Mapping[str, nn.Parameter], settings: OptimizerSett
 def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """An optimizer over parameters by full name. Each group keeps its own factor; `set_rate` applies the schedule."""
     scales = rate_factors(parameters, settings)
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = settings.weight_decay if is_matrix(parameter) else 0.0
-        grouped.setdefault((scales[name], decay), []).append(parameter)
+        spread = parameter is not local(parameter)  # kernels take tensors that are spread over processes, or others
+        grouped.setdefault((scales[name], decay, spread), []).append(parameter)
     groups = [
         {"params": members, "lr": settings.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
-        for (scale, decay), members in grouped.items()
+        for (scale, decay, _), members in grouped.items()
     ]
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.betas[0])

@@ -1,16 +1,21 @@
 """Training a recipe in one run directory: its phases, each from the results of those that it needs."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import nn
+
 from vivavoce.errors import RecipeError, RequestError
-from vivavoce.nn.weights import load_module, read_safetensors
+from vivavoce.lm.lora import LoraSettings, add_lora, load_network, lora_tensors, remove_lora
+from vivavoce.nn.weights import read_safetensors, written_whole
 from vivavoce.schema import Recipe
 from vivavoce.schema.recipe import Phase
 from vivavoce.training import checkpoint
 from vivavoce.training.distributed import Ranks
+from vivavoce.training.fit import FitTask, fit_phase
 from vivavoce.training.freezing import chosen
 from vivavoce.training.jobs import train_beside
 from vivavoce.training.loop import owned, train_phase
@@ -76,6 +81,37 @@ def train_recipe(
     return run
 
 
+def show_batches(
+    recipe: Recipe, count: int = 1, phase: str | None = None, directory: str | Path | None = None
+) -> Iterator[str]:
+    """Lines that say what the first `count` batches of a phase (the first one by default) hold; nothing is trained.
+
+    directory: a run whose finished phases the data may hang on (the codec that speaks in them); else they are of the
+    system as it is built. Raises as `train_recipe` does.
+    """
+    from vivavoce.systems import assemble
+
+    if not recipe.training:
+        raise RequestError(f"the recipe '{recipe.system}' has no training phases: nothing to show")
+    names = [each.name for each in recipe.training]
+    name = phase or names[0]
+    if name not in names:
+        raise RequestError(f"no phase '{name}' in '{recipe.system}'; there are {', '.join(names)}")
+    needed = recipe.needs(name)
+    run = RunDirectory(directory) if directory is not None else None
+    there = run is not None and all(checkpoint.is_finished(run.checkpoints(other)) for other in needed)
+    model = trained_model(recipe, run, needed) if run is not None and there else assemble(recipe)
+    about = recipe.phase(name)
+    task = task_of(recipe, about, model)
+    if isinstance(task, FitTask):
+        raise RequestError(f"phase '{name}' ({about.objective.kind}) is fitted to all its data: it has no batches")
+    for step in range(count):
+        if step:
+            yield ""
+        yield f"phase {name}, step {step}: {about.objective.kind} on {about.data.kind}"
+        yield from task.show(task.batch(step, 0, 1))
+
+
 def _train_one(
     recipe: Recipe,
     run: RunDirectory,
@@ -88,7 +124,35 @@ def _train_one(
     needed = {other: run.digest(other) for other in recipe.needs(name)}
     model = trained_model(recipe, run, recipe.needs(name))
     seed_everything(step_seed(settings[name].seed, name, "task"))  # not what an earlier phase has left of chance
-    train_phase(make_task(recipe, recipe.phase(name), model), run, settings[name], patience, needed)
+    task = make_task(recipe, recipe.phase(name), model)
+    if isinstance(task, FitTask):
+        fit_phase(task, run, settings[name], patience, needed)
+    else:
+        adapt(task, recipe.phase(name), settings[name].seed)
+        train_phase(task, run, settings[name], patience, needed)
+        save_adapters(task, recipe.phase(name), run)
+
+
+def adapt(task: Task, phase: Phase, seed: int = 0) -> None:
+    """Give the task's modules the adapters that the phase asks for."""
+    if phase.lora is not None:
+        where = f"training.{phase.name}.lora"
+        add_lora(nn.ModuleDict(task.modules()), LoraSettings.of(phase.lora, where), where, seed)
+
+
+def save_adapters(task: Task, phase: Phase, run: RunDirectory) -> None:
+    """The phase's adapters alone, beside its checkpoints: for those who have the network that they belong to. (The
+    run's model has them merged.)"""
+    if phase.lora is None:
+        return
+    from vivavoce.training.sharding import whole
+
+    found = lora_tensors(nn.ModuleDict(task.modules()))
+    tensors = {name: whole(tensor).contiguous().cpu() for name, tensor in found.items()}
+    if not Ranks.current("cpu").first:
+        return
+    with written_whole(run.checkpoints(phase.name) / "adapters.safetensors") as file:
+        save_file(tensors, file, metadata={"format": "pt", "phase": phase.name})
 
 
 def check_phases(recipe: Recipe, settings: Mapping[str, PhaseSettings]) -> list[str]:
@@ -104,13 +168,21 @@ def check_phases(recipe: Recipe, settings: Mapping[str, PhaseSettings]) -> list[
         plan = plans[phase.name] = plan_for(recipe, phase, model)
         mine, where = settings[phase.name], f"training.{phase.name}"
         modules = plan.task.modules()
+        if isinstance(plan.task, FitTask):
+            continue
         try:
+            adapt(plan.task, phase)
             share(phase.batch, 0, mine.accumulate * Ranks.current(mine.device).world)
+            if mine.tokens is not None and not plan.task.counts_tokens:
+                raise RecipeError(f"tokens: {phase.objective.kind} counts none; give it steps or minutes")
             optimized = owned(plan.task, chosen(modules, mine.trainable, mine.frozen))
             for name, parameters in optimized.items():
                 rate_factors(parameters, mine.optimizer_named(name))
         except RecipeError as error:
-            raise RecipeError(f"{where}: {error}") from error
+            raise error if str(error).startswith(where) else RecipeError(f"{where}: {error}") from error
+        finally:
+            if phase.lora is not None:
+                remove_lora(nn.ModuleDict(modules))
         for name in mine.optimizers:
             if name not in plan.task.optimizers():
                 known = ", ".join(plan.task.optimizers())
@@ -184,7 +256,7 @@ def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
         for part, path in run.weights(name).items():
             module = getattr(model.system, part, None)
             if module is not None:  # discriminators and the like belong to their phase only
-                load_module(module, read_safetensors(path), str(path))
+                load_network(module, read_safetensors(path), str(path))
     return model
 
 
@@ -207,6 +279,8 @@ def _is_done(run: RunDirectory, settings: PhaseSettings) -> bool:
     saved = checkpoint.latest(folder)
     if saved is None:
         return False
-    return (settings.steps is not None and saved.step >= settings.steps) or (
-        settings.minutes is not None and saved.elapsed >= 60 * settings.minutes
+    return (
+        (settings.steps is not None and saved.step >= settings.steps)
+        or (settings.minutes is not None and saved.elapsed >= 60 * settings.minutes)
+        or (settings.tokens is not None and saved.state.get("tokens", 0) >= settings.tokens)
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from vivavoce.errors import RecipeError
 
@@ -57,17 +57,21 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
-    """One phase. The budget is `steps`, `minutes`, or both (whichever ends first); schedules are laid out for it."""
+    """One phase. The budget is `steps`, `minutes`, `tokens`, or several (whichever ends first); schedules are laid out
+    for it."""
 
     name: StrictStr
     steps: Count | None = None
     minutes: Positive | None = None
+    tokens: Count | None = None  # that are learned from, of a task that counts them
     seed: StrictInt = 0
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     optimizers: Mapping[str, OptimizerSettings] = field(default_factory=dict)  # by name, where they differ
     accumulate: Count = 1  # shares of the batch that each process works through one after another
     ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass (autocast); weights stay float32
+    recompute: StrictBool = False  # transformer layers keep no activations for the backward pass: less memory, a third slower
+    shard: StrictBool = False  # under torchrun: each process keeps a part of the layers' weights (FSDP2), not all
     device: StrictStr = "cpu"
     workers: Annotated[StrictInt, Field(ge=0)] = 0  # processes that prepare batches
     trainable: Patterns = ()  # patterns of parameter names; empty: all
@@ -88,8 +92,8 @@ class PhaseSettings:
         named = {k: OptimizerSettings.of(v, f"{where}optimizers.{k}") for k, v in self.optimizers.items()}
         object.__setattr__(self, "optimizers", named)
         _check(self, where)
-        if self.steps is None and self.minutes is None:
-            raise RecipeError(f"phase '{self.name}' has no budget: give steps, minutes or both")
+        if self.steps is None and self.minutes is None and self.tokens is None:
+            raise RecipeError(f"phase '{self.name}' has no budget: give steps, minutes or tokens")
 
     @classmethod
     def of(cls, values: "PhaseSettings | Mapping[str, Any]") -> "PhaseSettings":

@@ -23,6 +23,8 @@ class Task:
     """Subclass it: only `name`, `modules`, `batch` and one of `loss` and `updates` must be given."""
 
     name: str
+    counts_tokens = False  # whether `loss` says how many "tokens" it is of
+    even = True  # whether all shares of a step call the networks equally often: processes that shard them must
 
     def modules(self) -> Mapping[str, nn.Module]:
         """What is trained and saved, by name. A frozen helper (a teacher) need not be here, but is then not saved."""
@@ -39,7 +41,8 @@ class Task:
 
     def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Scalars: "loss" is minimised, the others are logged. An optional "weight" (such as the number of tokens)
-        makes the loss a weighted mean over ranks and accumulated batches; without it each counts the same."""
+        makes the loss a weighted mean over ranks and accumulated batches; without it each counts the same. Optional
+        "tokens": how many it is of, summed over ranks, batches and steps."""
         raise NotImplementedError
 
     def updates(self, batch: Any, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -59,6 +62,12 @@ class Task:
 
     def samples(self, directory: Path, step: int) -> None:
         """Write .wav and .png files for the report into `directory`."""
+
+    def show(self, batch: Any) -> list[str]:
+        """Lines that say what a batch holds, as a person reads it, and what of it is learned."""
+        from vivavoce.training.show_batch import tensor_lines
+
+        return tensor_lines(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """State besides the modules that a resumed run needs: a tree of tensors and JSON values."""

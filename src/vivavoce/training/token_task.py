@@ -1,35 +1,48 @@
 """Next-token training of a language model over tokens: every cell that its layout marks with loss, in any layout."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivavoce.errors import DataError, RecipeError
+from vivavoce.data.packing import fit
+from vivavoce.errors import DataError, RecipeError, RequestError
+from vivavoce.layouts import Places
 from vivavoce.lm.grid import Prediction
-from vivavoce.systems.token_system import Cells, TokenSystem
+from vivavoce.systems.token_system import PROMPT, Cells, TokenSystem
+from vivavoce.training.batches import to_device
+from vivavoce.training.objectives import Mean, Scored, StreamLosses, Weight, level_weights, next_cell, stream_losses
+from vivavoce.training.show_batch import Grid, cell_weights, grid_lines, window_lines
 from vivavoce.training.task import Task, step_seed
 
 
 @dataclass
 class TokenBatch:
-    """Cells, and the task that they are an example of. counts: whether they do; a share that no row is left for has
-    one all the same, since the network needs something to work on."""
+    """Cells, and the task that each row is an example of. counts: whether they do; a share that no row is left for has
+    one all the same, since the network needs something to work on. known: stream -> leading frames that are given
+    [rows]."""
 
     cells: Cells
-    task: str
+    tasks: tuple[str, ...]
     counts: bool = True
+    known: Mapping[str, Tensor] | None = None
 
 
 class TokenTask(Task):
     """Train the `stage` of `system` on the cells that `source(step)` gives: the whole batch, of any number of rows.
 
-    tasks: task of the stage -> weight; each batch is one task's, chosen by weight. loss_weights: stream -> weight, or
-    one a level. held_out: as source, for `evaluate`.
+    tasks: task of the stage -> weight; by weight each batch is one task's (`mix` batches), or each row (rows).
+    loss_weights: stream -> weight, or one a level; mean: as `stream_losses` has it. With `streams`, processes that
+    share a batch average their own part of it each. held_out: as source, for `evaluate`. pack: columns of a window in
+    which the backbone reads rows side by side, none seeing another (None: each row by itself, padded to the longest).
+    module: what the trained network is called in the run directory.
     """
+
+    counts_tokens = True
 
     def __init__(
         self,
@@ -37,9 +50,14 @@ class TokenTask(Task):
         system: TokenSystem,
         source: Callable[[int], Cells],
         tasks: Mapping[str, float] | None = None,
-        loss_weights: Mapping[str, float | Sequence[float]] | None = None,
+        loss_weights: Mapping[str, Weight] | None = None,
         held_out: Callable[[int], Cells] | None = None,
         seed: int = 0,
+        mean: Mean = "tokens",
+        mix: str = "batches",
+        label_smoothing: float = 0.0,
+        pack: int | None = None,
+        module: str = "stage",
     ):
         self.name, self.system, self.source, self.held_out, self.seed = name, system, source, held_out, seed
         self.tasks = dict(tasks or {key: task.weight for key, task in system.tasks.items()})
@@ -52,82 +70,159 @@ class TokenTask(Task):
             if stream not in system.filled:
                 known = ", ".join(system.filled)
                 raise RecipeError(f"training.{name}.loss_weights: no stream '{stream}' is filled; there are {known}")
-        self.weights: dict[str, list[float]] = {}
-        for stream in system.filled:
-            weight = (loss_weights or {}).get(stream, 1.0)
-            levels = system.streams[stream].spec.levels
-            each = [float(weight)] * levels if isinstance(weight, int | float) else [float(w) for w in weight]
-            if len(each) != levels:
-                raise RecipeError(f"training.{name}.loss_weights.{stream}: {len(each)} weights for {levels} levels")
-            self.weights[stream] = each
+        self.weights: dict[str, Weight] = dict(loss_weights or {})
+        for stream, weight in self.weights.items():
+            try:
+                level_weights(weight, system.streams[stream].spec.levels, f"training.{name}.loss_weights.{stream}")
+            except RequestError as error:
+                raise RecipeError(str(error)) from error
+        for option, value, choices in (("mean", mean, ("tokens", "streams")), ("mix", mix, ("batches", "rows"))):
+            if value not in choices:
+                raise RecipeError(f"training.{name}.objective.{option}: '{value}' is none of {', '.join(choices)}")
+        if not 0 <= label_smoothing < 1:
+            raise RecipeError(f"training.{name}.objective.label_smoothing: {label_smoothing}: at least 0, less than 1")
+        self.mean, self.mix, self.module = mean, mix, module
+        self.even = mix == "batches" or len(self.tasks) == 1
+        self.each: Callable[[Scored], Tensor] = partial(next_cell, label_smoothing=label_smoothing)
+        self.pack = None if pack is None else partial(fit, window=pack)
 
     def modules(self):
-        return {"stage": self.system.stage}
+        return {self.module: self.system.stage}
 
     def batch(self, step: int, rank: int, world: int) -> TokenBatch:
-        draw = np.random.default_rng(step_seed(self.seed, self.name, step))  # all ranks draw the same task
-        weights = np.array(list(self.tasks.values()), dtype=np.float64)
-        task = list(self.tasks)[int(draw.choice(len(weights), p=weights / weights.sum()))]
         cells = self.source(step)
-        if world == 1:
-            return TokenBatch(cells, task)
         count = next(iter(cells.lengths.values())).shape[0]
+        tasks = self._drawn(step, count)
+        if world == 1:
+            return TokenBatch(cells, tasks)
         first, last = count * rank // world, count * (rank + 1) // world
-        return TokenBatch(_rows(cells, first, max(last, first + 1)), task, counts=last > first)
+        rows = range(first, max(last, first + 1))
+        return TokenBatch(taken(cells, rows), tuple(tasks[row] for row in rows), counts=last > first)
+
+    def _drawn(self, step: int, count: int) -> tuple[str, ...]:
+        """The task of every row; all ranks draw the same."""
+        draw = np.random.default_rng(step_seed(self.seed, self.name, step))
+        weights = np.array(list(self.tasks.values()), dtype=np.float64)
+        drawn = draw.choice(len(weights), size=count if self.mix == "rows" else 1, p=weights / weights.sum())
+        names = list(self.tasks)
+        return tuple(names[int(n)] for n in np.broadcast_to(drawn, count))
 
     def loss(self, batch: TokenBatch, step: int) -> dict[str, Tensor]:
-        predictions = self.system(batch.cells, batch.task)
-        total, weight, logged = self._sum(predictions)
-        loss = total / weight.clamp(min=1e-9)
-        return {"loss": loss, "weight": weight if batch.counts else torch.zeros_like(weight), **logged}
+        predictions, filled = self.predict(batch)
+        losses = self.losses(predictions, batch)
+        weight = losses.weight if batch.counts else torch.zeros_like(losses.weight)
+        tokens = scored(predictions) * batch.counts
+        return {"loss": losses.total, "weight": weight, "tokens": tokens, **losses.means(), **filled}
 
-    def _sum(self, predictions: Mapping[str, Prediction]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Weighted sum of nats, sum of the weights, and for each stream its mean (nats a token)."""
-        total = weight = torch.zeros((), device=next(self.system.stage.parameters()).device)
-        logged: dict[str, Tensor] = {}
-        for name, prediction in predictions.items():
-            nats, count = total.new_zeros(()), 0
-            for k, slot in enumerate(self.system.stage.slots[name]):
-                here = prediction.loss[..., k]
-                if not bool(here.any()):
-                    continue
-                logits, goal = prediction.logits[k][here].float(), prediction.targets[..., k][here]
-                each = F.cross_entropy(logits, goal, reduction="sum")
-                share = self.weights[name][slot.level]
-                found = int(here.sum())
-                total, weight = total + share * each, weight + share * found
-                nats, count = nats + each.detach(), count + found
-            if count:
-                logged[name] = nats / count
-        return total, weight, logged
+    def losses(self, predictions: Mapping[str, Sequence[Prediction]], batch: TokenBatch) -> StreamLosses:
+        """What is minimised, of predictions of the batch."""
+        return stream_losses(predictions, self.weights, mean=self.mean, each=self.each)
+
+    def predict(
+        self, batch: TokenBatch, system: TokenSystem | None = None
+    ) -> tuple[dict[str, list[Prediction]], dict[str, Tensor]]:
+        """The predictions of every stream (one for each task) in the columns that are learned; and of packed rows which
+        share of the windows they fill."""
+        system = system or self.system
+        found: dict[str, list[Prediction]] = {}
+        filled: list[float] = []
+        for task in dict.fromkeys(batch.tasks):
+            rows = [row for row, mine in enumerate(batch.tasks) if mine == task]
+            cells, known = batch.cells, batch.known
+            if len(rows) < len(batch.tasks):
+                cells, known = taken(cells, rows), {n: frames[rows] for n, frames in (known or {}).items()}
+            read = system.read(cells, task, known, self.pack)
+            for name in system.stage.order:
+                one = system.stage.predict(name, read, read.loss[name].any(-1))
+                found.setdefault(name, []).append(one)
+            filled += [read.filled] if read.filled is not None else []
+        device = next(system.stage.parameters()).device
+        return found, {"filled": torch.tensor(sum(filled) / len(filled), device=device)} if filled else {}
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Nats a token of held-out cells, of all streams together and of each."""
         if self.held_out is None:
             return {}
         figures: dict[str, float] = {}
+        device = next(self.system.stage.parameters()).device
         for task in self.tasks:
+            cells = to_device(self.held_out(0), device)
+            count = next(iter(cells.lengths.values())).shape[0]
             with torch.no_grad():
-                total, weight, each = self._sum(self.system(self.held_out(0), task))
+                predictions, _ = self.predict(TokenBatch(cells, (task,) * count))
+                losses = stream_losses(predictions, self.weights)
             prefix = "" if len(self.tasks) == 1 else f"{task}_"
-            figures[f"{prefix}nats"] = float(total / weight.clamp(min=1e-9))
-            figures.update({f"{prefix}{name}_nats": float(value) for name, value in each.items()})
+            figures[f"{prefix}nats"] = float(losses.total)
+            figures.update({f"{prefix}{name}_nats": float(value) for name, value in losses.means().items()})
         return figures
 
+    # -- to look at --
 
-def _rows(cells: Cells, first: int, last: int) -> Cells:
-    """Rows `first` to `last - 1` of a batch, padded as the whole batch is."""
+    def show(self, batch: TokenBatch) -> list[str]:
+        lines: list[str] = []
+        for task in dict.fromkeys(batch.tasks):
+            rows = [row for row, mine in enumerate(batch.tasks) if mine == task]
+            cells, known = batch.cells, batch.known
+            if len(rows) < len(batch.tasks):
+                cells, known = taken(cells, rows), {n: frames[rows] for n, frames in (known or {}).items()}
+            cells, places = self.system.placed(cells, task, known)
+            titles = [self.title(batch, row) for row in rows]
+            lines += [*([""] if lines else []), *self._shown(task, cells, places, titles)]
+        return lines
+
+    def title(self, batch: TokenBatch, row: int) -> str:
+        """What a row of a batch is called."""
+        return f"row {row}"
+
+    def _shown(self, task: str, cells: Cells, places: Places, titles: list[str]) -> list[str]:
+        literals = self.system.literals(task)
+        grid = Grid(places, {**cells.values, **cells.frames}, cell_weights(places, self.weights),
+                    self.system.vocabularies, literals, titles)  # fmt: skip
+        own = "its own layout" if task in self.system.layouts else "the stage's layout"
+        lines = [f"task {task}, in {own}; mean over {self.mean}", *grid_lines(grid)]
+        if self.pack is not None:
+            begin = self.system.stage.begin is not None
+            windows = self.pack((places.columns if begin else (places.columns - 1).clamp(min=0)).tolist())
+            width = max((piece.place + piece.length for pieces in windows for piece in pieces), default=0)
+            used = sum(piece.length for pieces in windows for piece in pieces)
+            share = used / max(len(windows) * width, 1)
+            lines += ["", f"packed into {len(windows)} windows of {width} columns, {1 - share:.0%} empty"]
+            lines += window_lines(windows, width, lambda document: titles[document])
+        return lines
+
+
+def scored(predictions: Mapping[str, Sequence[Prediction]]) -> Tensor:
+    """How many cells are learned."""
+    return torch.stack([one.loss.sum() for each in predictions.values() for one in each]).sum()
+
+
+def streams_of(system: TokenSystem, tasks: Collection[str]) -> set[str]:
+    """The streams that tasks give or fill."""
+    named = [cells for task in tasks for cells in (*system.tasks[task].given, *system.tasks[task].fills)]
+    return {name.removesuffix(PROMPT) for name in named}
+
+
+def taken(cells: Cells, rows: Sequence[int]) -> Cells:
+    """Some rows of a batch, padded as the whole batch is."""
+    device = next(iter(cells.lengths.values())).device
+    at = torch.tensor(list(rows), dtype=torch.int64, device=device)
     values, lengths, counts, frames = (
-        {name: value[first:last] for name, value in part.items()}
+        {name: value[at] for name, value in part.items()}
         for part in (cells.values, cells.lengths, cells.counts, cells.frames)
     )
-    return Cells(values, lengths, counts, None if cells.seeds is None else cells.seeds[first:last], frames)
+    return Cells(values, lengths, counts, None if cells.seeds is None else cells.seeds[at], frames)
 
 
-def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mapping[str, Tensor], where: str) -> Cells:
+def with_ends(
+    system: TokenSystem,
+    streams: Mapping[str, Tensor],
+    lengths: Mapping[str, Tensor],
+    where: str,
+    needed: Collection[str] | None = None,
+) -> Cells:
     """Codes [B, levels, T] of a store as cells of the system's streams, each with its end token where it has one:
     a last frame whose cells are all that token. `lengths`: [B], or [B, levels] where levels differ in rate. Frames
-    [B, T, width] stay as they are.
+    [B, T, width] stay as they are. needed: the streams that must be there (None: all of the system's).
 
     Raises `DataError` for a stream that is missing or whose codes or frames do not fit.
     """
@@ -136,6 +231,8 @@ def with_ends(system: TokenSystem, streams: Mapping[str, Tensor], lengths: Mappi
     sizes: dict[str, Tensor] = {}
     for name, stream in system.streams.items():
         if name not in streams:
+            if needed is not None and name not in needed:
+                continue
             raise DataError(f"{where}: no stream '{name}', which the recipe names; there are {', '.join(streams)}")
         codes, frames = streams[name], lengths[name]
         if stream.width is not None:

@@ -61,6 +61,17 @@ class WordTask(Task):
                     row[frame] = self.classes[text]
         return {"user": torch.from_numpy(np.stack([c.user for c in conversations])), "words": words}
 
+    def show(self, batch: Mapping[str, Tensor]) -> list[str]:
+        words = {number: word for word, number in self.classes.items()}
+        rows, frames = batch["words"].shape
+        due = int((batch["words"] > 0).sum())
+        lines = [f"{rows} rows of {frames} frames, every frame is learned: {due} with a word (weight 1), "
+                 f"{rows * frames - due} without (weight {self.pad_weight:g})"]  # fmt: skip
+        for row, classes in enumerate(batch["words"].tolist()):
+            said = [f"{frame}:'{words[number]}'" for frame, number in enumerate(classes) if number]
+            lines.append(f"row {row}: " + (" ".join(said) or "no word"))
+        return lines
+
     def loss(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         logits = self.head(self.encoder.from_power(hide_bands(batch["user"], self.mask)))
         goal = batch["words"].flatten()
