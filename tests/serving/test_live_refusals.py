@@ -87,16 +87,18 @@ def test_pieces_have_the_time_at_which_they_are_heard():
     for frame in (1, 2, 3, 6, 7):  # frames 4 and 5 were left out
         found += pieces.put(np.full(1920, frame / 100, np.float32), frame * 1920)
     found += pieces.rest()
-    assert [(p.start_ms, p.end_ms) for p in found] == [(80, 180), (180, 280), (280, 320), (480, 580), (580, 640)]
-    assert [len(p.data) for p in found] == [4800, 4800, 1920, 4800, 2880]
+    assert [(p.start_ms, p.end_ms) for p in found] == [(80, 160), (160, 240), (240, 320), (480, 560), (560, 640)]
+    assert [len(p.data) for p in found] == 5 * [3840]
+    long = list(Pieces("audio/pcm", 24_000, 24_000).put(np.zeros(7680, np.float32), 7680))  # frames of 320 ms
+    assert [(p.start_ms, p.end_ms) for p in long] == [(320, 420), (420, 520), (520, 620), (620, 640)]
     slow = Pieces("audio/pcmu", 8000, 24_000)
     found = [p for frame in range(1, 11) for p in slow.put(np.zeros(1920, np.float32), frame * 1920)]
     found += slow.rest()
-    assert (found[0].start_ms, found[-1].end_ms) == (80, 880) and sum(len(p.data) for p in found) == 6400
+    assert (found[0].start_ms, found[-1].end_ms) == (80, 883) and sum(len(p.data) for p in found) == 6424  # 3 ms late
 
 
 def test_events_that_cannot_be_done_are_answered_and_the_session_goes_on(serve):
-    port, server = serve("echo", dialects=("live",), speed=5, gap=60.0, lead=60.0)
+    port, server = serve("echo", dialects=("live",), speed=5, gap=60.0, lead=60.0, stale=60.0)
     bad = [
         ("session.start", {"session": SESSION}, "session_already_started"),
         ("session.input_audio.append", {"audio": "%%%"}, "invalid_audio"),

@@ -47,15 +47,20 @@ class Script:
         self.words: deque[tuple[int, float, int]] = deque()  # id, threshold, within
         self.since = 0  # frames since the last word
 
-    def extend(self, words: Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
+    def extend(
+        self, words: Sequence[int | Sequence[int]], threshold: float = THRESHOLD, within: int = WITHIN
+    ) -> None:
         """Add words to the end: each comes in a frame of its own once the probability of a word reaches `threshold`,
-        and at most `within` frames after the one before it. Where no word waits, the first comes at once."""
+        and at most `within` frames after the one before it; the further ids of a word of several in the frames behind
+        its first. Where no word waits, the first comes at once."""
         for word in words:
             follows = bool(self.words) and self.words[-1][2] > FRAME
-            self.words.append((word, threshold if follows else 0.0, within))
+            for i in [word] if isinstance(word, int) else word:
+                self.words.append((i, threshold if follows else 0.0, within))
+                follows = False
 
     def extend_frames(self, ids: Sequence[int]) -> None:
-        """Add one id a frame (0: nothing) to the end."""
+        """Add one id a frame (the pad: nothing) to the end."""
         self.words.extend((i, 0.0, FRAME) for i in ids)
 
     def next(self) -> tuple[int, float]:
@@ -66,7 +71,7 @@ class Script:
         return word, threshold if self.since + 1 < within else 0.0
 
     def advance(self, said: int) -> None:
-        """A frame has passed, in which `said` (0: nothing) stood in the text stream."""
+        """A frame has passed, in which `said` was chosen for the text stream."""
         self.since += 1
         if self.words and said == self.words[0][0]:
             self.words.popleft()
@@ -105,6 +110,8 @@ class DuplexRows:
     `frame_size` samples a step at `sample_rate` Hz. `seeds`: one a row (default: 0, 1, …), whole numbers of 64 bits.
     """
 
+    together = True  # a step of every row needs no masks and is quicker: rows that nobody needs may as well be active
+
     def __init__(self, system: Any, rows: int, seeds: Sequence[int] | None = None):
         self.system, self.rows = system, whole(rows, "duplex needs at least one row: rows", 1)
         self.frame_size, self.sample_rate = system.frame_size, system.sample_rate
@@ -116,6 +123,7 @@ class DuplexRows:
         self.state: State = system.initial_state(rows, self.seeds)
         self._script = [Script() for _ in range(rows)]
         self._prompts: dict[int, Prompt] = {}
+        self._unheard = dict(enumerate(self.seeds.tolist()))  # rows without a step, and their seeds
 
     def step(self, frames: np.ndarray | Tensor, active: Sequence[bool] | np.ndarray | Tensor | None = None):
         """frames [rows, frame_size] float32, active [rows] bool -> list of `DuplexOutput`, None where not active, or
@@ -149,6 +157,7 @@ class DuplexRows:
         mask = live.clone()
         for row, prompt in self._prompts.items():
             frames[row], mask[row] = prompt.samples[prompt.at], True
+        self._unheard = {row: seed for row, seed in self._unheard.items() if not mask[row]}
         forced, thresholds = self._forced(mask)
         there = {name: ids.to(self.device) for name, ids in forced.items()}
         limits = None if thresholds is None else thresholds.to(self.device)
@@ -158,9 +167,10 @@ class DuplexRows:
             )
         spoken = replace(spoken, audio=spoken.audio.cpu(), tokens={n: ids.cpu() for n, ids in spoken.tokens.items()})
         if self.system.interaction.writes in forced:
+            said = spoken.chosen[self.system.interaction.writes][:, 0].tolist()
             for row, script in enumerate(self._script):
                 if mask[row]:
-                    script.advance(int(spoken.tokens[self.system.interaction.writes][row, 0]))
+                    script.advance(said[row])
         for prompt in self._prompts.values():
             prompt.at += 1
         self._prompts = {row: prompt for row, prompt in self._prompts.items() if prompt.at < len(prompt.samples)}
@@ -178,12 +188,22 @@ class DuplexRows:
         if not isinstance(prompt, Mapping | None):
             raise RequestError(f"prompt is {prompt!r:.60}: a mapping of streams to what they held is expected")
         samples, ids = self.system.prompt(prompt or {})
-        self.state = self.state.put([row], self.system.initial_state(1, torch.tensor([seed], device=self.device)))
+        self._begin(row, seed, self._told(Prompt(samples, ids, at=-1)))
         self._script[row] = Script()
         self._prompts.pop(row, None)
-        self._script[row].extend_frames(ids.pop(self.system.interaction.writes, torch.zeros(1, 0))[0].long().tolist())
+        text = ids.pop(self.system.interaction.writes, torch.zeros(1, 0, dtype=torch.int64))
+        ahead = max(self.system.lead.get(self.system.interaction.writes, [0])[0], 0)  # what stands there already
+        self._script[row].extend_frames(text[0, ahead:].tolist())
         if len(samples):
             self._prompts[row] = Prompt(samples, ids)
+            del self._unheard[row]
+
+    def _begin(self, row: int, seed: int, forced: Mapping[str, Tensor]) -> None:
+        """Row `row` before its first step; forced: stream -> ids [1, levels] of what it says before it hears."""
+        there = {name: ids.to(self.device) for name, ids in forced.items()}
+        fresh = self.system.initial_state(1, torch.tensor([seed], device=self.device), there)
+        self.state = self.state.put([row], fresh)
+        self._unheard[row] = seed
 
     @property
     def prompted(self) -> list[int]:
@@ -191,7 +211,8 @@ class DuplexRows:
         return sorted(self._prompts)
 
     def say(self, row: int, text: str | Sequence[int], threshold: float = THRESHOLD, within: int = WITHIN) -> None:
-        """Force `text` into the row's text stream from its next step on, in place of what it would have chosen.
+        """Force `text` into the row's text stream from its next step on, in place of what it would have chosen; where
+        it has not heard anything yet, from the stream's beginning.
 
         A string: its words in order, the first at once, each other one when the model finds a word due (see
         `Script.extend`). Ids: one a frame, 0 for none. Afterwards the text is the model's own again. Raises
@@ -201,13 +222,20 @@ class DuplexRows:
         if isinstance(text, str):
             if not isinstance(threshold, Real) or not math.isfinite(threshold):
                 raise RequestError(f"say: threshold is {threshold!r:.60}: a probability is expected")
-            script.extend(self.system.script(text), float(threshold), whole(within, "say: within", FRAME + 1))
-            return
-        try:
-            ids = [operator.index(word) for word in text]
-        except TypeError as error:
-            raise RequestError(f"say: {text!r:.60}: a text, or ids frame by frame, is expected") from error
-        script.extend_frames(self.system.script(ids))
+            script.extend(self.system.spoken(text), float(threshold), whole(within, "say: within", FRAME + 1))
+        else:
+            try:
+                ids = [operator.index(word) for word in text]
+            except TypeError as error:
+                raise RequestError(f"say: {text!r:.60}: a text, or ids frame by frame, is expected") from error
+            script.extend_frames(self.system.script(ids))
+        writes = self.system.interaction.writes
+        if row in self._unheard and script.words and self.system.lead[writes][0] > 0:
+            # What stands in the first column has been chosen already: the row begins once more, with the first id.
+            first = script.words[0][0]
+            self._begin(row, self._unheard[row], {writes: torch.tensor([[first]])})
+            script.advance(first)
+            del self._unheard[row]
 
     def saying(self, row: int) -> int:
         """How many forced words or frames of the row are still to come."""
@@ -220,13 +248,22 @@ class DuplexRows:
         """What scripts and prompts force: ids as the system's step takes them, and thresholds of the text's."""
         forced: dict[str, Tensor] = {}
         for row, prompt in self._prompts.items():
-            for name, ids in prompt.ids.items():
-                if prompt.at < ids.shape[1]:
-                    forced.setdefault(name, torch.full((self.rows, len(ids)), -1))[row] = ids[:, prompt.at]
+            for name, ids in self._told(prompt).items():
+                forced.setdefault(name, torch.full((self.rows, ids.shape[1]), -1))[row] = ids[0]
         if not any(script.words for script in self._script):
             return forced, None
         words, thresholds = zip(*(script.next() if mask[row] else FREE for row, script in enumerate(self._script)))
         return {**forced, self.system.interaction.writes: torch.tensor(words)[:, None]}, torch.tensor(thresholds)
+
+    def _told(self, prompt: Prompt) -> dict[str, Tensor]:
+        """What a prompt forces in the step in which its frame `at` is heard: stream -> ids [1, levels], -1 for none."""
+        found = {}
+        for name, ids in prompt.ids.items():
+            cells = [prompt.at + lead for lead in self.system.lead[name]]
+            each = [int(ids[k, cell]) if 0 <= cell < ids.shape[1] else -1 for k, cell in enumerate(cells)]
+            if max(each) >= 0:
+                found[name] = torch.tensor(each)[None]
+        return found
 
     def _output(self, spoken: Any, row: int) -> DuplexOutput:
         tokens = {name: ids[row].tolist() for name, ids in spoken.tokens.items()}

@@ -3,12 +3,12 @@
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from vivavoce.dialogue.turns import LOUD
+from vivavoce.dialogue.turns import LOUD, joined
 from vivavoce.errors import AudioError, VivavoceError
 
 LEAST_PIECE = 0.01  # seconds that a piece counts at least, so that pieces without sound come to an end too
@@ -172,13 +172,6 @@ class ReplyStream:
             parts.append(block)
             count -= len(block)
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-def joined(words: Sequence[str]) -> str:
-    """Words with blanks between them; pieces that bring their own blanks are put together as they are."""
-    if any(word[:1].isspace() for word in words):
-        return "".join(words)
-    return " ".join(words)
 
 
 def _level(samples: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from vivavoce.audio.resample import Resampler
+from vivavoce.audio.live_resampler import LiveResampler
 from vivavoce.audio.voice_activity import RATE, Hysteresis, VoiceActivity, VoiceActivityState
 from vivavoce.dialogue.turns import LOUD
 
@@ -40,13 +40,15 @@ class UserTurns:
 
     def __init__(self, rows: int, sample_rate: int):
         self._vad, self.sample_rate = VoiceActivity(), sample_rate
-        self._resamplers = [Resampler(sample_rate, RATE) for _ in range(rows)]
+        self._resamplers = [LiveResampler(sample_rate, RATE) for _ in range(rows)]
+        self._late = [round(resampler.delay * RATE) for resampler in self._resamplers]  # samples still to be left out
         self._state = self._vad.initial_state(rows)
         self._machines = [TurnRules().machine() for _ in range(rows)]
 
     def reset(self, row: int, rules: TurnRules | None = None) -> None:
         """A new conversation in `row`."""
         self._resamplers[row].reset()
+        self._late[row] = round(self._resamplers[row].delay * RATE)
         self._machines[row] = (rules or TurnRules()).machine()
         fresh = self._vad.initial_state(1)
         fields = VoiceActivityState.__annotations__
@@ -63,10 +65,7 @@ class UserTurns:
 
     def step(self, frames: np.ndarray, active: Sequence[bool] | np.ndarray) -> list[list[Turn]]:
         """frames [rows, n] -> what began or ended in each row; rows that are not active are held."""
-        ready = [
-            resampler.step(frame[None])[0] if on else np.zeros(0, np.float32)
-            for resampler, frame, on in zip(self._resamplers, frames, active)
-        ]
+        ready = [self._resampled(row, frame) if active[row] else frame[:0] for row, frame in enumerate(frames)]
         lengths = np.array([len(samples) for samples in ready])
         block = np.zeros((len(ready), int(lengths.max(initial=0))), np.float32)
         for row, samples in enumerate(ready):
@@ -78,6 +77,13 @@ class UserTurns:
             for probability in probabilities[row, :count]:
                 turns[row] += self._advance(row, float(probability))
         return turns
+
+    def _resampled(self, row: int, frame: np.ndarray) -> np.ndarray:
+        """A frame at 16 kHz, in time with the conversation."""
+        samples = self._resamplers[row].step(frame[None])[0]
+        gone = min(self._late[row], len(samples))
+        self._late[row] -= gone
+        return samples[gone:]
 
     def _advance(self, row: int, probability: float) -> list[Turn]:
         before = self._machines[row]

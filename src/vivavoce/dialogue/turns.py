@@ -1,7 +1,7 @@
 """A spoken turn from a full-duplex model: feed the user's audio, then silence until the answer is over."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -99,8 +99,15 @@ def whole_reply(session: Session, samples: np.ndarray, **limits: float) -> Reply
                 audio.insert(0, np.zeros(start, dtype=np.float32))
     samples_out = np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32)
     return Reply(
-        text=" ".join(text for _, text in pieces),
+        text=joined([text for _, text in pieces]).strip(),
         audio=Audio(samples_out[None], session.sample_rate),
         pieces=pieces,
-        user_text=" ".join(user),
+        user_text=joined(user).strip(),
     )
+
+
+def joined(words: Sequence[str]) -> str:
+    """Words with blanks between them; pieces that bring their own blanks are put together as they are."""
+    if any(word[:1].isspace() for word in words):
+        return "".join(words)
+    return " ".join(words)

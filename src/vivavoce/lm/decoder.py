@@ -1,14 +1,18 @@
 """The decoder: a causal transformer over embedded columns [B, T, D], with a last norm and a cursor for every row."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RecipeError
 from vivavoce.nn.norms import make_norm
 from vivavoce.nn.streaming import State, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
+
+FREE = ("rope_theta", "dropout", "context")  # options that change no weight
 
 
 class Decoder(Streaming):
@@ -25,21 +29,35 @@ class Decoder(Streaming):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Decoder":
-        """From a recipe's options: fields of `TransformerConfig` and `final_norm`, or `from` alone.
+        """From a recipe's options: fields of `TransformerConfig` and `final_norm`, or `from`.
 
-        from: directory of a published text LM in transformers' form, whose layers are taken. `RecipeError` names what
-        is wrong with an option.
+        from: directory or hub id of a published text LM in transformers' form, whose layers are taken; beside it stands
+        only what has no weights (`FREE`). `RecipeError` names what is wrong with an option.
         """
         options = dict(options)
         source = options.pop("from", None)
         if source is not None:
-            if options:
-                raise RecipeError(f"backbone: '{next(iter(options))}' comes from the model at `from`: leave it out")
+            if fixed := [name for name in options if name not in FREE]:
+                raise RecipeError(f"backbone: '{fixed[0]}' comes from the model at `from`: leave it out")
+            from vivavoce.hub import local_place
             from vivavoce.lm.pretrained import load_text_lm
+            from vivavoce.pretrained import FILES
 
-            return load_text_lm(source).decoder
+            decoder = load_text_lm(local_place(source, "text LM", FILES)).decoder
+            return decoder.changed(options) if options else decoder
         final_norm = bool(options.pop("final_norm", True))
         return cls(TransformerConfig.of(options, "backbone"), final_norm)
+
+    def changed(self, options: Mapping[str, Any]) -> "Decoder":
+        """The same weights in another configuration: options are of those that have none."""
+        known = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        if "rope_theta" in options and (scaling := known["rope_scaling"]):  # it says the base as well
+            known["rope_scaling"] = {name: value for name, value in scaling.items() if name != "rope_theta"}
+        final_norm = not isinstance(self.norm, nn.Identity)
+        with torch.device("meta"):
+            other = type(self)(TransformerConfig.of({**known, **options}, "backbone"), final_norm)
+        other.load_state_dict(self.state_dict(), assign=True)
+        return other
 
     @property
     def width(self):

@@ -10,7 +10,21 @@ from vivavoce.errors import RequestError
 NOTHING = -1  # the id of a place without a token: it embeds to zero
 
 
-def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
+class LowRankEmbedding(nn.Module):
+    """A narrow table [rows, rank], which one matrix brings to a width: fewer weights for large vocabularies."""
+
+    def __init__(self, rows: int, rank: int, width: int):
+        super().__init__()
+        self.table = nn.Embedding(rows, rank)
+        self.out = nn.Linear(rank, width, bias=False)
+        nn.init.normal_(self.out.weight, std=rank**-0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] -> vectors [..., width]."""
+        return self.out(self.table(ids))
+
+
+def embed(table: nn.Module, ids: Tensor) -> Tensor:
     """Rows [..., D] of a table for ids [...]; a negative id is nothing: zero."""
     vectors = table(ids.clamp(min=0))
     return torch.where((ids < 0)[..., None], torch.zeros((), dtype=vectors.dtype, device=vectors.device), vectors)

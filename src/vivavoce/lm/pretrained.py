@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.lm.families import Config, Shape, family
@@ -21,10 +22,15 @@ def load_text_lm(directory: str | Path, device: Any = "cpu", dtype: torch.dtype 
     folder = Path(directory)
     if not folder.is_dir():
         raise RequestError(f"no text LM '{directory}': there is no such directory")
-    config = read_json(folder / CONFIG)
+    return text_lm_of(read_json(folder / CONFIG), read_weights(folder), folder, device, dtype)
+
+
+def text_lm_of(
+    config: Config, tensors: dict[str, Tensor], folder: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32
+) -> TextLM:
+    """The same of a configuration and tensors that were read already; `folder` is named in errors."""
     kind = family(config)
     shape = shape_of(folder, config)
-    tensors = read_weights(folder)
     if not any(name.startswith(kind.prefix) for name in tensors):
         tensors = {name if name.startswith("lm_head") else kind.prefix + name: t for name, t in tensors.items()}
     with torch.device("meta"):

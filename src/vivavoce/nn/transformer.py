@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vivavoce.errors import RecipeError, RequestError
 from vivavoce.nn.attention import Attention, CrossAttention
@@ -199,6 +200,7 @@ class Transformer(Streaming):
     """
 
     consumes = True
+    recompute = False  # while training, keep no activations inside the layers: the backward pass computes them again
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -265,11 +267,11 @@ class Transformer(Streaming):
             positions = torch.arange(first, first + x.shape[1], device=x.device)[None]
         x, rotation = self._place(x, positions)
         self._check(memory, condition)
+        again = self.recompute and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.blocks):
-            x = layer.whole(
-                x, lengths, mask, rotation, prefix[i] if prefix is not None else None,
-                layer.remember(memory), memory_lengths, condition,
-            )
+            given = (x, lengths, mask, rotation, prefix[i] if prefix is not None else None,
+                     layer.remember(memory), memory_lengths, condition)  # fmt: skip
+            x = checkpoint(layer.whole, *given, use_reentrant=False) if again else layer.whole(*given)
         return x
 
     def _place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,9 +12,12 @@ from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.hub import local_place
 from vivavoce.nn.weights import load_module, read_metadata, read_safetensors, written_whole
 from vivavoce.schema import Recipe, read_recipe
-from vivavoce.schema.recipe import Backbone
+from vivavoce.schema.recipe import Backbone, Part
+from vivavoce.systems import imports
 from vivavoce.systems.assembly import assemble, fingerprint
 from vivavoce.systems.model import Model
+from vivavoce.tokenizers import unit_parts
+from vivavoce.tokenizers.units import UnitCodec
 
 WEIGHTS = "model.safetensors"
 EMBEDDED = ("mini",)
@@ -35,34 +39,80 @@ def save(model: Model, directory: str | Path, dtype: torch.dtype = torch.float32
     with written_whole(folder / "recipe.yaml") as text, written_whole(folder / WEIGHTS) as weights:
         text.write_text(yaml.safe_dump(recipe, sort_keys=False, width=120), encoding="utf-8")
         save_file(tensors, weights, metadata=extra)
+    for key, tokenizer in with_files(model).items():
+        with written_whole(folder / f"{key}{tokenizer.file}") as part:
+            tokenizer.save(part)
+
+
+def with_files(model: Model) -> dict[str, Any]:
+    """The tokenizers that have a file of their own in a model directory, by their names in the recipe."""
+    streams = getattr(model.system, "streams", {})
+    made = {stream.tokenizer: getattr(streams.get(name), "tokenizer", None)
+            for name, stream in model.recipe.streams.items() if stream.tokenizer is not None}  # fmt: skip
+    return {key: tokenizer for key, tokenizer in made.items() if hasattr(tokenizer, "file")}
 
 
 def self_contained(model: Model) -> Recipe:
-    """The model's recipe, in which a backbone `from` a published model says its sizes: it needs that no more."""
-    recipe = model.recipe
-    if not any("from" in stage.backbone.options for stage in recipe.stages):
-        return recipe
-    backbone = model.system.stage.backbone
-    sizes = {field.name: getattr(backbone.config, field.name) for field in dataclasses.fields(backbone.config)}
-    defaults = {field.name: field.default for field in dataclasses.fields(backbone.config)}
+    """The model's recipe, in which a backbone `from` a published model says its sizes: it needs that no more, nor do
+    units the encoder they were made by. A tokenizer's file lies beside it in place of its path."""
+    recipe, several = model.recipe, getattr(model.system, "stages", None)
+    stages = []
+    for stage in recipe.stages:
+        if "from" in stage.backbone.options:
+            decoder = (several[stage.name].stage if several else model.system.stage).backbone
+            stage = stage.model_copy(update={"backbone": Backbone(**sizes_of(decoder))})
+        stages.append(stage)
+    tokenizers = dict(recipe.tokenizers)
+    for key, tokenizer in with_files(model).items():
+        if "path" in tokenizers[key].options:
+            rest = {name: value for name, value in tokenizers[key].options.items() if name != "path"}
+            tokenizers[key] = Part(kind=tokenizers[key].kind, **{**rest, "size": len(tokenizer)})
+    codec = getattr(model.system, "codec", None)
+    if isinstance(codec, UnitCodec) and recipe.interaction is not None:
+        key = recipe.streams[recipe.interaction.speaks].tokenizer or ""
+        own = unit_parts.self_contained(codec, tokenizers[key].options)
+        tokenizers[key] = Part(kind=tokenizers[key].kind, **own)
+    return recipe.model_copy(update={"stages": stages, "tokenizers": tokenizers})
+
+
+def sizes_of(decoder: Any) -> dict[str, Any]:
+    """A decoder's options as a recipe writes them: what differs from the defaults."""
+    sizes = {field.name: getattr(decoder.config, field.name) for field in dataclasses.fields(decoder.config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(decoder.config)}
     options = {name: value for name, value in sizes.items() if value != defaults[name]}
-    if isinstance(backbone.norm, torch.nn.Identity):
+    if isinstance(decoder.norm, torch.nn.Identity):
         options["final_norm"] = False
-    stages = [stage.model_copy(update={"backbone": Backbone(**options)}) for stage in recipe.stages]
-    return recipe.model_copy(update={"stages": stages})
+    return options
 
 
-def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
+def load(
+    name: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    adapter: str | Path | None = None,
+    allow_pickle: bool = False,
+    units: str | Path | None = None,
+) -> Model:
     """A trained system by name ("mini"), model directory or hub id `owner/name[@revision]`, on `device`; `dtype` as
     `Model.to` has it.
 
-    Raises `RequestError` where there is none, `CheckpointError` where its weights do not fit its recipe.
+    Published weights in other people's formats load too: Kyutai's Moshi (`adapter`: moshi-finetune's LoRA or whole
+    weights, a file, directory or hub id), transformers' `moshi` and `csm`, and unit language models in the form of its
+    text families (`units`: a directory of the units, by which such a model hears, and speaks if they have a vocoder).
+    allow_pickle: read those that are pickled, by weights-only loading. Raises `RequestError` where there is none,
+    `CheckpointError` where its weights do not fit.
     """
     if str(name) in SIGNALS and not Path(name).exists():
         from vivavoce.systems.signal_models import SignalModel
 
         return SignalModel(str(name))
-    folder = _place(name)
+    folder = _place(name, allow_pickle)
+    if folder.is_dir() and not (folder / "recipe.yaml").is_file() and imports.is_published(folder):
+        return imports.load_published(folder, device, dtype, adapter, allow_pickle, units)
+    if units is not None:
+        raise RequestError(f"units '{units}': {name} is no unit language model in transformers' format")
+    if adapter is not None:
+        raise RequestError(f"adapter '{adapter}': {name} is no checkpoint of Kyutai's, which such adapters are of")
     if not (folder / "recipe.yaml").is_file():
         raise RequestError(f"no model '{name}': neither {', '.join(EMBEDDED)} nor a directory with recipe.yaml")
     weights = folder / WEIGHTS
@@ -84,16 +134,20 @@ def load(name: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     tensors = read_safetensors(weights)
     widened = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
     load_module(model.system, widened, str(weights))
+    for key, tokenizer in with_files(model).items():
+        if (folder / f"{key}{tokenizer.file}").is_file():
+            tokenizer.read(folder / f"{key}{tokenizer.file}")
     return model.to(device, dtype)
 
 
-def _place(name: str | Path) -> Path:
+def _place(name: str | Path, allow_pickle: bool = False) -> Path:
     """The directory of a model; what is not on this disk is asked of the hub."""
     if not isinstance(name, str | Path):
         raise RequestError(f"a model is named by a string or a path, not {name!r}")
     if str(name) in EMBEDDED and not (Path(name) / "recipe.yaml").is_file():
         return Path(__file__).resolve().parent.parent / "models" / str(name)
     try:
-        return local_place(name, "model", ["recipe.yaml", WEIGHTS])
+        files = ["recipe.yaml", *imports.FILES, *(imports.PICKLES if allow_pickle else [])]
+        return local_place(name, "model", files)
     except RequestError as error:
         raise RequestError(f"{error} (the embedded ones: {', '.join((*EMBEDDED, *SIGNALS))})") from error

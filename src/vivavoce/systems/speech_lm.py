@@ -12,6 +12,7 @@ from vivavoce.audio import Audio
 from vivavoce.dialogue import DuplexOutput, DuplexRows, DuplexSession, Piece, Reply, reply_pieces, whole_reply
 from vivavoce.dialogue.duplex import whole
 from vivavoce.dialogue.turns import LOUD, check_limits
+from vivavoce.dialogue.turns import joined as together
 from vivavoce.errors import RequestError
 from vivavoce.systems.codec_model import mono_samples, resynthesize
 from vivavoce.systems.duplex_system import DuplexSystem
@@ -172,7 +173,7 @@ class SpeechLM(TokenLM):
                 raise RequestError(f"fill: more than {limit} frames: give a higher limit")
         filled: dict[str, Any] = {
             name: np.array([out.tokens[name] for out in outputs], dtype=np.int64).T
-            for name in self.system.filled
+            for name in self.system.says
             if name in (*asked.given, *asked.fills)
         }
         if speaks in asked.fills:
@@ -187,9 +188,10 @@ class SpeechLM(TokenLM):
             session.say(np.asarray(text).reshape(-1).tolist())
             return
         before = LISTENS_FIRST if length is None else max(0, min(LISTENS_FIRST, length - 1))
-        session.say([0] * before)
+        pad = session.lockstep.system.pad
+        session.say([pad] * before)
         session.say(text)
-        session.say([0] * (SPEAKS_ON if length is None else length))
+        session.say([pad] * (SPEAKS_ON if length is None else length))
 
     def features(self, audio: Any, layer: int | None = None):
         """Frames that the model hears with: `.values` [T, D], `.frame_rate` Hz; a list gives a list."""
@@ -199,8 +201,8 @@ class SpeechLM(TokenLM):
             raise RequestError(f"features: {self.name}'s encoder has one layer; leave layer out")
         samples = torch.from_numpy(self._heard("user", audio))
         with torch.inference_mode():
-            values = self.system.encoder(samples[None, :, None].to(self.device))[0]
-        return Features(values.cpu().numpy(), self.sample_rate / self.system.frame_size)
+            values = self.system.ear.features(samples[None].to(self.device))[0]
+        return Features(values.float().cpu().numpy(), self.sample_rate / self.system.frame_size)
 
     def resynth(self, audio: Any):
         """Through the voice's tokens and back: as many samples as were given; a list gives a list."""
@@ -219,4 +221,4 @@ def joined(pieces: Sequence[Piece], sample_rate: int) -> Reply:
     """Pieces of what is said, put together; their seconds count from the first one's audio."""
     audio = np.concatenate([piece.audio for piece in pieces]) if pieces else np.zeros(0, np.float32)
     texts = [(piece.seconds, piece.text) for piece in pieces if piece.text]
-    return Reply(" ".join(text for _, text in texts), Audio(audio[None], sample_rate), texts)
+    return Reply(together([text for _, text in texts]).strip(), Audio(audio[None], sample_rate), texts)

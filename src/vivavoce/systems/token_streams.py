@@ -17,7 +17,8 @@ from vivavoce.schema import Clock, Recipe
 class TokenStream:
     """A stream: `spec` for the layout; `size` ids a level (the end token, id `size`, not counted), made by a tokenizer.
 
-    A stream of frames has a `width` in place of ids, and an encoder if it has a waveform behind it.
+    A stream of frames has a `width` in place of ids, and an encoder if it has a waveform behind it. spare: ids that a
+    published vocabulary has behind the tokenizer's. end_frame: a frame all of whose levels are this id ends the stream.
     """
 
     spec: StreamSpec
@@ -25,11 +26,13 @@ class TokenStream:
     tokenizer: Any = None
     width: int | None = None
     encoder: Any = None
+    spare: int = 0
+    end_frame: int | None = None
 
     @property
     def vocabulary(self) -> list[int]:
         """Ids of every level, the end token included."""
-        return [self.size + (self.spec.end is not None)] * self.spec.levels
+        return [self.size + self.spare + (self.spec.end is not None)] * self.spec.levels
 
     @property
     def modality(self) -> str | None:
@@ -115,6 +118,9 @@ def token_streams(
             rate = None
         elif stream.clock is not None and not isinstance(stream.clock, Clock):
             raise RecipeError(f"{where}.clock: '{stream.clock}': cells stand at a rate in Hz, or in `order`")
+        if tokenizer is not None and not hasattr(tokenizer, "codebook_size") and hasattr(tokenizer, "width"):
+            found[name] = TokenStream(StreamSpec(name, rate=rate), width=tokenizer.width, tokenizer=tokenizer)
+            continue
         if tokenizer is None:
             width = stream.width if encoder is None else encoder.width
             found[name] = TokenStream(StreamSpec(name, rate=rate), width=width, encoder=encoder)

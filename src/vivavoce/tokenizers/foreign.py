@@ -35,15 +35,30 @@ def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
         known = ", ".join([*CONFIGURATIONS, "dac"])
         raise CheckpointError(f"{path}: model_type {kind!r} is no codec known here; there are {known}")
     tensors = read_weights(folder, allow_pickle)
+    if kind != "dac":
+        return codec_of_transformers(config, tensors, str(path))
     try:
-        if kind == "dac":
-            return dac_from_transformers(folder, config, tensors)
-        codec = build_codec(CONFIGURATIONS[kind](config, tensors))
+        return dac_from_transformers(folder, config, tensors)
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing") from None
     except RecipeError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    fill(codec, tensors, "transformers", str(folder))
+
+
+def codec_of_transformers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Codec:
+    """A codec of transformers' configuration (model_type encodec or mimi) and tensors, also where both are parts of
+    another model's. `CheckpointError` begins with `where`."""
+    kind = config.get("model_type")
+    if kind not in CONFIGURATIONS:
+        known = ", ".join(CONFIGURATIONS)
+        raise CheckpointError(f"{where}: model_type {kind!r} is no codec known here; there are {known}")
+    try:
+        codec = build_codec(CONFIGURATIONS[kind](config, tensors))
+    except KeyError as error:
+        raise CheckpointError(f"{where}: {error} is missing") from None
+    except RecipeError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    fill(codec, tensors, "transformers", where)
     return codec.eval()
 
 

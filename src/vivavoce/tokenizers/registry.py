@@ -6,10 +6,22 @@ from typing import Any
 from vivavoce.codecs.registry import CODECS
 from vivavoce.schema.parts import build_part
 from vivavoce.tokenizers.integers import Integers
+from vivavoce.tokenizers.pieces import JsonPieces, SentencePieces
+from vivavoce.tokenizers.prosody import RunProsody
+from vivavoce.tokenizers.unit_parts import build_units
 from vivavoce.tokenizers.words import WordVocabulary
 
-# Codecs (waveform <-> codes) by their kinds; `words`: a closed vocabulary; `integers`: ids as they come.
-TOKENIZERS: dict[str, Callable[..., Any]] = {**CODECS, "words": WordVocabulary, "integers": Integers}
+# Codecs (waveform <-> codes) by their kinds; `units` of an encoder, and the `prosody` of each; `words`: a closed
+# vocabulary; pieces of words; `integers`: ids as they come.
+TOKENIZERS: dict[str, Callable[..., Any]] = {
+    **CODECS,
+    "units": build_units,
+    "prosody": RunProsody,
+    "words": WordVocabulary,
+    "sentencepiece": SentencePieces,
+    "tokenizer_json": JsonPieces,
+    "integers": Integers,
+}
 
 
 def build_tokenizer(config: Mapping[str, Any]) -> Any:

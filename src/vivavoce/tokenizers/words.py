@@ -28,6 +28,10 @@ class WordVocabulary:
             raise RequestError(f"'{unknown[0]}' is not in the vocabulary: {', '.join(self.words)}")
         return [self.ids[word] for word in words]
 
+    def spoken(self, text: str) -> list[list[int]]:
+        """Ids of each word of `text`, as they stand in consecutive frames: one a word."""
+        return [[i] for i in self.encode(text)]
+
     def text(self, ids: Sequence[int]) -> str:
         """The words of `ids`, pads left out."""
         return " ".join(self.words[i - 1] for i in ids if i > 0)
