@@ -54,8 +54,8 @@ def read_pairs(path: str | Path, stream: str | None = None) -> list[Pair]:
 
 
 def endings(rows: Sequence[Any], stream: str, prompt: int) -> list[Pair]:
-    """Pairs made of utterances (`TokenRow`): of each its first `prompt` frames, how it goes on, and in its place how the
-    next one in the list does from there; both as long as the shorter. Utterances that end before are left out.
+    """Pairs made of utterances (`TokenRow`): of each its first `prompt` frames, how it goes on, and in its place how
+    the next one in the list does from there; both as long as the shorter. Utterances that end before are left out.
 
     `DataError` where fewer than two are long enough.
     """
@@ -66,8 +66,8 @@ def endings(rows: Sequence[Any], stream: str, prompt: int) -> list[Pair]:
     pairs = []
     for (name, ids), (_, other) in zip(codes, [*codes[1:], codes[0]]):
         end = min(ids.shape[1], other.shape[1])
-        sides = {"chosen": {stream: ids[:, prompt:end]}, "rejected": {stream: other[:, prompt:end]}}
-        pairs.append(Pair({stream: ids[:, :prompt]}, **sides, place=name))
+        chosen, rejected = ({stream: each[:, prompt:end]} for each in (ids, other))
+        pairs.append(Pair({stream: ids[:, :prompt]}, chosen, rejected, place=name))
     return pairs
 
 

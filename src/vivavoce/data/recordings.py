@@ -33,7 +33,7 @@ def read_recordings(
     found = Recordings()
     missing = set(held_out)
     for name in corpora:
-        corpus = open_corpus(_place(name, pack))
+        corpus = open_corpus(corpus_place(name, pack))
         found.skipped += corpus.skipped
         for clip in corpus.clips:
             missing.discard(clip.speaker or "")
@@ -54,8 +54,8 @@ def excerpts(waves: Sequence[Tensor], start: int, size: int, count: int) -> list
     return [wave[:, start : start + size] for wave in long[:: max(1, -(-len(long) // count))]]
 
 
-def _place(name: str, pack: Path | None) -> Path:
-    """A path, or the manifest of that name in the pack."""
+def corpus_place(name: str, pack: Path | None) -> Path:
+    """A path, or the manifest of that name in the recorded-speech pack; `DataError` where there is neither."""
     if pack is not None and (pack / "manifests" / f"{name}.jsonl").is_file():
         return pack / "manifests" / f"{name}.jsonl"
     if not Path(name).exists() and "/" not in name:

@@ -36,11 +36,13 @@ class UnitTokenizer(nn.Module):
     """Waveform -> one code a frame: an encoder's frames at `layer` and the `centers` [clusters, D] of their k-means.
 
     There is no way back to a waveform but a vocoder (`vivavoce.vocoders.UnitHiFiGAN`). `config` is what
-    `build_encoder` makes this encoder of; it is needed for saving only.
+    `build_encoder` makes this encoder of; it is needed for saving only. scale: [D], factors of the frames' dimensions
+    before they are compared with the centers (None: none), for frames whose dimensions differ in size.
     """
 
     codebooks = 1
     centers: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class UnitTokenizer(nn.Module):
         centers: Tensor,
         layer: int | None = None,
         config: Mapping[str, Any] | None = None,
+        scale: Tensor | None = None,
     ):
         super().__init__()
         encoder.check_layer(layer)
@@ -56,6 +59,7 @@ class UnitTokenizer(nn.Module):
         self.encoder, self.layer = encoder, layer
         self.config = dict(config) if config is not None else None
         self.register_buffer("centers", centers.float())
+        self.register_buffer("scale", torch.ones(encoder.width) if scale is None else scale.float())
 
     @classmethod
     def fit(
@@ -67,12 +71,14 @@ class UnitTokenizer(nn.Module):
         config: Mapping[str, Any] | None = None,
         seed: int = 0,
         most_frames: int = 2_000_000,
+        standardize: bool = False,
         **kmeans: Any,
     ) -> "UnitTokenizer":
         """Train the clusters on waveforms (each `Audio`, [samples] or [1, samples]), heard one after the other.
 
-        Beyond `most_frames` frames a uniform random sample of that many is kept. Further options are those of
-        `minibatch_kmeans`. Raises `DataError` when the corpus has fewer frames than clusters.
+        standardize: bring every dimension of the frames to the same variance first. Beyond `most_frames` frames a
+        uniform random sample of that many is kept. Further options are those of `minibatch_kmeans`. Raises `DataError`
+        when the corpus has fewer frames than clusters.
         """
         frames = _Reservoir(most_frames, encoder.width, seed)
         for wave in waves:
@@ -81,15 +87,23 @@ class UnitTokenizer(nn.Module):
         points = frames.rows()
         if len(points) < clusters:
             raise DataError(f"{len(points)} frames for {clusters} units: give a larger corpus or fewer units")
-        return cls(encoder, minibatch_kmeans(points, clusters, seed=seed, **kmeans).centers, layer, config)
+        scale = 1 / points.std(0).clamp(min=1e-6) if standardize else None
+        points = points if scale is None else points * scale
+        centers = minibatch_kmeans(points, clusters, seed=seed, **kmeans).centers
+        return cls(encoder, centers, layer, config, scale)
 
     def _apply(self, fn, recurse=True):
         """The centers stay float32 when the model around is cast: units must not depend on its precision."""
-        exact = self.centers
+        exact = {"centers": self.centers, "scale": self.scale}
         super()._apply(fn, recurse)
-        if self.centers.dtype != exact.dtype:
-            self.centers = exact.to(self.centers.device)
+        for name, own in exact.items():
+            if getattr(self, name).dtype != own.dtype:
+                setattr(self, name, own.to(getattr(self, name).device))
         return self
+
+    def nearest(self, frames: Tensor) -> Tensor:
+        """Units [B, T] of frames [B, T, D]."""
+        return nearest(frames.flatten(0, 1) * self.scale, self.centers).view(frames.shape[:2])
 
     @property
     def sample_rate(self) -> int:
@@ -122,13 +136,12 @@ class UnitTokenizer(nn.Module):
 
     def _codes(self, wave: Any, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         frames = self.encoder.features(wave, lengths, self.layer)
-        values = frames.values
-        codes = nearest(values.flatten(0, 1), self.centers).view(values.shape[:2])
+        codes = self.nearest(frames.values)
         return codes * valid(frames.lengths, codes.shape[1]), frames.lengths
 
     def ties(self, wave: Any, lengths: Tensor | None = None) -> Tensor:
         """Where rounding may change a code: bool [B, 1, T]."""
-        return ties(self.encoder.features(wave, lengths, self.layer).values, self.centers)[:, None]
+        return ties(self.encoder.features(wave, lengths, self.layer).values * self.scale, self.centers)[:, None]
 
     def save(self, directory: str | Path) -> None:
         """Write the centers, what the encoder is, and its weights if it has any."""
@@ -143,9 +156,9 @@ class UnitTokenizer(nn.Module):
         if weights:
             with written_whole(directory / WEIGHTS) as part:
                 save_file({key: value.contiguous() for key, value in weights.items()}, part)
-            config = _rebuilding(self.encoder, config)
+            config = rebuilding(self.encoder, config)
         with written_whole(directory / CENTERS) as part:
-            save_file({"centers": self.centers}, part)
+            save_file({"centers": self.centers, "scale": self.scale}, part)
         text = json.dumps({"kind": "units", "encoder": config, "layer": self.layer}, indent=2)
         with written_whole(directory / CONFIG) as part:
             part.write_text(text + "\n")
@@ -158,13 +171,14 @@ class UnitTokenizer(nn.Module):
         directory = Path(directory)
         try:
             config = read_json(directory / CONFIG)
-            centers = read_safetensors(directory / CENTERS)["centers"]
+            tensors = read_safetensors(directory / CENTERS)
+            centers = tensors["centers"]
             encoder = build_encoder(config["encoder"])
             if (directory / WEIGHTS).is_file():
                 load_module(encoder, read_safetensors(directory / WEIGHTS), str(directory / WEIGHTS))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} is no directory of units: {str(error).splitlines()[0]}") from error
-        return cls(encoder.eval(), centers, config["layer"], config["encoder"])
+        return cls(encoder.eval(), centers, config["layer"], config["encoder"], tensors.get("scale"))
 
 
 def deduplicate(codes: Tensor, lengths: Tensor | None = None) -> Units:
@@ -200,7 +214,7 @@ def expand(units: Tensor, durations: Tensor, lengths: Tensor | None = None) -> t
     return torch.where(inside, frames, torch.zeros((), dtype=frames.dtype, device=frames.device)), totals
 
 
-def _rebuilding(encoder: Encoder, config: Mapping[str, Any]) -> dict[str, Any]:
+def rebuilding(encoder: Encoder, config: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder's config without its source, so that loading needs neither network nor the original directory."""
     from dataclasses import asdict
 

@@ -95,6 +95,10 @@ class Task(ABC):
     def items(self, data: Path | None) -> list[Item]:
         """The loader: what is asked, from the folder `data` where the task needs one. Same settings, same items."""
 
+    def items_of(self, model: Any, data: Path | None) -> list[Item]:
+        """As `items`, where what is asked hangs on the model (what it was trained on, what its tokens are)."""
+        return self.items(data)
+
     @abstractmethod
     def answers(self, model: Any, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
         """The verb: each item with its artefact, in any order, as they come. An artefact is a mapping of JSON values
@@ -116,6 +120,7 @@ TASKS = {
     "intelligibility": ("vivavoce.evaluation.intelligibility", "Intelligibility"),
     "pairwise_likelihood": ("vivavoce.evaluation.likelihood", "PairwiseLikelihood"),
     "resynthesis": ("vivavoce.evaluation.resynthesis", "Resynthesis"),
+    "unit_likelihood": ("vivavoce.evaluation.unit_likelihood", "UnitLikelihood"),
 }
 
 
@@ -137,7 +142,28 @@ def evaluate(
     limit: int | None = None,
     report: Any = None,
 ) -> list[Result]:
-    """Run `task` on `model` and give its results.
+    """Run `task` on `model` and give its results; arguments and errors as `collect` has them."""
+    scored, failed = collect(model, task, data, out, limit, report)
+    results = task.summarize(scored)
+    if failed:
+        nan = float("nan")
+        note = f"first: {failed[0][0]}: {failed[0][1]}"
+        results.append(
+            Result(task.name, "items that could not be used", "", len(failed), nan, nan, len(scored) + len(failed),
+                   note=note)
+        )
+    return results
+
+
+def collect(
+    model: Any,
+    task: Task,
+    data: Path | None = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    report: Any = None,
+) -> tuple[list[Scored], list[tuple[str, str]]]:
+    """Ask `model` all that `task` asks: each item with its scores, and the items that could not be used, with reasons.
 
     `data`: the folder that the task's loader reads. `out`: a folder for artefacts; a second call with the same one
     asks only what is missing there or could not be used. `limit`: only that many items of each group and kind (what an
@@ -152,7 +178,7 @@ def evaluate(
         )
     if limit is not None and limit < 1:
         raise RequestError(f"limit is {limit}: at least one item of each kind is asked")
-    items = _limited(task.items(data), limit)
+    items = _limited(task.items_of(model, data), limit)
     if not items:
         raise RequestError(f"task {task.name}: nothing to ask with these settings")
     (name, times), *_ = Counter(item.id for item in items).most_common(1)
@@ -174,14 +200,7 @@ def evaluate(
     if not scored:
         first = f"first: {failed[0][0]}: {failed[0][1]}"
         raise DataError(f"task {task.name}: none of {len(failed)} items could be used; {first}")
-    results = task.summarize(scored)
-    if failed:
-        nan = float("nan")
-        note = f"first: {failed[0][0]}: {failed[0][1]}"
-        results.append(
-            Result(task.name, "items that could not be used", "", len(failed), nan, nan, len(items), note=note)
-        )
-    return results
+    return scored, failed
 
 
 def _limited(items: list[Item], limit: int | None) -> list[Item]:

@@ -44,7 +44,7 @@ def duplex_parts(model: Any) -> dict[str, tuple[Any, str]]:
     if system is None or not hasattr(system, "stage"):
         return {}
     return {
-        "encoder": (system.encoder, "step"),
+        "encoder": (system.ear, "hear"),
         "embedding": (system.stage, "columns"),
         "backbone": (system.stage.backbone, "step"),
         "decoder": (system.codec, "decode_step"),

@@ -40,6 +40,8 @@ def resynthesize(codec: Any, samples: np.ndarray) -> Resynthesis:
     with torch.inference_mode():
         codes = codec.encode(torch.from_numpy(samples)[None, None].to(home.device))
         wave = codec.decode(codes)[0, :, : len(samples)].float().cpu().numpy()
+    # encoders of units need more samples than a frame's hop: what the last ones gave no unit for is silent
+    wave = np.pad(wave, ((0, 0), (0, len(samples) - wave.shape[1])))
     tokens = getattr(codec, "tokens_per_second", codec.frame_rate * codec.codebooks)
     return Resynthesis(Audio(wave, codec.sample_rate), codes[0].cpu().numpy(), float(codec.bits_per_second), tokens)
 

@@ -11,7 +11,7 @@ from vivavoce.encoders.streaming import StreamingEncoder
 from vivavoce.encoders.units import CONFIG, UnitTokenizer, deduplicate
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.nn.streaming import State, zero_padding
-from vivavoce.quantizers import Quantized, nearest
+from vivavoce.quantizers import Quantized
 from vivavoce.quantizers.base import perplexity
 from vivavoce.vocoders.checkpoints import CONFIG as VOCODER
 from vivavoce.vocoders.checkpoints import load_unit_vocoder, save_unit_vocoder
@@ -25,15 +25,24 @@ class UnitCodec(nn.Module):
     """Waveform [B, 1, samples] -> units [B, 1, T] -> waveform in the vocoder's voice.
 
     Without a vocoder there is no way back: decoding raises `RequestError`. A vocoder with several speakers or
-    languages speaks as `speaker` and `language`. For training (see `training.CodecTask`) the encoder is frozen and the
+    languages speaks as `speaker` and `language`. end: whether a further id, `codebook_size`, ends what is said (for
+    language models; no encoder gives it). For training (see `training.CodecTask`) the encoder is frozen and the
     vocoder learns, its duration predictor too: quantizing gives its loss.
     """
 
     channels = 1
 
-    def __init__(self, units: UnitTokenizer, vocoder: UnitHiFiGAN | None = None, speaker: int = 0, language: int = 0):
+    def __init__(
+        self,
+        units: UnitTokenizer,
+        vocoder: UnitHiFiGAN | None = None,
+        speaker: int = 0,
+        language: int = 0,
+        end: bool = False,
+    ):
         super().__init__()
         self.units, self.vocoder = units.requires_grad_(False), vocoder
+        self.end = units.codebook_size if end else None
         self.speaker, self.language = speaker, language
         self.sample_rate, self.frame_rate = units.sample_rate, units.frame_rate
         self.hop = round(self.sample_rate / self.frame_rate)
@@ -70,6 +79,19 @@ class UnitCodec(nn.Module):
         """Of the units, each coded alone and repeated ones too."""
         return self.frame_rate * math.log2(self.codebook_size)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the units alone: another voice speaks the same tokens."""
+        import hashlib
+
+        from vivavoce.nn.weights import hash_tensors
+
+        encoder = self.units.encoder
+        kind = f"{type(encoder).__name__} {encoder.width} {self.frame_rate}, layer {self.units.layer}"
+        digest = hashlib.sha256(kind.encode())
+        hash_tensors(digest, self.units.state_dict())
+        return digest.hexdigest()[:16]
+
     def frames(self, samples):
         """Units of `samples` (int or integer tensor): exact."""
         return self.units.frames(samples)
@@ -102,7 +124,7 @@ class UnitCodec(nn.Module):
         return self.units.encoder.module
 
     def _nearest(self, frames: Tensor) -> Tensor:
-        return nearest(frames.flatten(0, 1), self.units.centers).view(frames.shape[:2])
+        return self.units.nearest(frames)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -122,6 +144,17 @@ class UnitCodec(nn.Module):
         most = int(lengths.max()) if len(lengths) else 0
         wave = torch.nn.functional.pad(wave, (0, max(0, most - wave.shape[2])))[..., :most]
         return zero_padding(wave.transpose(1, 2), lengths).transpose(1, 2)
+
+    @torch.no_grad()
+    def speak(self, units: Tensor, durations: Tensor | None = None) -> Tensor:
+        """Units [B, N] that last `durations` [B, N] frames each -> waveform [B, 1, samples].
+
+        Without durations they last as the vocoder's predictor has it, or one frame each where it has none.
+        """
+        voice = self._voice()
+        home = voice.unit_embedding.weight.device
+        durations = None if durations is None else durations.to(home)
+        return voice(units.to(home), None, durations, **self._who(len(units)))[0]
 
     def decoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been decoded yet."""

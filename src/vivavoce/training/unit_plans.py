@@ -54,8 +54,9 @@ def recordings_plan(recipe: Recipe, phase: Phase, model: Any) -> Any:
 
 
 def endings_plan(recipe: Recipe, phase: Phase, model: Any) -> Any:
-    """Preference of how a recording goes on to how another does, after a prompt of so many frames: pairs without a judge,
-    made as Slam's (arXiv:2502.15814), whose right and wrong endings are of a text corpus, spoken by a synthetic voice."""
+    """Preference of how a recording goes on to how another does, after a prompt of so many frames: pairs without a
+    judge, made as Slam's (arXiv:2502.15814), whose right and wrong endings are of a text corpus, spoken by a synthetic
+    voice."""
     from vivavoce.training.plan import expect, options_of, planned
     from vivavoce.training.token_plans import preferring
 
@@ -135,7 +136,7 @@ def _in_store(recipe: Recipe, phase: Phase, model: Any, where: str) -> Any:
         raise RecipeError(f"{where}.store: not every stream is a tokenizer's of audio: leave it out")
     for name in ("corpora", "held_out", "store"):
         said.pop(name, None)
-    reading = phase.model_copy(update={"data": Part(kind="token_store", path=store, **said)})
+    reading = phase.model_copy(update={"data": Part.model_validate({"kind": "token_store", "path": store, **said})})
     learns = options_of(f"training.{phase.name}.objective", phase.objective.options, **LEARNS)
     system, module = token_stage(recipe, phase, model)
     read, windows = store_source(reading, system)
