@@ -1,6 +1,11 @@
-"""A training in a process of its own: `sharing.py DIRECTORY STEPS [NAME=VALUE of settings …]`, a small packed unit LM."""
+"""A small packed unit LM, trained by processes: `sharing.py DIRECTORY STEPS PROCESSES PORT [NAME=VALUE of settings …]`.
 
+They are forked when everything is imported, and joined as torchrun's are, by the environment.
+"""
+
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -15,7 +20,8 @@ BACKBONE = {"kind": "decoder", "layers": 2, "width": 32, "heads": 4, "kv_heads":
 def recipe_of(steps, settings=None, **phase):
     """A language model over 12 units and their end, on a made-up process; a batch is of 6 rows."""
     stage = {
-        "name": "lm", "tasks": {"continue": {"given": ["units[:prompt]"], "fills": ["units"]}}, "layout": {"kind": "flat"},
+        "name": "lm", "layout": {"kind": "flat"},
+        "tasks": {"continue": {"given": ["units[:prompt]"], "fills": ["units"]}},
         "backbone": BACKBONE, "heads": {"units": {"kind": "linear", "bias": False}}, "decode": {"length": "end"},
     }  # fmt: skip
     lm = {
@@ -32,7 +38,20 @@ def recipe_of(steps, settings=None, **phase):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    directory, steps, *said = sys.argv[1:]
+    directory, steps, processes, port, *said = sys.argv[1:]
     settings = {name: yaml.safe_load(value) for name, value in (part.split("=") for part in said)}
-    train_recipe(recipe_of(int(steps), settings), Path(directory))
+    ranks = []
+    for rank in range(int(processes)):
+        if child := os.fork():
+            ranks.append(child)
+            continue
+        os.environ |= {"WORLD_SIZE": processes, "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        try:
+            torch.set_num_threads(1)
+            train_recipe(recipe_of(int(steps), settings), Path(directory))
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in ranks))

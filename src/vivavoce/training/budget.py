@@ -58,8 +58,8 @@ def shared(recipe: Recipe, budget: Budget | None, phase: str | None = None) -> R
     """The recipe with the budget in the place of its phases' own, of all of them or of one `phase`.
 
     All phases that say a `share` divide it in proportion to these, and the others keep their own; where none says one,
-    all divide it in proportion to their own budgets, which must then be of one kind. Phases that are fitted to their data
-    keep theirs, and for tokens those that count none. `RequestError` where it cannot be divided.
+    all divide it in proportion to their own budgets, which must then be of one kind. Phases that are fitted to their
+    data keep theirs, and for tokens those that count none. `RequestError` where it cannot be divided.
     """
     if budget is None:
         return recipe
@@ -77,7 +77,7 @@ def shared(recipe: Recipe, budget: Budget | None, phase: str | None = None) -> R
     for each in recipe.training:
         if each.name in parts:
             amount = budget.amount * parts[each.name] / whole
-            own = {"steps": None, "minutes": None, "tokens": None}
+            own: dict[str, float | None] = {"steps": None, "minutes": None, "tokens": None}
             own[budget.kind] = amount if budget.kind == "minutes" else max(1, round(amount))
             each = each.model_copy(update=own)
         training.append(each)
@@ -115,6 +115,6 @@ def _parts(recipe: Recipe, kind: Kind) -> dict[str, float]:
             return {key: float(value) for key, value in own.items()}
     names = ", ".join(phase.name for phase in phases)
     raise RequestError(
-        f"'{recipe.system}': the budgets of {names} are not of one kind, so that nobody knows their parts of the whole: "
+        f"'{recipe.system}': the budgets of {names} are not of one kind, so that nobody knows their parts of it: "
         "name --phase, or give each a share (--set training.NAME.share=0.8)"
     )

@@ -30,6 +30,8 @@ class Ranks:
         if world == 1:
             return cls()
         if not dist.is_initialized():
+            if device.startswith("cuda"):  # each process has a card of its own
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         return cls(dist.get_rank(), world)
 

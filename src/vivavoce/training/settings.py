@@ -70,7 +70,7 @@ class PhaseSettings:
     accumulate: Count = 1  # shares of the batch that each process works through one after another
     ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass (autocast); weights stay float32
-    recompute: StrictBool = False  # transformer layers keep no activations for the backward pass: less memory, a third slower
+    recompute: StrictBool = False  # transformer layers keep no activations: less memory, a third slower
     shard: StrictBool = False  # under torchrun: each process keeps a part of the layers' weights (FSDP2), not all
     device: StrictStr = "cpu"
     workers: Annotated[StrictInt, Field(ge=0)] = 0  # processes that prepare batches

@@ -1,5 +1,5 @@
-"""FSDP2 (`torch.distributed.fsdp.fully_shard`): each process keeps a part of every transformer layer's weights, gradients
-and optimizer state, and has a whole layer only while it computes.
+"""FSDP2 (`torch.distributed.fsdp.fully_shard`): each process keeps a part of every transformer layer's weights,
+gradients and optimizer state, and has a whole layer only while it computes.
 
 What stands around the layers (tables, heads, encoders' convolutions) is small: it is whole in every process, and its
 gradients are summed by `Ranks`. Checkpoints are whole tensors, so that any number of processes goes on with them.
@@ -22,8 +22,8 @@ def transformers(modules: Iterable[nn.Module]) -> list[Transformer]:
 
 
 def recompute(modules: Mapping[str, nn.Module], where: str) -> None:
-    """Have all transformers in the modules compute their layers again in the backward pass; `RecipeError` where there is
-    none."""
+    """Have all transformers in the modules compute their layers again in the backward pass; `RecipeError` where there
+    is none."""
     found = transformers(modules.values())
     if not found:
         raise RecipeError(f"{where}: recompute: {', '.join(modules)} has no transformer whose layers it is for")
@@ -46,6 +46,8 @@ def shard(modules: Mapping[str, nn.Module], ranks: Ranks, where: str) -> None:
 
     mesh = init_device_mesh(found[0].home()["device"].type, (ranks.world,))
     for one in found:
+        for parameter in one.layers.parameters():  # FSDP2 takes rows in their order, our matrices may lie in columns
+            parameter.data = parameter.data.contiguous()
         outside = set(one.parameters()) - {p for layer in one.layers for p in layer.parameters()}
         for layer in one.layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
