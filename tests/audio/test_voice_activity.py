@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vivavoce.audio import Audio, read, stream
+from vivavoce.audio.silero import FILE, initializers, silero
 from vivavoce.audio.voice_activity import Hysteresis, VoiceActivity, speech_segments
 from vivavoce.errors import AudioError
 
@@ -70,3 +71,17 @@ def test_audio_that_is_not_finite_has_no_segments_to_find():
     broken[0, 5] = np.nan
     with pytest.raises(AudioError, match="sample 4005 of channel 0 is nan"):
         speech_segments([Audio(good, 16000), Audio(broken, 16000)])
+
+
+def test_the_network_is_that_of_the_file():
+    """onnxruntime is the reference: the same file, windows one after the other, each from the state of the last."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the runtime that the file was made for is the reference")
+    session = onnxruntime.InferenceSession(str(FILE), providers=["CPUExecutionProvider"])
+    rng, rate = np.random.default_rng(0), np.array(16_000, np.int64)
+    heard = np.cumsum(rng.normal(0, 0.02, (6, 5, 576)), axis=2).astype(np.float32)
+    ours, theirs = np.zeros((5, 2, 128), np.float32), np.zeros((2, 5, 128), np.float32)
+    for block in heard:
+        said, ours = silero().decide(silero().encode(block), ours)
+        expected, theirs = session.run(None, {"input": block, "state": theirs, "sr": rate})
+        assert np.allclose(said, expected[:, 0], atol=2e-6) and np.allclose(ours, theirs.transpose(1, 0, 2), atol=2e-5)
+    assert initializers(FILE)["model.encoder.0.reparam_conv.weight"].shape == (128, 129, 3)

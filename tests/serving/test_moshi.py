@@ -33,7 +33,7 @@ from vivavoce.serving.dialects.moshi import Line, wishes_of
 from vivavoce.serving.settings import ServerSettings
 from vivavoce.systems.signal_models import pitch
 
-CODEC = 2 * 156  # samples by which two passes through Opus are late
+CODEC = 2 * 60  # samples by which two passes through Opus are late
 
 
 @pytest.fixture

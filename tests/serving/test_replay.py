@@ -147,11 +147,11 @@ class Speaker:
 
 def test_half_duplex_models_talk_through_the_core_and_replay(tmp_path, speech):
     async def go():
-        bench = Bench(duplex_from_reply(Speaker(), TurnPolicy(silence=0.3), workers=0), tmp_path)
+        bench = Bench(duplex_from_reply(Speaker(), TurnPolicy(silence=0.4), workers=0), tmp_path)
         conversation = await bench.core.open(ME, 9)
         for at in range(0, len(speech) // bench.size):
             if at == 20:
-                conversation.command(lambda rows, row: rows.set_policy(row, TurnPolicy(silence=0.4, prefix=0.1)))
+                conversation.command(lambda rows, row: rows.set_policy(row, TurnPolicy(silence=0.41, prefix=0.1)))
             if at == 32:
                 conversation.command(lambda rows, row: rows.cancel(row))
             conversation.hear(speech[at * bench.size : (at + 1) * bench.size])
@@ -163,7 +163,7 @@ def test_half_duplex_models_talk_through_the_core_and_replay(tmp_path, speech):
     history = run(go())
     assert [turn.role for turn in history] == ["user", "model"] * 2 and history[1].cut == "frames"
     recording = read_recording(find_recordings(tmp_path)[0])
-    assert recording.opened["policy"]["silence"] == 0.3 and [c["verb"] for c in recording.commands] == [
+    assert recording.opened["policy"]["silence"] == 0.4 and [c["verb"] for c in recording.commands] == [
         "set_policy", "cancel",
     ]  # fmt: skip
     words = [text for _, text in recording.words()]

@@ -77,7 +77,7 @@ def stream(
                 ready = []
         if taken == 0:
             raise AudioError(f"{name}: the file holds no samples")
-        if taken < file.frames < 2**62:
+        if taken < file.frames < 2**62 and not (file.format == "MP3" and _is_guess(name)):
             raise AudioError(f"{name}: truncated: {taken} of {file.frames} samples could be read")
         ready.append(resampler.flush())
         rest = np.concatenate(ready, axis=1)
@@ -179,6 +179,19 @@ def _next_block(file: Any, size: int, name: str) -> np.ndarray:
         return np.ascontiguousarray(file.read(size, dtype="float32", always_2d=True).T)
     except soundfile.SoundFileError as error:
         raise AudioError(f"{name}: damaged after {file.tell() / file.samplerate:.2f} s: {error}") from error
+
+
+def _is_guess(name: str) -> bool:
+    """Whether an mp3 does not say how long it is (in a first frame named Xing, Info or VBRI): libsndfile guesses
+    then."""
+    with open(name, "rb") as raw:
+        head = raw.read(10)
+        if head[:3] == b"ID3":  # its size has seven bits in each byte (ID3v2, 3.1)
+            raw.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))))
+        else:
+            raw.seek(0)
+        first = raw.read(256)
+    return not any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _is_text(head: bytes) -> bool:

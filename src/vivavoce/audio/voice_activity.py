@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vivavoce.audio.silero import silero
 from vivavoce.audio.waveform import Audio, check_finite, check_waveform
 from vivavoce.errors import AudioError
 
@@ -20,12 +18,11 @@ RATE, WINDOW, _CONTEXT, _WIDTH = 16000, 512, 64, 128
 
 @dataclass(frozen=True)
 class VoiceActivityState:
-    """Rows of `VoiceActivity`: `hidden` [B, 2, 128], `context` [B, 64], `pending` [B, 511] of which `held` [B]
-    samples count, `emitted` [B] probabilities of the last call."""
+    """Rows of `VoiceActivity`: `hidden` [B, 2, 128], `recent` [B, 575] samples of which the last `held` [B] were in no
+    window yet, `emitted` [B] probabilities of the last call."""
 
     hidden: np.ndarray
-    context: np.ndarray
-    pending: np.ndarray
+    recent: np.ndarray
     held: np.ndarray
     emitted: np.ndarray
 
@@ -41,8 +38,7 @@ class VoiceActivity:
     def initial_state(self, batch: int = 1) -> VoiceActivityState:
         return VoiceActivityState(
             hidden=np.zeros((batch, 2, _WIDTH), np.float32),
-            context=np.zeros((batch, _CONTEXT), np.float32),
-            pending=np.zeros((batch, WINDOW - 1), np.float32),
+            recent=np.zeros((batch, _CONTEXT + WINDOW - 1), np.float32),
             held=np.zeros(batch, np.int64),
             emitted=np.zeros(batch, np.int64),
         )
@@ -54,22 +50,24 @@ class VoiceActivity:
         batch = len(state.held)
         if samples.ndim != 2 or len(samples) != batch:
             raise AudioError(f"voice activity of {batch} row(s) was given samples of shape {list(samples.shape)}")
-        valid = np.full(batch, samples.shape[1]) if lengths is None else np.asarray(lengths)
-        queue = [np.concatenate([state.pending[b, : state.held[b]], samples[b, : valid[b]]]) for b in range(batch)]
-        emitted = np.array([len(row) // WINDOW for row in queue], np.int64)
+        valid = np.full(batch, samples.shape[1]) if lengths is None else np.asarray(lengths, np.int64)
+        queue = np.concatenate([state.recent, samples], axis=1, dtype=np.float32)
+        end = state.recent.shape[1] + valid
+        first = end - valid - state.held  # of the samples that have been in no window yet
+        emitted, held = np.divmod(state.held + valid, WINDOW)
         probabilities = np.zeros((batch, int(emitted.max(initial=0))), np.float32)
-        hidden, context = state.hidden.copy(), state.context.copy()
-        for t in range(probabilities.shape[1]):
-            rows = np.flatnonzero(emitted > t)
-            windows = np.stack([queue[b][t * WINDOW : (t + 1) * WINDOW] for b in rows])
-            heard = np.concatenate([context[rows], windows], axis=1, dtype=np.float32)
-            probabilities[rows, t], hidden[rows] = _run(heard, hidden[rows])
-            context[rows] = windows[:, -_CONTEXT:]
-        pending = np.zeros_like(state.pending)
-        held = np.array([len(row) % WINDOW for row in queue], np.int64)
-        for b, row in enumerate(queue):
-            pending[b, : held[b]] = row[len(row) - held[b] :]
-        return probabilities, VoiceActivityState(hidden, context, pending, held, emitted)
+        hidden = state.hidden.copy()
+        if probabilities.size:
+            rows, times = np.nonzero(np.arange(probabilities.shape[1]) < emitted[:, None])
+            begins = first[rows] + times * WINDOW
+            encoded = np.zeros((*probabilities.shape, _WIDTH), np.float32)
+            encoded[rows, times] = silero().encode(_cut(queue, rows, begins - _CONTEXT, _CONTEXT + WINDOW))
+            for t in range(probabilities.shape[1]):
+                here = np.flatnonzero(emitted > t)
+                probabilities[here, t], hidden[here] = silero().decide(encoded[here, t], hidden[here])
+        kept = state.recent.shape[1]
+        recent = _cut(queue, np.arange(batch), end - kept, kept)
+        return probabilities, VoiceActivityState(hidden, recent, held, emitted)
 
     def flush(self, state: VoiceActivityState) -> tuple[np.ndarray, VoiceActivityState]:
         """The window that is not full, padded with zeros: [B, 1] where a row has one, see `emitted`."""
@@ -186,19 +184,6 @@ def _probabilities(blocks: Iterable[Audio]) -> Iterator[tuple[float, int]]:
     yield from values(resampler.flush(), last=True)
 
 
-def _run(heard: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Windows with their context [N, 576] and hidden [N, 2, 128] -> probabilities [N], hidden."""
-    inputs = {"input": heard, "state": hidden.transpose(1, 0, 2), "sr": np.array(RATE, np.int64)}
-    probability, after = _session(os.getpid()).run(None, inputs)
-    return probability[:, 0], after.transpose(1, 0, 2)
-
-
-@cache
-def _session(process: int) -> Any:
-    """One session a process, since sessions do not survive a fork; it holds no state of the stream."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.inter_op_num_threads = options.intra_op_num_threads = 1
-    path = Path(__file__).with_name("silero_vad_16k.onnx")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def _cut(values: np.ndarray, rows: np.ndarray, begins: np.ndarray, length: int) -> np.ndarray:
+    """`length` values of each of `rows` from its place in `begins` on: [N, length]."""
+    return values[rows[:, None], begins[:, None] + np.arange(length)]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
         question: list[Path] = typer.Option([], "--question", help="serve: a recording that they ask; repeatable."),
         hostile: int = typer.Option(0, "--hostile", min=0, help="serve: clients beside them that misbehave."),
         picture: Path = typer.Option(None, "--picture", metavar="PNG", help="serve: draw what was measured."),
+        out: Path = typer.Option(None, "--out", metavar="FOLDER", help="serve: keep serve.json and serve.png there."),
         as_json: bool = JSON,
     ) -> None:
         """Time a full-duplex model: load, step (median, 99th percentile, by part), real-time factor, peak memory.
@@ -36,7 +38,7 @@ def register(app: typer.Typer) -> None:
         model = (words or ["mini"])[-1]
         if words and words[0] == "serve":
             model = words[1] if len(words) > 1 else "mini"
-            _serve(model, clients, seconds, dialect, question, hostile, picture, as_json)
+            _serve(model, clients, seconds, dialect, question, hostile, picture, out, as_json)
             return
         import resource
         import time
@@ -78,7 +80,7 @@ def register(app: typer.Typer) -> None:
 
 def _serve(
     model: str, clients: list[int], seconds: float, dialect: str, questions: list[Path], hostile: int,
-    picture: Path | None, as_json: bool,
+    picture: Path | None, out: Path | None, as_json: bool,
 ) -> None:
     import vivavoce
     from vivavoce.serving import bench
@@ -86,13 +88,18 @@ def _serve(
 
     for path in questions:
         vivavoce.read(path)  # what cannot be read is said before a server starts
-    found = []
+    found: list[dict[str, Any]] = []
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before a server starts
     for count in clients:
         asked = [str(path.resolve()) for path in questions]
         plan = Plan("", dialect, model, count, seconds, questions=asked, hostile=hostile)
         found.append(bench.bench_server(model, plan, rows=count if model in ("tone", "echo") else 0))
         if not as_json:
             typer.echo(bench.table(found[-1]))
+        if out is not None:  # after each: what is measured is kept, whatever happens to the next
+            (out / "serve.json").write_text(json.dumps(found, indent=1) + "\n")
+            bench.picture(found, out / "serve.png")
     if picture is not None:
         bench.picture(found, picture)
     if as_json:

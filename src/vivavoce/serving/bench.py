@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vivavoce.errors import VivavoceError
-from vivavoce.serving.load import Plan
+from vivavoce.serving.load import STAGES, Plan
 
 PATIENCE = 120.0  # seconds for a server to measure itself and open
 
@@ -26,12 +26,14 @@ def bench_server(model: str, plan: Plan, rows: int = 0, options: tuple[str, ...]
     """
     port = free_port()
     command = [sys.executable, "-m", "vivavoce", "talk", model, "--port", str(port), "--rows", str(rows)]
-    command += ["--each", str(plan.clients + plan.hostile), *options]  # all come from one address
+    command += ["--each", str(plan.clients + 20 * plan.hostile), *options]  # all may come from one address
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    started = time.monotonic()
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
         ready = wait_for(url, server)
+        opened = time.monotonic() - started
         plan = Plan(**{**asdict(plan), "url": url, "model": model})
         before, began = cpu_seconds(server.pid), time.monotonic()
         done = subprocess.run(
@@ -45,7 +47,7 @@ def bench_server(model: str, plan: Plan, rows: int = 0, options: tuple[str, ...]
         return {
             **found, "rows": ready["rows"], "rows_step_ms": ready["step_ms"], "frames": health["frames"],
             "late_frames": health["late"], "late": round(health["late"] / max(1, health["frames"]), 5),
-            "frame_ms": health["frame_ms"], "step_ms": health["last_steps_ms"],
+            "opened_seconds": round(opened, 2), "frame_ms": health["frame_ms"], "step_ms": health["last_steps_ms"],
             "server_cpu": None if used is None or before is None else round((used - before) / lasted, 3),
             "left_behind": health["conversations"],
         }
@@ -62,8 +64,7 @@ def table(found: dict[str, Any]) -> str:
     plan = found["plan"]
 
     def spread(name: str) -> str:
-        values = found[name]
-        return "-" if not values else "  ".join(f"{mark} {values[mark]:.1f}" for mark in ("p50", "p95", "p99"))
+        return spread_of(found[name])
 
     lines = [
         f"{plan['clients']} clients in real time, {plan['dialect']}, {found['seconds']:.0f} s, {found['rows']} rows"
@@ -73,6 +74,8 @@ def table(found: dict[str, Any]) -> str:
         f"turn gap               {spread('turn_gap_ms')} ms; answers: {found['answered']} of {found['asked']}",
         f"sent to heard          {spread('round_trip_ms')} ms",
         f"added by the server    {spread('added_ms')} ms (the wait for the clock left out)",
+        f"  in the first second  {spread('added_cold_ms')} ms; later {spread('added_warm_ms')} ms",
+        *(f"  {name:<21}{spread_of(times)} ms" for name, times in found["stages_ms"].items()),
         f"sound late at clients  {found['late_pieces']} of {found['pieces']} pieces",
         f"cores                  server {found['server_cpu']}, clients {found['clients_cpu']}",
     ]
@@ -81,14 +84,19 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def spread_of(values: dict[str, float] | None) -> str:
+    """Percentiles to read."""
+    return "-" if not values else "  ".join(f"{mark} {values[mark]:.1f}" for mark in ("p50", "p95", "p99"))
+
+
 def picture(found: list[dict[str, Any]], path: Path) -> None:
-    """Turn gaps and what the server adds, by number of clients, as a PNG."""
+    """Turn gaps, what the server adds, and each stage of a frame's way (medians), by number of clients, as a PNG."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     at = [row["plan"]["clients"] for row in found]
     for axis, name, title in zip(
         axes, ("turn_gap_ms", "added_ms", "frame_ms"), ("turn gap", "added by the server", "frame, due to done")
@@ -97,6 +105,13 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
             axis.plot(at, [row[name][mark] if row[name] else float("nan") for row in found], "o-", label=mark)
         axis.set(title=title, xlabel="clients", ylabel="ms", ylim=(0, None))
         axis.legend()
+    names, below = [str(count) for count in at], [0.0] * len(found)
+    for stage in STAGES:
+        heights = [(row["stages_ms"][stage] or {"p50": 0.0})["p50"] for row in found]
+        axes[3].bar(names, heights, bottom=below, label=stage)
+        below = [low + height for low, height in zip(below, heights)]
+    axes[3].set(title="a frame's way, medians", xlabel="clients", ylabel="ms")
+    axes[3].legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

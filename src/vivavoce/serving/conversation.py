@@ -18,9 +18,10 @@ from vivavoce.serving.settings import ServerSettings
 @dataclass(frozen=True)
 class Frame:
     """One frame of a conversation: `heard` and `audio` [frame_size] float32, the words that stand at it, who began or
-    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard. `arrived`: when
-    the last of `heard` came (None for silence that nobody sent); `stepped`: when the model took it; by the server's
-    clock.
+    stopped speaking. `index` counts the model's frames from 0: a word's frame says when it is heard. By the server's
+    clock: `arrived`, when the last of `heard` came (None for silence that nobody sent); `due`, when the clock asked for
+    the frame; `stepped`, when the model took it; `done`, when it had been computed. `until`: seconds of input up to the
+    end of this frame, what was dropped included.
     """
 
     index: int
@@ -31,24 +32,35 @@ class Frame:
     turns: tuple[Turn, ...] = ()
     arrived: float | None = None
     stepped: float = 0.0
+    due: float = 0.0
+    done: float = 0.0
+    until: float = 0.0
+
+    def stamps(self) -> dict[str, Any]:
+        """Its times and places, as those dialects tell them that can be asked for them."""
+        names = ("index", "until", "arrived", "due", "stepped", "done")
+        return {name: round(value, 6) if isinstance(value := getattr(self, name), float) else value for name in names}
 
 
 @dataclass
 class Counts:
     """What happened to a conversation's frames. `skipped`: held, since their input was late; `silent`: heard as
-    silence after a gap; `caught_up`: steps beyond one a frame of the clock; `dropped`: samples of input that were too
-    many; `left_out`: silent output not sent while catching up; `missed`: frames of output lost to a dead connection;
-    `bad_packets`, `bad_bytes`: of compressed input, what could not be read."""
+    silence after a gap; `caught_up`: steps beyond one a frame of the clock; `passed_over`: frames of input that were
+    never heard, the machine having been too slow for them; `dropped`: samples of input that were too many; `left_out`:
+    silent output not sent while catching up; `missed`: frames of output lost to a dead connection; `bad_packets`,
+    `bad_bytes`: of compressed input, what could not be read; `lost`: samples of a call's that never came."""
 
     frames: int = 0
     skipped: int = 0
     silent: int = 0
     caught_up: int = 0
+    passed_over: int = 0
     dropped: int = 0
     left_out: int = 0
     missed: int = 0
     bad_packets: int = 0
     bad_bytes: int = 0
+    lost: int = 0
 
 
 @dataclass
@@ -69,9 +81,9 @@ class Conversation:
 
     def __init__(
         self, row: int, generation: int, frame_size: int, sample_rate: int, now: float, client: Client,
-        settings: ServerSettings,
+        settings: ServerSettings, tag: str = "",
     ):
-        self.id, self.token = f"sess_{secrets.token_hex(12)}", secrets.token_urlsafe(24)
+        self.id, self.token = f"sess_{tag}{secrets.token_hex(12)}", tag + secrets.token_urlsafe(24)
         self.row, self.generation, self.client, self.settings = row, generation, client, settings
         self.frame_size, self.sample_rate, self.frame_seconds = frame_size, sample_rate, frame_size / sample_rate
         self.began = self.touched = now
@@ -80,6 +92,8 @@ class Conversation:
         self.rules = TurnRules()
         self.model_turns = ModelTurns()
         self.user_speaking = False
+        self.user_turns = True  # frames tell them; who does not use them has each frame sooner
+        self.owed = 0  # frames of the clock that were lost, and not made up for yet
         self.input_over = False  # what is not there is silence at once: the client has said that it is done
         self.reason: str | None = None
         self.error: str | None = None  # what the model said to a command of this conversation that failed

@@ -5,6 +5,7 @@ loop, but for what `Lockstep` says otherwise.
 """
 
 import asyncio
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 from vivavoce.audio import Audio
 from vivavoce.dialogue.reply_rows import duplex_from_reply
-from vivavoce.serving.admission import Curve, Place, Queue, Refused, measure
+from vivavoce.serving.admission import CONNECTION, PROMISE, Curve, Place, Promise, Queue, Refused, measure
 from vivavoce.serving.clock import Clock
 from vivavoce.serving.conversation import Client, Conversation
 from vivavoce.serving.lockstep import Lockstep
@@ -22,6 +23,7 @@ from vivavoce.serving.settings import ServerSettings
 from vivavoce.serving.threads import step_back
 
 HALF_DUPLEX_ROWS = 8  # their step costs next to nothing: what a reply costs only its model knows, so --rows says it
+STOPPING = ("stopping", "the server is being stopped: connect to another one, or later", 5.0)
 VERBS_AT_ONCE = 2  # requests for whole replies (REST) that compute at the same time
 
 
@@ -51,6 +53,7 @@ class Core:
         self.end_of_turn: Callable[[Audio], float | bool] | None = None
         self.live: dict[str, Conversation] = {}
         self.stopping = False
+        self.tag = ""  # begins ids and tokens, where several servers answer at one address: it says whose they are
         self.workers = ThreadPoolExecutor(VERBS_AT_ONCE, "vivavoce-verb", initializer=step_back)
         self._promised = 0  # free rows that somebody who waited has been let in for, but has not taken yet
         self._resumable: dict[str, Conversation] = {}
@@ -76,15 +79,21 @@ class Core:
         self.lockstep = Lockstep(made, self.clock, self.metrics, self.settings, post)
         self.rows, self.frame_size, self.sample_rate = rows, made.frame_size, made.sample_rate
         self.frame_seconds = made.frame_size / made.sample_rate
+        self.metrics.rows.set(rows)
+        await loop.run_in_executor(None, self.lockstep.warm_up)
+        gc.collect()
+        gc.freeze()  # model and modules stay: a collection that walks through them stops everybody for a frame
         self.lockstep.start()
 
-    async def stop(self, drain: float = 0.0) -> None:
-        """No new conversations; those that run have `drain` seconds to end, then they are closed ("shutdown")."""
+    async def stop(self, drain: float = 0.0, hurry: Callable[[], bool] = lambda: False) -> None:
+        """No new conversations, nor any for those who wait; those that run have `drain` seconds to end, or until
+        `hurry()`, then they are closed ("shutdown")."""
         if self.stopping:
             return
         self.stopping = True
+        self.queue.refuse(STOPPING)
         end = self.clock.now() + drain
-        while self.live and self.clock.now() < end:
+        while self.live and self.clock.now() < end and not hurry():
             await asyncio.sleep(0.05)
         for conversation in list(self.live.values()):
             conversation.close("shutdown")
@@ -110,14 +119,17 @@ class Core:
         """
         asked = self.clock.now()
         self._check_open()
-        if len(self.lockstep.free) <= self._promised or len(self.queue):
+        promised = (promise := PROMISE.get()) is not None and promise.take()
+        if not promised and (len(self.lockstep.free) <= self._promised or len(self.queue)):
             await self._wait(told)
+        if connection := CONNECTION.get():
+            connection.settle()
         self.metrics.queue_wait.observe(self.clock.now() - asked)
         row = self.lockstep.free.pop()
         self.lockstep.generations[row] += 1
         conversation = Conversation(
             row, self.lockstep.generations[row], self.frame_size, self.sample_rate, self.clock.now(), client,
-            self.settings,
+            self.settings, self.tag,
         )
         conversation._now, conversation._leave = self.clock.now, self._ended
         conversation._command = self.lockstep.command
@@ -130,6 +142,26 @@ class Core:
             observer(conversation)
         self.lockstep.join(conversation, seed, prompt)
         return conversation
+
+    @property
+    def vacant(self) -> int:
+        """Rows that a newcomer can have at once; negative: how many wait. As few as can be where nobody is let in."""
+        if self.stopping or self.lockstep.failed:
+            return -self.rows - self.queue.limit
+        return len(self.lockstep.free) - self._promised - len(self.queue)
+
+    def promise(self) -> Promise | None:
+        """A free row, kept for somebody who opens a conversation with it as `PROMISE`; None where there is none."""
+        if self.vacant <= 0:
+            return None
+        self._promised += 1
+
+        def settled(taken: bool) -> None:
+            self._promised -= 1
+            if not taken:
+                self._let_in()
+
+        return Promise(settled)
 
     async def _wait(self, told: Callable[[int, float | None], None]) -> None:
         try:
@@ -160,7 +192,7 @@ class Core:
 
     def _pass_on(self, place: Place) -> None:
         """A client is gone: the row that it was let in for is the next one's."""
-        if place.turn.done() and not place.turn.cancelled():
+        if place.turn.done() and not place.turn.cancelled() and place.turn.exception() is None:
             self._promised -= 1
             self._let_in()
 
@@ -172,9 +204,19 @@ class Core:
         self.metrics.waiting.set(len(self.queue))
         self.lockstep.crowded = len(self.queue) > 0
 
+    def check_room(self, coming: int = 0) -> None:
+        """Raise `Refused` where somebody who asked for a conversation now would be; `coming`: how many have been let in
+        that have none yet, or have one."""
+        self._check_open()
+        free = len(self.lockstep.free) - self._promised
+        if free <= 0:
+            self.queue.check(len(self.queue))
+        if coming >= self.rows + self.queue.limit:
+            self.queue.check(self.queue.limit)
+
     def _check_open(self) -> None:
         if self.stopping:
-            raise Refused("stopping", "the server is being stopped: connect to another one, or later", 5.0)
+            raise Refused(*STOPPING)
         if self.lockstep.failed:
             raise Refused("failed", f"the model has failed and must be restarted: {self.lockstep.failed}")
 

@@ -48,6 +48,11 @@ class InputRing:
             part, _ = self._remove(self.waiting)
             return np.pad(part, (0, self.frame_size - len(part)))
 
+    @property
+    def position(self) -> int:
+        """Samples of the input that are over: heard, or dropped."""
+        return self.taken + self.dropped
+
     def clear(self) -> None:
         """Forget what waits."""
         with self._lock:

@@ -7,13 +7,13 @@ have a process of their own, so that their share of the machine can be told apar
 """
 
 import asyncio
-import base64
+import gc
 import json
 import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,10 +22,12 @@ import numpy as np
 
 from vivavoce.dialogue.turns import LOUD
 from vivavoce.errors import RequestError, need
-from vivavoce.serving.sound_formats import bytes_of, samples_of
+from vivavoce.serving.load_links import LINKS, PIECE, RATE, Heard
 
-RATE, PIECE = 24_000, 1920  # what clients send: 80 ms at a time
-HOSTILE = ("garbage", "never reads", "comes and goes", "floods")
+HOSTILE = ("floods", "never reads", "comes and goes", "garbage")
+COLD = 12  # frames, about a second, at the beginning of a conversation
+# From sending the piece that completes a frame to having the frame's sound: what happens in between.
+STAGES = ("wait", "begin", "step", "hand over", "encode", "carry")
 
 
 @dataclass
@@ -50,12 +52,11 @@ class Plan:
 @dataclass
 class Noticed:
     """What one client noticed; times in seconds. `gaps`: end of a question to the answer's first sound, signed;
-    `round_trips`: from sending a piece to its frame's sound; `added`: of that what the server added, waiting for the
-    clock excluded; `late`: pieces of sound that came more than a piece later than they were due."""
+    `frames`: the server's times of each frame that answers a piece, as `stages_of` has them; `late`: pieces of sound
+    that came more than a piece later than they were due."""
 
     gaps: list[float] = field(default_factory=list)
-    round_trips: list[float] = field(default_factory=list)
-    added: list[float] = field(default_factory=list)
+    frames: list[dict[str, float]] = field(default_factory=list)
     pieces: int = 0
     late: int = 0
     asked: int = 0
@@ -64,10 +65,13 @@ class Noticed:
 
 
 class Person:
-    """One client in real time: sends a piece each 80 ms, whatever comes back, and notes when sound begins."""
+    """One client in real time: sends a piece each 80 ms, whatever comes back, and notes when sound begins.
 
-    def __init__(self, plan: Plan, number: int, questions: Sequence[np.ndarray]):
-        self.plan, self.number, self.questions = plan, number, questions
+    questions: each as messages of its link, silence as one (`made`).
+    """
+
+    def __init__(self, plan: Plan, number: int, questions: Sequence[Sequence[Any]], silence: Any):
+        self.plan, self.number, self.questions, self.silence = plan, number, questions, silence
         self.random = random.Random(plan.seed * 1000 + number)
         self.noticed = Noticed()
         self._sent: list[float] = []  # when each piece was sent
@@ -80,12 +84,12 @@ class Person:
         hearing = asyncio.create_task(self._listen(link))
         try:
             due = time.monotonic()
-            for piece, ends in self._script():
+            for message, ends in self._script():
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 if time.monotonic() > until or hearing.done():
                     break
                 self._sent.append(time.monotonic())
-                await link.say(piece)
+                await link.say(message)
                 if ends:
                     self._question_ended = time.monotonic()
                     self.noticed.asked += 1
@@ -96,38 +100,35 @@ class Person:
             if isinstance(done[0], Exception) and not isinstance(done[0], asyncio.CancelledError):
                 self.noticed.error = self.noticed.error or f"{type(done[0]).__name__}: {done[0]}"[:200]
 
-    def _script(self) -> Any:
-        """Pieces [1920] for ever, and whether a question ends with one."""
-        silence = np.zeros(PIECE, np.float32)
+    def _script(self) -> Iterator[tuple[Any, bool]]:
+        """Messages for ever, and whether a question ends with one."""
         while True:
             for _ in range(round(self.random.uniform(*self.plan.pauses) * RATE / PIECE)):
-                yield silence, False
+                yield self.silence, False
             if self.questions:
-                question = self.random.choice(list(self.questions))
-                count = -(-len(question) // PIECE)
-                for at in range(count):
-                    part = question[at * PIECE : (at + 1) * PIECE]
-                    yield np.pad(part, (0, PIECE - len(part))), at + 1 == count
+                question = self.random.choice(self.questions)
+                for at, message in enumerate(question, 1):
+                    yield message, at == len(question)
 
     async def _listen(self, link: Any) -> None:
-        async for kind, value in link.hear():
-            now = time.monotonic()
-            if kind == "sound":
-                self._hear(value, now)
-            elif kind == "stamps":
-                index, arrived, stepped = value
-                if index < len(self._sent) and arrived is not None:
-                    trip = now - self._sent[index]
-                    self.noticed.round_trips.append(trip)
-                    self.noticed.added.append(trip - (stepped - arrived))
+        async for heard in link.hear():
+            self._hear(heard)
+            stamps = heard.stamps
+            if stamps is not None and stamps["arrived"] is not None:
+                piece = round(stamps["until"] * RATE) // PIECE - 1  # the one whose end was the end of the frame
+                if 0 <= piece < len(self._sent):
+                    self.noticed.frames.append(stages_of(stamps, heard.at - self._sent[piece]))
 
-    def _hear(self, samples: np.ndarray, now: float) -> None:
-        seconds = len(samples) / RATE
+    def _hear(self, heard: Heard) -> None:
+        now = heard.at
         self.noticed.pieces += 1
-        if self._last_sound is not None and now - self._last_sound > seconds + PIECE / RATE:
+        if self._last_sound is not None and now - self._last_sound > 2 * PIECE / RATE:
             self.noticed.late += 1
         self._last_sound = now
-        loud = len(samples) and float(np.sqrt(np.mean(np.square(samples)))) > LOUD
+        samples = heard.samples
+        if samples is None or not len(samples):
+            return
+        loud = float(np.sqrt(np.mean(np.square(samples)))) > LOUD
         if loud and self._question_ended is not None and now - self._loud_until > 0.5:
             first = int(np.argmax(np.abs(samples) > LOUD)) / RATE
             self.noticed.gaps.append(now + first - self._question_ended)
@@ -136,90 +137,34 @@ class Person:
             self._loud_until = now
 
 
-class LiveLink:
-    """The Live dialect: PCM in JSON."""
+def stages_of(stamps: Mapping[str, Any], trip: float) -> dict[str, float]:
+    """Seconds of a frame's way, `trip` from the client's sending to its hearing.
 
-    def __init__(self, socket: Any, model: str):
-        self.socket, self.model = socket, model
-
-    @staticmethod
-    def path() -> str:
-        """Where it is on a server; with the times of each frame."""
-        return "/v1/live/sessions?stamps=1"
-
-    async def begin(self) -> None:
-        """Ask for a conversation and wait for it."""
-        form = {"format": {"type": "audio/pcm", "rate": RATE}}
-        await self.socket.send(json.dumps({"type": "session.start", "session": {"model": self.model, "audio": form}}))
-        while True:
-            event = json.loads(await self.socket.recv())
-            if event["type"] == "session.started":
-                return
-            if event["type"] in ("error", "session.closed"):
-                raise RequestError(str(event.get("error", event))[:200])
-
-    async def say(self, samples: np.ndarray) -> None:
-        """Send a piece."""
-        sound = base64.b64encode(bytes_of(samples)).decode()
-        await self.socket.send(json.dumps({"type": "session.input_audio.append", "audio": sound}))
-
-    async def hear(self) -> Any:
-        """("sound", samples) and ("stamps", (index, arrived, stepped)) as they come."""
-        async for message in self.socket:
-            event = json.loads(message)
-            if event["type"] == "session.output_audio.delta":
-                yield "sound", samples_of(base64.b64decode(event["delta"]))
-            elif event["type"] == "vivavoce.frame":
-                yield "stamps", (event["index"], event["arrived"], event["stepped"])
+    wait: from the arrival of its last sample to when the clock asks for it, which no server can spare; begin: to the
+    begin of the step; step; hand over: to the thread that moves bytes; encode; carry: both ways between the programs,
+    with all that reading and writing costs on either side. `added`: all of it but the wait.
+    """
+    asked = max(stamps["due"], stamps["arrived"])
+    wait = asked - stamps["arrived"]
+    known = (
+        wait, stamps["stepped"] - asked, stamps["done"] - stamps["stepped"], stamps["handed"] - stamps["done"],
+        stamps["sent"] - stamps["handed"],
+    )  # fmt: skip
+    return {
+        "index": stamps["index"], "round trip": trip, "added": trip - wait,
+        **dict(zip(STAGES, (*known, trip - sum(known)))),
+    }
 
 
-class MoshiLink:
-    """The Moshi dialect: Opus in Ogg."""
-
-    def __init__(self, socket: Any, model: str):
-        from vivavoce.serving.opus import OggOpusIn, OggOpusOut
-
-        self.socket, self.reader, self.writer = socket, OggOpusIn(RATE), OggOpusOut(RATE)
-
-    @staticmethod
-    def path() -> str:
-        """Where it is on a server; with the times of each frame."""
-        return "/api/chat?stamps=1"
-
-    async def begin(self) -> None:
-        """Wait for the handshake."""
-        while (message := await self.socket.recv())[:1] != b"\x00":
-            if message[:1] == b"\x05":
-                raise RequestError(message[1:200].decode(errors="replace"))
-
-    async def say(self, samples: np.ndarray) -> None:
-        """Send a piece."""
-        if pages := self.writer.encode(samples):
-            await self.socket.send(b"\x01" + pages)
-
-    async def hear(self) -> Any:
-        """As `LiveLink.hear`."""
-        async for message in self.socket:
-            if message[:1] == b"\x01":
-                yield "sound", self.reader.decode(message[1:])
-            elif message[:1] == b"\x04":
-                found = json.loads(message[1:]).get("frame")
-                if found:
-                    yield "stamps", (found["index"], found["arrived"], found["stepped"])
-
-
-LINKS: dict[str, Any] = {"live": LiveLink, "moshi": MoshiLink}
-
-
-async def come(plan: Plan, number: int, questions: Sequence[np.ndarray], until: float) -> Noticed:
+async def come(plan: Plan, number: int, questions: Sequence[Sequence[Any]], silence: Any, until: float) -> Noticed:
     """One person from coming to going; what goes wrong is noted, not raised."""
     websockets = need("websockets.asyncio.client", "serve", "clients of a server")
-    person, link_of = Person(plan, number, questions), LINKS[plan.dialect]
+    person, link_of = Person(plan, number, questions, silence), LINKS[plan.dialect]
     await asyncio.sleep(plan.ramp * number / max(1, plan.clients))
     begun = time.monotonic()
     try:
-        async with websockets.connect(_socket_url(plan, link_of.path()), **_options(plan)) as socket:
-            link = link_of(socket, plan.model)
+        async with websockets.connect(_socket_url(plan, link_of.path), **_options(plan, number)) as socket:
+            link = link_of(socket, plan.model, deaf=not questions)
             async with asyncio.timeout(max(1.0, until - time.monotonic())):
                 await link.begin()
             person.noticed.waited = time.monotonic() - begun
@@ -233,26 +178,27 @@ async def misbehave(plan: Plan, way: str, until: float) -> int:
     """A hostile client: how often it came."""
     websockets = need("websockets.asyncio.client", "serve", "clients of a server")
     times, link_of = 0, LINKS[plan.dialect]
-    rng = random.Random(way)
+    rng, address = random.Random(way), 240 - HOSTILE.index(way)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, PIECE * (50 if way == "floods" else 1))
+    message = link_of.append(noise.astype(np.float32))
     while time.monotonic() < until:
         times += 1
         try:
-            async with websockets.connect(_socket_url(plan, link_of.path()), **_options(plan)) as socket:
+            async with websockets.connect(_socket_url(plan, link_of.path), **_options(plan, address)) as socket:
                 if way == "garbage":
                     for _ in range(50):
                         junk = rng.randbytes(rng.randint(0, 4000))
                         await socket.send(junk if rng.random() < 0.5 else junk.decode("latin-1"))
                         await asyncio.sleep(0.02)
                     continue
-                link = link_of(socket, plan.model)
+                link = link_of(socket, plan.model, deaf=True)
                 async with asyncio.timeout(5):
                     await link.begin()
                 if way == "never reads":
                     socket.transport.pause_reading()
-                noise = np.random.default_rng(times).uniform(-0.5, 0.5, PIECE * (50 if way == "floods" else 1))
                 end = min(until, time.monotonic() + (1.0 if way == "comes and goes" else 20.0))
                 while time.monotonic() < end:
-                    await link.say(noise.astype(np.float32))
+                    await link.say(message)
                     await asyncio.sleep(PIECE / RATE)
                 if way == "comes and goes":
                     socket.transport.abort()
@@ -267,26 +213,35 @@ async def run(plan: Plan) -> dict[str, Any]:
 
     if plan.dialect not in LINKS:
         raise RequestError(f"dialect '{plan.dialect}': there are {', '.join(LINKS)}")
-    questions = [vivavoce.read(path).mono().resample(RATE).samples[0] for path in plan.questions]
+    link = LINKS[plan.dialect]
+    questions = [link.made(vivavoce.read(path).mono().resample(RATE).samples[0]) for path in plan.questions]
+    silence = link.made(np.zeros(25 * PIECE, np.float32))[-1]
+    gc.collect()
+    gc.freeze()  # the clients' own pauses would be counted as the server's
     before, began = _cpu(), time.monotonic()
     until = began + plan.ramp + plan.seconds
     ways = [HOSTILE[n % len(HOSTILE)] for n in range(plan.hostile)]
     found = await asyncio.gather(
-        *(come(plan, number, questions, until) for number in range(plan.clients)),
+        *(come(plan, number, questions, silence, until) for number in range(plan.clients)),
         *(misbehave(plan, way, until) for way in ways),
     )
     people: list[Noticed] = list(found[: plan.clients])  # type: ignore[arg-type]
     lasted = time.monotonic() - began
+    frames = [frame for person in people for frame in person.frames]
+    served = [person for person in people if not person.error]
     return {
         "plan": asdict(plan), "seconds": round(lasted, 1), "clients_cpu": round((_cpu() - before) / lasted, 3),
         "turn_gap_ms": spread([gap for person in people for gap in person.gaps]),
-        "round_trip_ms": spread([trip for person in people for trip in person.round_trips]),
-        "added_ms": spread([added for person in people for added in person.added]),
-        "waited_ms": spread([person.waited for person in people if not person.error]),
+        "round_trip_ms": spread([frame["round trip"] for frame in frames]),
+        "added_ms": spread([frame["added"] for frame in frames]),
+        "added_cold_ms": spread([frame["added"] for frame in frames if frame["index"] < COLD]),
+        "added_warm_ms": spread([frame["added"] for frame in frames if frame["index"] >= COLD]),
+        "stages_ms": {name: spread([frame[name] for frame in frames]) for name in STAGES},
+        "waited_ms": spread([person.waited for person in served]),
         "pieces": sum(person.pieces for person in people), "late_pieces": sum(person.late for person in people),
         "asked": sum(person.asked for person in people), "answered": sum(len(person.gaps) for person in people),
         "errors": sorted({person.error for person in people if person.error}),
-        "failed_clients": sum(bool(person.error) for person in people),
+        "failed_clients": len(people) - len(served),
         "hostile": dict(zip(ways, found[plan.clients :])),
     }
 
@@ -305,9 +260,12 @@ def _socket_url(plan: Plan, path: str) -> str:
     return f"{'wss' if asked.scheme == 'https' else 'ws'}://{asked.netloc}{path}"
 
 
-def _options(plan: Plan) -> dict[str, Any]:
+def _options(plan: Plan, address: int) -> dict[str, Any]:
+    """Of a connection; on this machine each client comes from an address of its own, where the system has more."""
     headers = {"Authorization": f"Bearer {plan.key}"} if plan.key else {}
-    return {"additional_headers": headers, "compression": None, "max_size": None}
+    own = urlsplit(plan.url).hostname == "127.0.0.1" and sys.platform == "linux"
+    place = {"local_addr": (f"127.0.{1 + address // 250}.{1 + address % 250}", 0)} if own else {}
+    return {"additional_headers": headers, "compression": None, "max_size": None, **place}
 
 
 def _cpu() -> float:

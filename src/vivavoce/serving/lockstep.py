@@ -1,10 +1,12 @@
 """The one thread that steps the model: all conversations together, once a frame of the clock, waiting for nobody."""
 
+import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,23 @@ from vivavoce.serving.settings import ServerSettings
 
 Post = Callable[[Callable[[], None]], None]
 Input = tuple[np.ndarray, float | None]  # a frame, and when its last sample came
+AS_HEARD = 0.5  # what waits came at the pace at which it is heard, if it took at least so much of its length to come
+AT_ONCE = 8  # conversations that are handed their frames before the network's thread goes on
+SWITCH = 0.0005  # seconds that a thread may keep Python to itself while another waits: a step waits hundreds of times
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a step gave one conversation: its frame, without the user's turns, and the model's turns."""
+
+    conversation: Conversation
+    frame: Frame
+    model: tuple[Turn, ...]
+
+    @property
+    def early(self) -> bool:
+        """Whether the frame can go out before it is known what the user's voice did in it."""
+        return not self.conversation.user_turns and self.conversation.listener is None
 
 
 class Lockstep:
@@ -74,8 +93,17 @@ class Lockstep:
         """The conversation's `rules` have changed."""
         self.call(lambda: self._turns.rules(conversation.row, conversation.rules) if self._mine(conversation) else None)
 
+    def warm_up(self) -> None:
+        """Do once what costs more the first time, while nobody waits for it; before `start`."""
+        frames = np.zeros((self.rows.rows, self.rows.frame_size), np.float32)
+        for _ in range(3):
+            if getattr(self.rows, "together", False):  # each row is reset before somebody has it
+                self.rows.step(frames)
+            self._turns.step(frames, np.ones(self.rows.rows, bool))
+
     def start(self) -> None:
         """Begin to step."""
+        sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="vivavoce-lockstep", daemon=True)
         self._thread.start()
 
@@ -111,14 +139,20 @@ class Lockstep:
             now = self.clock.now()
             if now > due + self.frame:  # frames that nobody can make up for any more
                 lost = int((now - due) / self.frame)
-                self.metrics.lost_ticks.inc(lost)
                 due += lost * self.frame
+                self._lost(lost)
+
+    def _lost(self, frames: int) -> None:
+        """So many frames of the clock are left out; each conversation has them owed."""
+        self.metrics.lost_ticks.inc(frames)
+        for conversation in self._live.values():
+            conversation.owed += frames
 
     def _fail(self, error: Exception) -> None:
         self.failed = f"{type(error).__name__}: {error}".split("\n")[0]
         everybody = list(self._live.values())
         self._live.clear()
-        self.post(lambda: _hand_out([], [(conversation, "failed") for conversation in everybody], self.generations))
+        self.post(lambda: self._hand_out([], [(conversation, "failed") for conversation in everybody]))
 
     def tick(self, due: float) -> None:
         """One frame of the clock, `due` at that time."""
@@ -128,7 +162,7 @@ class Lockstep:
         now = self.clock.now()
         if self._live:
             self.metrics.drift.observe(max(0.0, now - due))
-            self._step(self._inputs(now), now)
+            self._step(self._inputs(now), due, now)
             for _ in range(self.settings.catch_up):
                 behind = self._behind()
                 spent = time.perf_counter() - began
@@ -136,12 +170,13 @@ class Lockstep:
                     break
                 now = self.clock.now()
                 taken = {row: self._taken(row, now) for row in behind}
-                self._step({row: one for row, one in taken.items() if one is not None}, now)
+                self._step({row: one for row, one in taken.items() if one is not None}, due, now)
                 for row in behind:
                     self._live[row].counts.caught_up += 1
+                    self._live[row].owed = max(0, self._live[row].owed - 1)
             took = (time.perf_counter() - began) * self.clock.speed
             self.metrics.frame(now + took - due, self.frame)
-        self._deliver(self.clock.now())
+        self._deliver(self._live.values())
 
     def _run_call(self, run: Callable[[], None], whose: Conversation | None) -> None:
         try:
@@ -150,7 +185,7 @@ class Lockstep:
             if whose is None:
                 raise
             whose.error = f"{error}".split("\n")[0]
-            self.post(lambda: _hand_out([], [(whose, "failed")], self.generations))
+            self.post(lambda: self._hand_out([], [(whose, "failed")]))
 
     def _inputs(self, now: float) -> dict[int, Input]:
         """What each row hears in this frame; a row whose input is late is not there, and is held."""
@@ -174,7 +209,21 @@ class Lockstep:
         return found
 
     def _taken(self, row: int, now: float) -> Input | None:
-        taken = self._live[row].ring.take()
+        """The row's next frame. Where frames of the clock were lost and more than `stale` seconds wait, silence is
+        passed over, and with twice as much sound too: late for ever after would be no conversation any more. What was
+        sent faster than it is heard is nobody's delay, and is heard whole."""
+        conversation = self._live[row]
+        ring, taken = conversation.ring, conversation.ring.take()
+        while taken is not None and conversation.owed:
+            waits, took = ring.waiting / self.rows.sample_rate, ring.last - taken[1]
+            if waits <= self.settings.stale * (2 if _loud(taken[0]) else 1) or took < AS_HEARD * waits:
+                break
+            conversation.owed -= 1
+            conversation.counts.passed_over += 1
+            self.metrics.passed_over.inc()
+            taken = ring.take()
+        if ring.waiting < self.rows.frame_size:
+            conversation.owed = 0
         if taken is not None:
             self.metrics.input_age.observe(max(0.0, now - taken[1]))
         return taken
@@ -184,7 +233,7 @@ class Lockstep:
         reading = set(self.rows.prompted)
         return [row for row, c in self._live.items() if c.ring.waiting >= enough and row not in reading]
 
-    def _step(self, inputs: dict[int, Input], now: float) -> None:
+    def _step(self, inputs: dict[int, Input], due: float, now: float) -> None:
         """One step of the model with these rows' frames; the others are held, or go on reading their prompts."""
         if not inputs and not self.rows.prompted:
             return
@@ -192,33 +241,49 @@ class Lockstep:
         active = np.zeros(self.rows.rows, bool)
         for row, (frame, _) in inputs.items():
             frames[row], active[row] = frame, True
+        # Free rows may be stepped, being reset before anybody has them: then no row has to be held.
+        everybody = getattr(self.rows, "together", False) and len(inputs) == len(self._live)
         began = time.perf_counter()
-        outs = self.rows.step(frames, active)
+        outs = self.rows.step(frames, np.ones_like(active) if everybody else active)
         took = time.perf_counter() - began
         self._expected = 0.9 * self._expected + 0.1 * took
         self.metrics.stepped(took)
+        times = due, now, self.clock.now()
+        said = [self._say(self._live[row], inputs[row], outs[row], times) for row in inputs if outs[row] is not None]
+        # Who needs nothing of the user's turns has the sound before they are known.
+        early = [one for one in said if one.early]
+        for one in early:
+            one.conversation.pending.append(one.frame)
+        self._deliver([one.conversation for one in early])
         user = self._turns.step(frames, active)
-        for row, (frame, came) in inputs.items():
-            if outs[row] is not None:
-                self._say(self._live[row], frame, outs[row], user[row], came, now)
+        for one in said:
+            self._judge(one, user[one.conversation.row])
 
-    def _say(
-        self, conversation: Conversation, heard: np.ndarray, out: Any, user: Sequence[Turn], came: float | None,
-        now: float,
-    ) -> None:
+    def _say(self, conversation: Conversation, given: Input, out: Any, times: tuple[float, float, float]) -> Said:
         index, length = conversation.counts.frames, conversation.frame_seconds
         conversation.counts.frames += 1
         # What is computed from frame i is heard while frame i + 1 comes in.
         model = conversation.model_turns.step(out.audio, out.text, (index + 1) * length, (index + 2) * length)
-        turns = (*user, *model)
+        frame = Frame(
+            index, given[0], out.audio, out.text, out.user_text, tuple(model), given[1], times[1], times[0], times[2],
+            conversation.ring.position / conversation.sample_rate,
+        )
+        return Said(conversation, frame, tuple(model))
+
+    def _judge(self, said: Said, user: Sequence[Turn]) -> None:
+        """The user's turns of a frame: they are measured, told to observers, and handed out to who asks for them."""
+        conversation, turns = said.conversation, (*user, *said.model)
         for turn in turns:
             self._measure(conversation, turn)
         conversation.user_speaking = self._turns.speaking(conversation.row)
-        words = conversation.listener.step(heard, user) if conversation.listener is not None else out.user_text
-        frame = Frame(index, heard, out.audio, out.text, words, turns, came, now)
+        listener, words = conversation.listener, said.frame.user_text
+        words = words if listener is None else listener.step(said.frame.heard, user)
+        known = not user and words == said.frame.user_text
+        frame = said.frame if known else replace(said.frame, turns=turns, user_text=words)
         for observe in conversation.observers:
             observe(frame)
-        conversation.pending.append(frame)
+        if not said.early:
+            conversation.pending.append(frame)
 
     def _measure(self, conversation: Conversation, turn: Turn) -> None:
         """Gaps between turns: from the end of the user's to the begin of the model's, and from a user who breaks in to
@@ -240,11 +305,12 @@ class Lockstep:
             self.metrics.barge_in_stop.observe(max(0.0, turn.seconds - conversation.broke_in))
             conversation.broke_in = None
 
-    def _deliver(self, now: float) -> None:
+    def _deliver(self, conversations: Iterable[Conversation]) -> None:
         """Hand out what is due, at most `lead` ahead of real time, and close whose time is over."""
+        now = self.clock.now()
         due: list[tuple[Conversation, list[Frame]]] = []
         over: list[tuple[Conversation, str]] = []
-        for conversation in self._live.values():
+        for conversation in conversations:
             frames = []
             while conversation.pending:
                 head = max(conversation.heard_until, now)
@@ -259,11 +325,24 @@ class Lockstep:
             if reason := self._over(conversation, now):
                 over.append((conversation, reason))
         if due or over:
-            self.post(lambda: _hand_out(due, over, self.generations))
+            self.post(lambda: self._hand_out(due, over))
+
+    def _hand_out(self, due: list[tuple[Conversation, list[Frame]]], over: list[tuple[Conversation, str]]) -> None:
+        """In the network's thread: a row that has been given to somebody else meanwhile gets nothing of before. A few
+        at a time, so that the first are heard while the last are still being encoded."""
+        for conversation, frames in due[:AT_ONCE]:
+            if self.generations[conversation.row] == conversation.generation:
+                conversation.deliver(frames)
+        if due[AT_ONCE:]:
+            self.post(lambda: self._hand_out(due[AT_ONCE:], over))
+            return
+        for conversation, reason in over:
+            conversation.close(reason)
 
     def _leave_out_silence(self, conversation: Conversation) -> None:
         """Frames of silence that wait go, so that an answer to a burst of input is not heard late for ever after."""
-        kept = [frame for frame in conversation.pending if frame.text or frame.user_text or frame.turns or _loud(frame)]
+        waits = conversation.pending
+        kept = [frame for frame in waits if frame.text or frame.user_text or frame.turns or _loud(frame.audio)]
         conversation.counts.left_out += len(conversation.pending) - len(kept)
         conversation.pending.clear()
         conversation.pending.extend(kept)
@@ -277,14 +356,5 @@ class Lockstep:
         return "idle" if now - conversation.touched > self.settings.idle else None
 
 
-def _loud(frame: Frame) -> bool:
-    return float(np.sqrt(np.mean(np.square(frame.audio)))) > LOUD
-
-
-def _hand_out(due: Any, over: Any, generations: Sequence[int]) -> None:
-    """In the network's thread: a row that has been given to somebody else meanwhile gets nothing of before."""
-    for conversation, frames in due:
-        if generations[conversation.row] == conversation.generation:
-            conversation.deliver(frames)
-    for conversation, reason in over:
-        conversation.close(reason)
+def _loud(samples: np.ndarray) -> bool:
+    return float(np.sqrt(np.mean(np.square(samples)))) > LOUD

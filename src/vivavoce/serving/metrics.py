@@ -53,10 +53,12 @@ class Metrics:
         self.recognised = histogram("recognition_seconds", "end of an utterance to its words, by a recogniser", WAITS)
         self.late = counter("late_frames_total", "frames whose steps ended later than the next was due")
         self.lost_ticks = counter("lost_frames_total", "frames of the clock that were left out, being too late")
+        self.passed_over = counter("passed_over_frames_total", "frames of input never heard, for lost_frames")
         self.skipped = counter("skipped_frames_total", "frames in which a row was held, its input being late")
         self.ended = counter("ended_conversations_total", "conversations that ended", "reason")
         self.refused = counter("refused_total", "conversations that were refused", "reason")
         self.unrecognised = counter("unrecognised_total", "utterances that the recogniser failed on", "reason")
+        self.rows = gauge("rows", "conversations that there can be at once")
         self.live = gauge("conversations", "conversations that are going on")
         self.waiting = gauge("queue", "clients that wait for a row")
 

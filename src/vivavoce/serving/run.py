@@ -11,39 +11,58 @@ from typing import Any
 from vivavoce.errors import RequestError, need
 
 
-def configure(app: Any, host: str, port: int, **options: Any) -> Any:
+def configure(app: Any, host: str, port: int, door: Any = None, **options: Any) -> Any:
     """uvicorn's server for `app`: WebSocket pings each 10 s, lost after 20 s without an answer; frames of sound are not
-    compressed."""
+    compressed; `door`: how long connections may take, a `Patience`."""
     uvicorn = need("uvicorn", "serve", "a server")
+    from vivavoce.serving.door import Doorkeeper, Patience, Quiet, protocols
+
     server = app.state.server
+    limits = server.access.limits
+    keeper = Doorkeeper(door or Patience(connections=max(limits.connections, 4 * limits.conversations)))
+    http, socket_protocol = protocols(keeper)
 
     class Draining(uvicorn.Server):  # type: ignore[misc, name-defined]
         """uvicorn closes all sockets before the application hears of the end: conversations are to end first."""
 
+        async def on_tick(self, counter: int) -> bool:
+            if counter % 10 == 0:  # once a second
+                keeper.look(self.server_state.connections, time.monotonic())
+            return await super().on_tick(counter)
+
         async def shutdown(self, sockets: Any = None) -> None:
             for listening in self.servers:
                 listening.close()
-            await server.core.stop(server.drain)
+            await server.core.stop(server.drain, lambda: self.force_exit)
             try:
                 await super().shutdown(sockets)
+                if self.force_exit:  # then uvicorn leaves this out: but recordings are to be whole
+                    await self.lifespan.shutdown()
             except Exception as error:  # a connection that is being closed already must not keep the rest from ending
                 logging.getLogger(__name__).warning("while the server ended: %s", error)
                 await self.lifespan.shutdown()
 
     chosen = {
-        "host": host, "port": port, "log_level": "warning", "access_log": False, "ws": "websockets-sansio",
+        "host": host, "port": port, "log_level": "warning", "access_log": False, "http": http,
+        "ws": socket_protocol,
         "ws_ping_interval": 10.0, "ws_ping_timeout": 20.0, "ws_per_message_deflate": False,
         # Beyond this uvicorn ends the connection without a word: dialects refuse sooner, in their own form.
         "ws_max_size": 2 * server.access.limits.message, "timeout_graceful_shutdown": 5, "server_header": False,
     }
-    return Draining(uvicorn.Config(app, **{**chosen, **options}))
+    config = uvicorn.Config(app, **{**chosen, **options})
+    log = logging.getLogger("uvicorn.error")
+    if not any(isinstance(each, Quiet) for each in log.filters):
+        log.addFilter(Quiet())
+    return Draining(config)
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; raises `RequestError` naming what is in the way."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sends what is written at once (TCP_NODELAY): a second small message would
+        # wait for the other side's word that it has the first, for 40 ms.
+        made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # a peer that neither reads nor answers is gone after half a minute
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)

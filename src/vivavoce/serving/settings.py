@@ -12,6 +12,8 @@ class ServerSettings:
       is held, and its skipped frames are counted;
     - `slack`: frames of input that may wait (a client sends in pieces of its own). With more waiting, a row takes up
       to `catch_up` further steps a frame, as long as all steps together need less than `share` of the frame;
+    - `stale`: where the machine was too slow, so that frames of the clock were lost: with so much input waiting silence
+      is passed over, with twice as much sound too, and counted; what was sent ahead is heard whole;
     - `ring`: input that waits at most; then the oldest is dropped, and counted;
     - `lead`: how far output may be ahead of what has been heard of it. While more waits, silent frames are left out;
     - `outbox`: output that a client may leave unread before it is dropped as too slow.
@@ -25,6 +27,7 @@ class ServerSettings:
     slack: int = 2
     catch_up: int = 3
     share: float = 0.5
+    stale: float = 0.5
     ring: float = 30.0
     lead: float = 0.4
     outbox: float = 5.0

@@ -13,7 +13,7 @@ from vivavoce.serving.opus import OggOpusIn, OggOpusOut
 RATE, FRAME = 24_000, 1920
 # A row whose input is late is held and not given silence, and what it says is sent at once: the sound that a test sends
 # alone decides what is heard, on however slow a machine.
-PATIENT = {"gap": 1e9, "lead": 1e9, "outbox": 60.0, "idle": 1e9, "session": 1e9}
+PATIENT = {"gap": 1e9, "stale": 1e9, "lead": 1e9, "outbox": 60.0, "idle": 1e9, "session": 1e9}
 
 
 def run(coroutine, patience=60):

@@ -5,8 +5,8 @@ start; `resume_token` and `resume_seconds` in the owner's `session.started`, wit
 conversation over another connection (one that breaks, or is closed with a code from 4000 on, is waited for; one that is
 closed otherwise is over); `info` events that tell the place in the queue (with `position`, `eta_seconds`), a resumed
 connection (`gap_ms`), the end that is near (`seconds`) and what of `session.start` is not used; with `?status=1`,
-`vivavoce.status` each second; with `?stamps=1`, `vivavoce.frame` {index, arrived, stepped}: when a frame's input came
-and was taken, in seconds.
+`vivavoce.status` each second; with `?stamps=1`, `vivavoce_frame` in the sound of each frame: {index, until, arrived,
+due, stepped, done, handed, sent}, as docs/benchmarks.md has it.
 """
 
 from typing import Any

@@ -15,8 +15,8 @@ The query (what is unknown is ignored, numbers out of range are clamped; see `vi
     max_steps             frames after which the server ends the conversation (1000)
     silence=drop          no audio while the model does not speak (half a second after its last sound)
     metadata=1            0x04 after the handshake, and before the conversation's longest time is over
-    stamps=1              0x04 behind each frame, {"frame": {"index", "arrived", "stepped"}}: when its input came and
-                          was taken, in seconds
+    stamps=1              0x04 behind each frame, {"frame": {"index", "until", "arrived", "due", "stepped", "done",
+                          "handed", "sent"}}: see docs/benchmarks.md
     queue=1               0x04 with the position in the queue, {"queue": {"position", "eta_seconds"}}
     resume=1              the metadata's `resume_token` will be used: a connection that is lost, not closed with 1000,
                           leaves the conversation waiting
@@ -189,6 +189,7 @@ class Line:
         client = Client("moshi", visitor.address, visitor.key)
         try:
             conversation = await self.core.open(client, self.wishes.seed, told=told)
+            conversation.user_turns = False
             conversation.closers.append(lambda reason: self.server.access.leave(visitor))
             self.conversation = conversation
         finally:
@@ -216,6 +217,7 @@ class Line:
                 most = visitor.limits.rate
                 raise Refused("rate_limit", f"more than {most:.0f} messages a second: send sound in larger pieces")
             data = message.get("bytes") or b""
+            await asyncio.sleep(0)  # what comes in one piece may be thousands of messages: others have their turn
             if self.conversation is None or self._ears is None:
                 continue
             if data[:1] == bytes([AUDIO]):
@@ -251,13 +253,14 @@ class Line:
         warned = not self.wishes.metadata
         sent = 0
         async for frame in conversation.frames():
+            handed = self.core.clock.now()
             if sound := mouth.say(frame):
                 await self._send(AUDIO, sound)
             if frame.text:
                 await self._send(TEXT, spaced(frame.text).encode())
             if self.wishes.stamps:
-                stamps = {"index": frame.index, "arrived": frame.arrived, "stepped": frame.stepped}
-                await self._send_json({"frame": stamps})
+                ways = {"handed": round(handed, 6), "sent": round(self.core.clock.now(), 6)}
+                await self._send_json({"frame": {**frame.stamps(), **ways}})
             left = conversation.began + self.core.settings.session - self.core.clock.now()
             if not warned and left <= self.core.settings.warn:
                 warned = True

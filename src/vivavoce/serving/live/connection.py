@@ -167,6 +167,7 @@ class Connection:
                 self.link.refuse(Fault("rate_limit_exceeded", words, kind="rate_limit_error"), 1008)
                 return
             self._obey(text)
+            await asyncio.sleep(0)  # what comes in one piece may be thousands of messages: others have their turn
 
     def _obey(self, text: str | None) -> None:
         """Do what a message says, or answer why not."""
@@ -241,7 +242,7 @@ class Connection:
     def _ask_status(self, session: LiveSession) -> None:
         if self.websocket.query_params.get("status") == "1":
             session.asked_status.add(self.link)
-        if self.websocket.query_params.get("stamps") == "1":
+        if self.websocket.query_params.get("stamps") == "1" and not self.observes:
             session.asked_stamps.add(self.link)
 
     def _before(self, found: dict[str, Any], own: str | None) -> None:

@@ -7,12 +7,12 @@ parameter is an error that names it, as the original has it; null means that not
 import base64
 import binascii
 import itertools
-import json
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from vivavoce.errors import VivavoceError
+from vivavoce.serving.json_text import parsed
 
 FIXTURE_RATE, FIXTURE_SECONDS = 24_000, 30.0
 RATES = {"audio/pcm": (24_000, 16_000), "audio/pcmu": (8000,), "audio/pcma": (8000,)}  # the first is the default
@@ -73,8 +73,8 @@ def read_event(text: str | None) -> dict[str, Any]:
     if text is None:
         raise Fault("binary_message", "Live speaks JSON in text messages; this one was binary")
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as fault:
+        found = parsed(text)
+    except ValueError as fault:
         raise Fault("invalid_json", f"the message is no JSON: {fault}"[:200]) from fault
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise Fault("invalid_event", "a JSON object with a 'type' is expected", "type")

@@ -1,4 +1,4 @@
-"""Frames of a conversation as the continuous sound of Live: pieces of 100 ms in one format, and when each is heard."""
+"""Frames of a conversation as the continuous sound of Live: pieces in one format, and when each is heard."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from vivavoce.serving.sound_formats import SoundOut
 
-PIECE = 0.1  # seconds
+PIECE = 0.1  # seconds that a piece lasts at most
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Piece:
 
 
 class Pieces:
-    """A stream of frames -> pieces of 100 ms.
+    """A stream of frames -> pieces: each frame as it comes, in pieces of 100 ms where it is longer.
 
     Where frames say when they begin and leave something out, a piece is shorter and the next one's time is later:
     nothing is filled in. Without that they are one after the other.
@@ -33,7 +33,7 @@ class Pieces:
         self._out = SoundOut(kind, rate, model_rate)
         self._width = 2 if kind == "audio/pcm" else 1
         self._size = int(PIECE * rate) * self._width
-        self._held, self._given = b"", 0  # bytes not yet a piece; samples given since `_begin`
+        self._given = 0  # samples given since `_begin`
         self._begin = self._next = 0  # sample of the session, at `model_rate`
 
     def put(self, samples: np.ndarray, begin: int | None = None) -> Iterator[Piece]:
@@ -43,23 +43,16 @@ class Pieces:
             yield from self.rest()
             self._begin, self._given = begin, 0
         self._next = begin + len(samples)
-        self._held += self._out.encode(samples)
-        while len(self._held) >= self._size:
-            data, self._held = self._held[: self._size], self._held[self._size :]
-            yield self._piece(data)
+        yield from self._cut(self._out.encode(samples))
 
     def rest(self) -> Iterator[Piece]:
-        """What is left of less than a piece; the stream may go on, elsewhere."""
-        self._held += self._out.flush()
-        while self._held:
-            data, self._held = self._held[: self._size], self._held[self._size :]
-            yield self._piece(data)
+        """What a resampler still holds; the stream may go on, elsewhere."""
+        yield from self._cut(self._out.flush())
         self._begin, self._given = self._next, 0
 
-    @property
-    def waiting(self) -> float:
-        """Seconds that are not yet a piece."""
-        return len(self._held) / self._width / self.rate
+    def _cut(self, data: bytes) -> Iterator[Piece]:
+        for at in range(0, len(data), self._size):
+            yield self._piece(data[at : at + self._size])
 
     def _piece(self, data: bytes) -> Piece:
         start = self._given

@@ -62,6 +62,7 @@ class LiveSession:
         self.asked_status: set[Link] = set()
         self.asked_stamps: set[Link] = set()
         self.muted, self.why = False, ""
+        conversation.user_turns = False
         self.recorded = False  # which its owner is told
         self._ended = ended
         self._in = SoundIn(config.kind, config.rate, conversation.sample_rate)
@@ -282,10 +283,9 @@ class LiveSession:
         # What is computed from frame i is heard while frame i + 1 comes in.
         begin = (frame.index + 1) * size
         audio, text, played = self._replaced(frame)
-        self._send_pieces(self._out.put(audio), self._reflected.put(audio, begin) if self.observers else ())
-        for link in self.asked_stamps:
-            stamps = {"index": frame.index, "arrived": frame.arrived, "stepped": frame.stepped}
-            link.post({"type": "vivavoce.frame", **stamps})
+        handed = self.core.clock.now()
+        own, reflected = self._out.put(audio), self._reflected.put(audio, begin) if self.observers else ()
+        self._send_pieces(own, reflected, self._stamped(frame, handed) if self.asked_stamps else None)
         if frame.user_text:
             self._transcript("input", frame.user_text, frame.index * seconds)
         if text:
@@ -309,11 +309,18 @@ class LiveSession:
         done = None if len(later) else live_events.event("session.output_audio.fixture.played", client_event_id)
         return np.pad(now, (0, len(frame.audio) - len(now))), "", done
 
-    def _send_pieces(self, own: Any, reflected: Any) -> None:
-        """Sound to the owner, who hears it as it comes, and to the observers, who are told when it is heard."""
-        for piece in own:
-            if self.owner is not None:
-                self._to_owner(sound_event(piece, False))
+    def _stamped(self, frame: Frame, handed: float) -> Callable[[], dict[str, Any]]:
+        """The frame's times so far, when asked."""
+        return lambda: {**frame.stamps(), "handed": round(handed, 6), "sent": round(self.core.clock.now(), 6)}
+
+    def _send_pieces(self, own: Any, reflected: Any, stamps: Callable[[], dict[str, Any]] | None = None) -> None:
+        """Sound to the owner, who hears it as it comes, and to the observers, who are told when it is heard. `stamps`:
+        with a frame's last piece, for who has asked."""
+        events = [sound_event(piece, False) for piece in own]
+        if stamps is not None and events and self.owner in self.asked_stamps:
+            events[-1]["vivavoce_frame"] = stamps()
+        for event in events:
+            self._to_owner(event)
         for piece in reflected:
             self._to_observers(sound_event(piece, True))
 
@@ -358,7 +365,7 @@ class LiveSession:
         how much of the conversation has been sent to the owner, or was left out of it."""
         counts, now = self.conversation.counts, self.core.clock.now()
         waits = self.conversation.ring.waiting / self.conversation.sample_rate
-        said = (self._index + 1) * self.conversation.frame_seconds - self._out.waiting
+        said = (self._index + 1) * self.conversation.frame_seconds
         return {
             "type": "vivavoce.status", "frame_ms": round(1000 * self.conversation.frame_seconds, 3),
             "frames": counts.frames, "skipped": counts.skipped, "silent": counts.silent,

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from vivavoce.serving.access import Denied, Visitor
 from vivavoce.serving.app import Server, problem
-from vivavoce.serving.rest.history import Kept
+from vivavoce.serving.rest.history import Answer, Kept
 from vivavoce.serving.rest.jobs import Job, Jobs, RestLimits
 from vivavoce.serving.rest.replies import tasks_of
 from vivavoce.serving.rest.requests import Body, Fields, Gone, Held, Problem, problem_of
@@ -31,8 +31,13 @@ class Rest:
         self.names = (self.core.name, getattr(self.core.model, "name", self.core.name))
         self.jobs = Jobs(server.core, self.limits)
         self.held = Held(self.limits.held)
-        self.kept = Kept(self.limits.kept, self.limits.keep, self.limits.kept_sound)
+        self.kept = server.kept = Kept(self.limits.kept, self.limits.keep, self.limits.kept_sound)
         self.created = int(time.time())
+
+    def answer(self, *asked: Any) -> Answer | None:
+        """An answer that a chat goes on from, as `Kept.find` has it; another server at this address may have given
+        it."""
+        return self.kept.find(*asked) or self.server.find_answer(*asked)
 
     def check_model(self, fields: Fields) -> str:
         """The model that a request names, which must be the one that is served."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from vivavoce.audio.resample import Resampler
 from vivavoce.errors import RequestError
-from vivavoce.serving.sound_formats import SoundOut, bytes_of
+from vivavoce.serving.sound_formats import bytes_of
 
 PCM_RATE = 24_000  # of headerless PCM, which clients play at this rate
 MP3_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
@@ -120,15 +120,15 @@ class PcmEncoder:
     """16-bit little-endian samples at 24 kHz, no header."""
 
     def __init__(self, rate: int):
-        self._out = SoundOut("audio/pcm", PCM_RATE, rate)
+        self._resampler = Resampler(rate, PCM_RATE)
 
     def encode(self, samples: np.ndarray) -> bytes:
         """The next piece."""
-        return self._out.encode(samples)
+        return bytes_of(self._resampler.step(samples[None])[0])
 
     def finish(self) -> bytes:
         """What the resampler still holds."""
-        return self._out.flush()
+        return bytes_of(self._resampler.flush()[0])
 
 
 class WavEncoder:

@@ -73,6 +73,10 @@ class Kept:
                 return answer
         return None
 
+    def find(self, name: str | None, transcript: str, after: str, key: str | None) -> Answer | None:
+        """The answer of the id `name`; without one, the one with these words after these turns."""
+        return self.get(name, key) if name is not None else self.said(transcript, after, key)
+
     def _oldest(self) -> Answer:
         return next(iter(self._answers.values()))
 

@@ -156,8 +156,8 @@ def _sound(message: Message, rate: int, left: float) -> Audio:
 
 def _own(message: Message, after: str, rest: Rest, key: str | None) -> Answer:
     """The model's answer that a message means; the model goes on from its own words only."""
+    found = rest.answer(message.answer, message.text, after, key)
     if message.answer is not None:
-        found = rest.kept.get(message.answer, key)
         if found is None:
             why = f"no answer '{message.answer:.60}': answers are kept for {rest.limits.keep:.0f} s, for who asked"
             raise Problem(400, "audio_not_found", why, f"{message.where}.audio.id")
@@ -165,7 +165,6 @@ def _own(message: Message, after: str, rest: Rest, key: str | None) -> Answer:
             why = "this answer was given after other turns than those before it here"
             raise Problem(400, "history_mismatch", why, f"{message.where}.audio.id")
         return found
-    found = rest.kept.said(message.text, after, key)
     if found is None:
         why = (
             f"{rest.core.name} goes on from its own answers only, and gave none with these words after these turns: "

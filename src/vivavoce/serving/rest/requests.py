@@ -1,7 +1,6 @@
 """What a request says, checked: bodies bounded in size and time, fields of the right type, refusals with a code."""
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.types import Message
 from vivavoce.errors import AudioError, RequestError, need
 from vivavoce.serving.access import Denied
 from vivavoce.serving.admission import Refused
+from vivavoce.serving.json_text import parsed
 from vivavoce.serving.rest.formats import UnsupportedFormat
 
 IDLE, LONGEST = 20.0, 300.0  # seconds between two pieces of a body, and for all of it
@@ -150,14 +150,11 @@ class Body:
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
-
     if sum(data.count(sign) for sign in (b",", b"[", b"{")) > MOST_VALUES:
         raise Problem(400, "invalid_json", f"the body holds more than {MOST_VALUES} values")
     try:
-        found = json.loads(data, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        found = parsed(data)
+    except ValueError as error:
         raise Problem(400, "invalid_json", f"the body is no JSON that can be read: {error}") from error
     if not isinstance(found, dict):
         raise Problem(400, "invalid_json", f"a JSON object is expected, not {type(found).__name__}")
