@@ -19,7 +19,7 @@ class Part:
         time.sleep(self.seconds)
         return "done"
 
-    columns = decode_step = step
+    hear = columns = decode_step = step
 
 
 class Model:
@@ -31,7 +31,7 @@ class Model:
     def __init__(self):
         stage = Part(0.001)
         stage.backbone = Part(0.004)
-        self.system = SimpleNamespace(encoder=Part(0.001), stage=stage, codec=Part(0.002))
+        self.system = SimpleNamespace(ear=Part(0.001), stage=stage, codec=Part(0.002))
 
     def duplex_rows(self, rows):
         assert rows == 3
@@ -40,7 +40,7 @@ class Model:
     def step(self, frames, active):
         assert frames.shape == (3, 1280) and active.all()
         system = self.system
-        system.encoder.step(), system.stage.columns(), system.stage.backbone.step(), system.codec.decode_step()
+        system.ear.hear(), system.stage.columns(), system.stage.backbone.step(), system.codec.decode_step()
         time.sleep(0.002)
 
 

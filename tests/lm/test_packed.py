@@ -76,7 +76,9 @@ def test_packed_rows_give_what_each_gives_alone(case):
                 torch.testing.assert_close(many.logits[k], logits[0, :size], atol=1e-5, rtol=1e-5)
             assert torch.equal(many.targets, one.targets[0, :size]) and torch.equal(many.loss, one.loss[0, :size])
             compared += int(one.loss.sum())
-    assert compared == int(places.loss.sum()) > 36
+    # Nothing comes before the first column of a model without a begin vector: it is not predicted.
+    predicted = places.loss if model.begins else places.loss[:, 1:]
+    assert compared == int(predicted.sum()) > 30
 
 
 @pytest.mark.parametrize("case", CASES)

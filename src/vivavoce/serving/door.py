@@ -6,7 +6,7 @@ takes connections until the process has no more files, and answers every ping in
 - a connection is refused (503) beyond `connections` of one address, or of all together what this process can open;
 - the head of a request comes in `head` seconds, and what still comes of a body after its answer too (408);
 - a peer that takes nothing of what waits for it for `stall` seconds is cut off; so is one that is to go and does not
-  take its last words in `linger` seconds;
+  take its last words, or answer a close frame, in `linger` seconds;
 - pongs are not kept for who does not read.
 """
 
@@ -21,8 +21,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from vivavoce.errors import need
+
+need("uvicorn", "serve", "a server")
+from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol  # noqa: E402
 
 SPARE = 64  # files that a process needs besides its connections
 NOISE = (
@@ -93,7 +96,7 @@ def state_of(one: Any) -> str | None:
     """What a connection may not do for long: `linger`, `stall`, wait for a `head`; None where it may take its time."""
     if one.transport is None:
         return None
-    if one.transport.is_closing():
+    if one.transport.is_closing() or getattr(one, "close_sent", False):
         return "linger"
     if one.stalled:
         return "stall"

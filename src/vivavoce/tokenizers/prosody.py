@@ -46,7 +46,8 @@ class RunProsody:
     """A stream of durations or of log-F0, one value for each run of units.
 
     of: `duration` or `log_f0`. bins: how many ids there are. Durations of 1, 2, … frames have ids 0, 1, …, the last
-    for all that are longer; of log-F0, id 0 is unvoiced, and the other bins divide `SPAN` nats to both sides of the mean.
+    for all that are longer; of log-F0, id 0 is unvoiced, and the other bins divide `SPAN` nats to both sides of the
+    mean.
     Without bins the stream is continuous, of width 1: log(frames), or log-F0 with 0 where nothing is voiced.
     """
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,8 +144,10 @@ class Phase:
         averages = {name: self._whole(mine) for name, mine in (self.average.shadow if self.average else {}).items()}
         optimizers = {name: self._optimizer_state(name) for name in self.optimizers}
         if self.ranks.first:
-            state = {"optimizers": optimizers, "task": self.task.state_dict(), "window": self.window.sums}
-            state |= {"tokens": self.tokens} if self.tokens else {}
+            window = self.window.sums
+            state: dict[str, Any] = {"optimizers": optimizers, "task": self.task.state_dict(), "window": window}
+            if self.tokens:
+                state["tokens"] = self.tokens
             saved = checkpoint.Checkpoint(
                 step=self.step,
                 elapsed=self.elapsed,
@@ -320,7 +323,7 @@ class Phase:
 
     def _gradients(self, parameters, total: Tensor, sums: dict[str, Tensor], clip: float | None) -> Tensor:
         """Gradients and logged sums become weighted means over ranks and shares; returns the gradients' norm."""
-        plain = [p for p in parameters if p is sharding.local(p)]
+        plain = [p for p in parameters if not sharding.divided(p)]
         self.ranks.sum_gradients(plain)
         if self.ranks.world > 1:
             stacked = torch.stack([total, *sums.values()])

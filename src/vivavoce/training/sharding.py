@@ -67,6 +67,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def divided(tensor: Tensor) -> bool:
+    """Whether processes have a part of it each."""
+    return isinstance(tensor, DTensor)
+
+
 def like(own: Tensor, tensor: Tensor) -> Tensor:
     """A whole tensor, which every process has, spread as `own` is."""
     if not isinstance(own, DTensor):

@@ -5,8 +5,10 @@ import logging
 import os
 import random
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vivavoce.errors import RequestError, need
@@ -29,7 +31,7 @@ ENVIRONMENT = {
     proxy.VARIABLE: proxy.PATH, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_USAGE_STATS_ENABLED": "0",
 }
 LAST = 15.0  # seconds, after conversations have been told that the end has come, for the rest of a replica's end
-LOGS = "/tmp/ray/session_latest/logs/serve"
+LOGS = "ray/session_latest/logs/serve"  # in the folder for temporary files
 OTHERS = 256  # requests at once of one replica that are no conversations: figures, REST, observers
 
 
@@ -95,7 +97,8 @@ def running(
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             handle = serve.run(application(settings), name=NAME, route_prefix="/")
         except (RuntimeError, ray.exceptions.RayError) as error:
-            raise RequestError(f"the replicas did not start: {reason(error)}; see {LOGS}") from error
+            logs = Path(tempfile.gettempdir(), LOGS)
+            raise RequestError(f"the replicas did not start: {reason(error)}; see {logs}") from error
         try:
             yield port, handle
         finally:
