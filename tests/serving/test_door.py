@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 import vivavoce
-from serving.fuzz.case import PING, frame, request, text, upgrade
+from serving.fuzz.case import CLOSE, PING, TEXT, frame, request, text, upgrade
 from serving.fuzz.runner import serving
 from serving.fuzz.watch import watching
 from serving.moshi_clients.raw import PATIENT
@@ -140,6 +140,32 @@ def test_an_opening_that_cannot_be_read_is_answered(door, opening):
     port, _, _ = door
     with opened(port, opening) as made:
         assert answer(made) == (400, "invalid_handshake")
+
+
+def test_bad_text_and_a_goodbye_in_one_piece_end_the_connection(door):
+    port, server, _ = door
+    for data in (frame(TEXT, b"x\x80") + frame(CLOSE, b"\x03\xe8"), frame(CLOSE, b"\x03\xe8") + frame(TEXT, b"x\x80")):
+        with opened(port, upgrade("/v1/realtime")) as made:
+            assert b"101" in made.recv(200)
+            made.sendall(data)
+            with contextlib.suppress(ConnectionError):
+                while made.recv(65_536):
+                    pass
+    end = time.monotonic() + 10
+    while server.core.live and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not server.core.live
+
+
+def test_who_does_not_answer_a_goodbye_is_not_waited_for(door):
+    port, server, _ = door
+    with opened(port, upgrade("/v1/realtime?resume=x")) as made:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while made.recv(65_536):
+                pass
+        assert time.monotonic() - began < 8.0  # uvicorn waits for ten seconds
+    assert not server.core.live
 
 
 def test_who_never_reads_is_cut_off(door):

@@ -25,6 +25,7 @@ def test_what_people_notice(serve):
     assert found["failed_clients"] == 0 and found["errors"] == []
     assert found["answered"] >= 3 and 200 < found["turn_gap_ms"]["p50"] < 1500  # tone answers 320 ms after the sound
     assert found["added_ms"]["count"] == found["round_trip_ms"]["count"] > 60
+    assert found["turn_gaps_ms"] == {"seven-george.wav": found["turn_gap_ms"]}
     assert 0 < found["added_ms"]["p50"] <= found["round_trip_ms"]["p50"]
     assert found["added_cold_ms"]["count"] == 3 * load.COLD
     assert found["added_warm_ms"]["count"] == found["added_ms"]["count"] - 3 * load.COLD

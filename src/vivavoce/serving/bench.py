@@ -72,6 +72,7 @@ def table(found: dict[str, Any]) -> str:
         f"frames late            {100 * found['late']:.2f} % of {found['frames']}",
         f"frame, due to done     {spread('frame_ms')} ms",
         f"turn gap               {spread('turn_gap_ms')} ms; answers: {found['answered']} of {found['asked']}",
+        *(f"  {name:<32}{spread_of(gaps)} ms" for name, gaps in found["turn_gaps_ms"].items()),
         f"sent to heard          {spread('round_trip_ms')} ms",
         f"added by the server    {spread('added_ms')} ms (the wait for the clock left out)",
         f"  in the first second  {spread('added_cold_ms')} ms; later {spread('added_warm_ms')} ms",

@@ -26,6 +26,7 @@ from vivavoce.errors import need
 need("uvicorn", "serve", "a server")
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol  # noqa: E402
+from websockets.exceptions import InvalidState  # noqa: E402
 
 SPARE = 64  # files that a process needs besides its connections
 NOISE = (
@@ -171,7 +172,12 @@ def protocols(keeper: Doorkeeper) -> tuple[type[H11Protocol], type[WebSocketsSan
                 super().handle_connect(event)  # else `websockets` would take the fault for its own
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+            try:
+                super().data_received(data)
+            except InvalidState:  # text that is none, and a goodbye behind it: uvicorn would close what is closed
+                self.close_sent = True
+                self.transport.write(b"".join(self.conn.data_to_send()))
+                self.transport.close()
             # What `websockets` does not read as an opening (another method, a line too long) uvicorn would wait on.
             if not self.handshake_initiated and not self.close_sent:
                 self.close_sent = self.handshake_complete = True

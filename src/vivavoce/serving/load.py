@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,11 +52,11 @@ class Plan:
 
 @dataclass
 class Noticed:
-    """What one client noticed; times in seconds. `gaps`: end of a question to the answer's first sound, signed;
+    """What one client noticed; times in seconds. `gaps`: (which question, its end to the answer's first sound);
     `frames`: the server's times of each frame that answers a piece, as `stages_of` has them; `late`: pieces of sound
     that came more than a piece later than they were due."""
 
-    gaps: list[float] = field(default_factory=list)
+    gaps: list[tuple[int, float]] = field(default_factory=list)
     frames: list[dict[str, float]] = field(default_factory=list)
     pieces: int = 0
     late: int = 0
@@ -75,7 +76,7 @@ class Person:
         self.random = random.Random(plan.seed * 1000 + number)
         self.noticed = Noticed()
         self._sent: list[float] = []  # when each piece was sent
-        self._question_ended: float | None = None
+        self._asked: tuple[int, float] | None = None  # which question, and when it ended
         self._loud_until = 0.0
         self._last_sound: float | None = None
 
@@ -84,14 +85,14 @@ class Person:
         hearing = asyncio.create_task(self._listen(link))
         try:
             due = time.monotonic()
-            for message, ends in self._script():
+            for message, ended in self._script():
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 if time.monotonic() > until or hearing.done():
                     break
                 self._sent.append(time.monotonic())
                 await link.say(message)
-                if ends:
-                    self._question_ended = time.monotonic()
+                if ended is not None:
+                    self._asked = ended, time.monotonic()
                     self.noticed.asked += 1
                 due += PIECE / RATE
         finally:
@@ -100,15 +101,16 @@ class Person:
             if isinstance(done[0], Exception) and not isinstance(done[0], asyncio.CancelledError):
                 self.noticed.error = self.noticed.error or f"{type(done[0]).__name__}: {done[0]}"[:200]
 
-    def _script(self) -> Iterator[tuple[Any, bool]]:
-        """Messages for ever, and whether a question ends with one."""
+    def _script(self) -> Iterator[tuple[Any, int | None]]:
+        """Messages for ever, and which question ends with one."""
         while True:
             for _ in range(round(self.random.uniform(*self.plan.pauses) * RATE / PIECE)):
-                yield self.silence, False
+                yield self.silence, None
             if self.questions:
-                question = self.random.choice(self.questions)
-                for at, message in enumerate(question, 1):
-                    yield message, at == len(question)
+                number = self.random.randrange(len(self.questions))
+                *begin, end = self.questions[number]
+                yield from ((message, None) for message in begin)
+                yield end, number
 
     async def _listen(self, link: Any) -> None:
         async for heard in link.hear():
@@ -129,10 +131,10 @@ class Person:
         if samples is None or not len(samples):
             return
         loud = float(np.sqrt(np.mean(np.square(samples)))) > LOUD
-        if loud and self._question_ended is not None and now - self._loud_until > 0.5:
+        if loud and self._asked is not None and now - self._loud_until > 0.5:
             first = int(np.argmax(np.abs(samples) > LOUD)) / RATE
-            self.noticed.gaps.append(now + first - self._question_ended)
-            self._question_ended = None
+            self.noticed.gaps.append((self._asked[0], now + first - self._asked[1]))
+            self._asked = None
         if loud:
             self._loud_until = now
 
@@ -228,10 +230,16 @@ async def run(plan: Plan) -> dict[str, Any]:
     people: list[Noticed] = list(found[: plan.clients])  # type: ignore[arg-type]
     lasted = time.monotonic() - began
     frames = [frame for person in people for frame in person.frames]
+    gaps = [gap for person in people for gap in person.gaps]
     served = [person for person in people if not person.error]
     return {
         "plan": asdict(plan), "seconds": round(lasted, 1), "clients_cpu": round((_cpu() - before) / lasted, 3),
-        "turn_gap_ms": spread([gap for person in people for gap in person.gaps]),
+        "turn_gap_ms": spread([gap for _, gap in gaps]),
+        # How soon is right depends on the question: only the same ones compare.
+        "turn_gaps_ms": {
+            Path(path).name: spread([gap for asked, gap in gaps if asked == number])
+            for number, path in enumerate(plan.questions)
+        },
         "round_trip_ms": spread([frame["round trip"] for frame in frames]),
         "added_ms": spread([frame["added"] for frame in frames]),
         "added_cold_ms": spread([frame["added"] for frame in frames if frame["index"] < COLD]),

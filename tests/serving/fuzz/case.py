@@ -38,6 +38,7 @@ class Case:
     owes: str = "word"
     leaves: str = "close"
     sentinel: str | None = None
+    closes: int | None = None  # the close code that it sends, which comes back
 
     def send(self, data: bytes) -> "Case":
         """Bytes as they are."""

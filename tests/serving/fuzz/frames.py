@@ -47,7 +47,8 @@ def frames(case: Case, rng: random.Random, valid: str) -> Case:
         case.send(frame(rng.choice([PING, CLOSE]), b"x", fin=False))
     elif how == 11:
         words = rng.choice([b"", b"bye", b"\xff\xfe", b"x" * 123])
-        case.send(frame(CLOSE, struct.pack(">H", rng.choice(CODES)) + words))
+        case.closes = rng.choice(CODES)
+        case.send(frame(CLOSE, struct.pack(">H", case.closes) + words))
     elif how == 12:
         case.send(frame(CLOSE, rng.choice([b"", b"\x03"]))).send(frame(TEXT, valid.encode()))
     elif how == 13:

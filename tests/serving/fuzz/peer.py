@@ -189,7 +189,7 @@ class Peer:
             raise Fault(fault)
         if self.status is not None and self.status not in STATUSES:
             raise Fault(f"HTTP {self.status}: {bytes(self.raw[:600])!r}")
-        if self.code is not None and self.code not in CODES:
+        if self.code is not None and self.code not in {*CODES, self.case.closes}:
             raise Fault(f"closed with {self.code}: {self.seen()}")
         if self.case.owes == "answer" and (self.status or 0) >= 400 and b"application/json" in self.raw[:600]:
             body = bytes(self.raw).partition(b"\r\n\r\n")[2]
