@@ -24,6 +24,7 @@ from typing import Any
 from vivavoce.errors import need
 
 need("uvicorn", "serve", "a server")
+need("websockets", "serve", "a server")
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol  # noqa: E402
 from websockets.exceptions import InvalidState  # noqa: E402
