@@ -17,6 +17,7 @@ from vivavoce.serving.access import Access, Denied, Key, Limits, digest_of
 from vivavoce.serving.cluster import running
 from vivavoce.serving.cluster.deploy import application
 from vivavoce.serving.cluster.figures import ClusterFigures, health_of, metrics_of, queue_of
+from vivavoce.serving.cluster.handover import Held
 from vivavoce.serving.cluster.names import Wish, replica_of, tag_of, wish_of
 from vivavoce.serving.cluster.proxy import GONE, NONE, Farewell, send_at_once
 from vivavoce.serving.cluster.router import FreeRows
@@ -295,6 +296,47 @@ def test_who_waits_is_told_at_once_that_the_server_stops():
         await asyncio.wait_for(stopping, 5)
 
     asyncio.run(go())
+
+
+def test_a_connection_moves_with_all_that_was_said_or_stays():
+    async def go():
+        told, sent = asyncio.Queue(), []
+
+        async def send(message):
+            sent.append(message)
+
+        async def receive():
+            message = await told.get()
+            if message is None:
+                raise ConnectionError("the proxy is dead")
+            return message
+
+        said = [{"type": "websocket.receive", "text": word} for word in "abcd"]
+        moving, staying = (Held(websocket("/api/chat"), receive, send) for _ in range(2))
+        reading = asyncio.create_task(moving.read())
+        for message in said[:2]:
+            told.put_nowait(message)
+        assert await moving.receive() == said[0] and await moving.receive() == said[1]
+        told.put_nowait(said[2])  # which its handler has not taken
+        listening = asyncio.create_task(moving.receive())
+        await asyncio.sleep(0.01)
+        assert await listening == said[2]
+        listening = asyncio.create_task(moving.receive())  # waits while it is moved
+        await asyncio.sleep(0.01)
+        moving.move(line := object())
+        assert (await listening)["type"] == (await moving.receive())["type"] == "websocket.disconnect"
+        await moving.send({"type": "websocket.send"})
+        assert sent == [] and moving.line.result() is line
+        told.put_nowait(said[3])
+        assert [await moving.onward.get() for _ in range(4)] == said
+        reading.cancel()
+        staying.settle()
+        staying_reads = asyncio.create_task(staying.read())
+        told.put_nowait(None)
+        assert (await staying.receive())["type"] == "websocket.disconnect" and staying.early is None
+        await staying_reads
+
+    asyncio.run(asyncio.wait_for(go(), 10))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,11 @@ class Held:
     async def read(self) -> None:
         """Take what the client says, to its end."""
         while True:
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except Exception as error:  # Serve's proxy, which had the connection, has died
+                log.warning("a connection is lost: %s", error)
+                message = LOST
             if self.early is not None:
                 self.early.append(message)
                 self._size += len(message.get("bytes") or message.get("text") or b"")
