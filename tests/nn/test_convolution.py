@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 
 import pytest
 import torch
@@ -134,3 +135,46 @@ def test_a_signal_shorter_than_a_window_gives_no_frame():
     assert conv.frames(lengths).tolist() == [0] * 10 + [1, 1] and conv.frames(3) == 0
     assert conv(torch.randn(1, 3, 1)).shape == (1, 0, 4)
     assert int(ConvTranspose(1, 4, 8, stride=4, left=9, right=0).frames(torch.tensor(1))) == 0
+
+
+def lockstep(module, rows, size, steps, chance):
+    """Rows that begin one step after another, each held now and then: what each heard and gave, and the calls that took
+    rows apart once all had settled."""
+    state, heard, given = module.initial_state(rows), [[] for _ in range(rows)], [[] for _ in range(rows)]
+    apart, found = type(module)._step_apart, []
+    for step in range(steps):
+        x = torch.randn(rows, size, module.inputs, dtype=torch.float64)
+        running = [step >= row and chance.random() < 0.7 for row in range(rows)]
+        late = all(sum(map(len, one)) >= 24 for one in heard)
+
+        def watched(*arguments, late=late):
+            found.extend([True] if late else [])
+            return apart(module, *arguments)
+
+        module._step_apart = watched
+        y, state = module.step(x, state, torch.tensor([size * each for each in running]))
+        for row in range(rows):
+            heard[row] += [x[row]] if running[row] else []
+            given[row].append(y[row, : state.emitted[row]])
+            assert running[row] or not state.emitted[row]
+    del module._step_apart
+    assert late, "rows have not settled"
+    return [torch.cat(one) for one in heard], [torch.cat(one) for one in given], found
+
+
+@pytest.mark.parametrize("options", convolutions(), ids=str)
+def test_rows_of_any_age_go_together_where_some_are_held(options):
+    conv = Conv(4, 6, **options).double()
+    heard, given, apart = lockstep(conv, 5, 2 * conv.stride, 40, random.Random(0))
+    for x, y in zip(heard, given):
+        torch.testing.assert_close(y, conv.step(x[None], conv.initial_state(1))[0][0])
+    assert not apart, f"{len(apart)} steps gathered windows row by row"
+
+
+@pytest.mark.parametrize("cuts", [dict(), dict(left=1, right=2), dict(left=3)])
+def test_rows_go_together_upwards_too(cuts):
+    conv = ConvTranspose(4, 6, 6, 3, **cuts).double()
+    heard, given, apart = lockstep(conv, 5, 4, 40, random.Random(1))
+    for x, y in zip(heard, given):
+        torch.testing.assert_close(y, conv.step(x[None], conv.initial_state(1))[0][0])
+    assert not apart, f"{len(apart)} steps gathered windows row by row"

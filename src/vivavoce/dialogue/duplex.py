@@ -202,7 +202,8 @@ class DuplexRows:
         """Row `row` before its first step; forced: stream -> ids [1, levels] of what it says before it hears."""
         there = {name: ids.to(self.device) for name, ids in forced.items()}
         fresh = self.system.initial_state(1, torch.tensor([seed], device=self.device), there)
-        self.state = self.state.put([row], fresh)
+        with torch.inference_mode():
+            self.state = self.state.put([row], fresh, consume=True)
         self._unheard[row] = seed
 
     @property

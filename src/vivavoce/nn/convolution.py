@@ -7,7 +7,7 @@ floor, as torch counts.
 
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,22 @@ from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.elu import ELU
-from vivavoce.nn.streaming import State, Streaming, lengths_of, take_frames
+from vivavoce.nn.streaming import State, Streaming, held, lengths_of, take_frames
 
 PadMode = Literal["zeros", "replicate", "reflect"]
 
 # oneDNN's channels-last convolution beats copying windows for one matrix product from this many output frames on, and
 # up to this many weights: it rearranges them in every call.
 MANY_FRAMES, MANY_WEIGHTS = 256, 1 << 20
+
+
+class Place(NamedTuple):
+    """What a step does to a row: `count` frames come out; `start`: where the windows of the first one begin, in buffer
+    and new frames side by side; `old`: frames heard before, where the step makes the left padding."""
+
+    count: int
+    start: int
+    old: int | None
 
 
 def at_least_none(frames):
@@ -124,11 +133,30 @@ class Conv(Streaming):
 
     def step(self, x, state, lengths=None, activation: ELU | None = None):
         """As any step; `activation`: of the input, before all else."""
-        new = [x.shape[1]] if lengths is None else lengths.tolist()
         old = state["heard"].tolist()
-        if min(new) == max(new) and min(old) == max(old):
-            return self._step_together(self._joined(state["buffer"], x[:, : new[0]], activation), state, old[0], new[0])
+        new = [x.shape[1]] * len(old) if lengths is None else lengths.tolist()
+        size = max(new, default=0)
+        places = {self._place(age, size) for age in self._ages(old, new)}
+        if len(places) <= 1 and all(count in (0, size) for count in new):
+            place = places.pop() if places else Place(0, 0, None)
+            y, after = self._step_together(self._joined(state["buffer"], x[:, :size], activation), state, place, size)
+            return y, after if min(new, default=0) == size else held(after, state, lengths_of(x, lengths) == 0)
         return self._step_apart(x if activation is None else activation(x), state, lengths_of(x, lengths))
+
+    def _ages(self, old: list[int], new: list[int]) -> set[int]:
+        """How many frames rows that hear new ones have heard, but for whole strides that make no difference."""
+        settled = max(self.wait, self.span - self.left)
+        return {
+            age if age < settled else settled + (age - settled) % self.stride for age, count in zip(old, new) if count
+        }
+
+    def _place(self, old: int, new: int) -> Place:
+        """Where a row that has heard `old` frames stands when it hears `new` more."""
+        before = int(self.emitted_after(old))
+        count = int(self.emitted_after(old + new)) - before
+        pads = old < self.wait <= old + new
+        start = before * self.stride + self.capacity - old - (0 if pads else self.left)
+        return Place(count, start if count else 0, old if pads else None)
 
     def _joined(self, buffer: Tensor, x: Tensor, activation: ELU | None) -> Tensor:
         """The last frames heard and the new ones side by side."""
@@ -139,26 +167,23 @@ class Conv(Streaming):
         activation(x, joined[:, self.capacity :])
         return joined
 
-    def _step_together(self, joined: Tensor, state: State, old: int, new: int) -> tuple[Tensor, State]:
-        """All rows have heard `old` frames and now hear `new` more, which stand in `joined` behind those."""
-        before, after = (int(self.emitted_after(heard)) for heard in (old, old + new))
-        if old < self.wait <= old + new:
+    def _step_together(self, joined: Tensor, state: State, place: Place, new: int) -> tuple[Tensor, State]:
+        """All rows stand in one place and hear `new` frames: those stand in `joined`, behind the ones before."""
+        count, start, old = place
+        if old is not None:
             raw = joined[:, self.capacity - old :]
             ahead = raw[:, :1].expand(-1, self.left, -1)
             if self.pad_mode == "reflect":
                 ahead = raw[:, 1 : self.left + 1].flip(1)
             joined = torch.cat([joined[:, : self.capacity - old], ahead, raw], dim=1)
-        # Frame c of the padded signal stands at c - base.
-        base = self.left + old + new - joined.shape[1]
-        if after > before:
-            start = before * self.stride - base
-            y = self.convolve(joined[:, start : start + (after - before - 1) * self.stride + self.span])
+        if count:
+            y = self.convolve(joined[:, start : start + (count - 1) * self.stride + self.span])
         else:
             y = joined.new_zeros(joined.shape[0], 0, self._width)
         return y, State(
             buffer=joined[:, joined.shape[1] - self.capacity :].clone(),
             heard=state["heard"] + new,
-            emitted=torch.full_like(state["heard"], after - before),
+            emitted=torch.full_like(state["heard"], count),
         )
 
     def _step_apart(self, x: Tensor, state: State, lengths: Tensor) -> tuple[Tensor, State]:
@@ -329,31 +354,33 @@ class ConvTranspose(Streaming):
         return State(buffer=torch.zeros(batch, self.past, self.inputs, **home), heard=zero, emitted=zero)
 
     def step(self, x, state, lengths=None):
-        new = [x.shape[1]] if lengths is None else lengths.tolist()
         old = state["heard"].tolist()
-        together = min(new) == max(new)
-        if together:
-            joined = torch.cat([state["buffer"], x[:, : new[0]]], dim=1)
-            buffer = joined[:, new[0] :].clone() if self.past else state["buffer"]
-            heard = state["heard"] + new[0]
-        else:
-            lengths = lengths_of(x, lengths)
-            joined = torch.cat([state["buffer"], x], dim=1)
-            ahead = torch.arange(joined.shape[1], device=x.device)
-            index = torch.minimum(ahead[None], (lengths + self.past - 1).clamp(min=0)[:, None])
-            joined = take_frames(joined, index)
-            heard = state["heard"] + lengths
-            buffer = take_frames(joined, lengths[:, None] + ahead[None, : self.past])
+        new = [x.shape[1]] * len(old) if lengths is None else lengths.tolist()
+        size = max(new, default=0)
+        skips = {max(0, self.left - age * self.stride) for age, count in zip(old, new) if count}
+        if len(skips) <= 1 and all(count in (0, size) for count in new):
+            joined = torch.cat([state["buffer"], x[:, :size]], dim=1)
+            buffer = joined[:, size:].clone() if self.past else state["buffer"]
+            y = self.spread(joined)[:, skips.pop() if skips else 0 :]
+            after = State(
+                buffer=buffer, heard=state["heard"] + size, emitted=torch.full_like(state["heard"], y.shape[1])
+            )
+            return y, after if min(new, default=0) == size else held(after, state, lengths_of(x, lengths) == 0)
+        return self._step_apart(x, state, lengths_of(x, lengths))
+
+    def _step_apart(self, x: Tensor, state: State, lengths: Tensor) -> tuple[Tensor, State]:
+        """Rows that hear different amounts, or of which different amounts are cut."""
+        joined = torch.cat([state["buffer"], x], dim=1)
+        ahead = torch.arange(joined.shape[1], device=x.device)
+        index = torch.minimum(ahead[None], (lengths + self.past - 1).clamp(min=0)[:, None])
+        joined = take_frames(joined, index)
+        heard = state["heard"] + lengths
+        buffer = take_frames(joined, lengths[:, None] + ahead[None, : self.past])
         y = self.spread(joined)
-        skips = [max(0, self.left - heard * self.stride) for heard in old]
-        if together and min(skips) == max(skips):
-            y = y[:, skips[0] :] if skips[0] else y
-            emitted = torch.full_like(heard, y.shape[1])
-        else:
-            skipped = (self.left - state["heard"] * self.stride).clamp(min=0)
-            emitted = ((heard - state["heard"]) * self.stride - skipped).clamp(min=0)
-            ahead = torch.arange(int(emitted.max()), device=x.device)
-            y = take_frames(y, (skipped[:, None] + ahead).clamp(max=max(y.shape[1] - 1, 0)))
+        skipped = (self.left - state["heard"] * self.stride).clamp(min=0)
+        emitted = (lengths * self.stride - skipped).clamp(min=0)
+        ahead = torch.arange(int(emitted.max()), device=x.device)
+        y = take_frames(y, (skipped[:, None] + ahead).clamp(max=max(y.shape[1] - 1, 0)))
         return y, State(buffer=buffer, heard=heard, emitted=emitted)
 
     def flush(self, state, rows=None):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from vivavoce.errors import RequestError
 
 INFINITE = math.inf
+LARGE = 1 << 16  # values of a tensor of which a copy costs more than all the rest of replacing a row
 
 
 class State(dict):
@@ -58,12 +59,15 @@ class State(dict):
         """The given rows, as a state of their own."""
         return self.map(lambda tensor: tensor[torch.as_tensor(rows, device=tensor.device)])
 
-    def put(self, rows: Sequence[int] | Tensor, other: "State") -> "State":
-        """A copy in which `rows` are replaced by the rows of `other`."""
+    def put(self, rows: Sequence[int] | Tensor, other: "State", consume: bool = False) -> "State":
+        """A copy in which `rows` are replaced by the rows of `other`; consume: large tensors of mine, as rings are, may
+        be overwritten, and I must not be used again."""
+
+        at = torch.as_tensor(rows)
 
         def replace(mine: Tensor, theirs: Tensor) -> Tensor:
-            mine = mine.clone()
-            mine[torch.as_tensor(rows, device=mine.device)] = theirs.to(mine.dtype)
+            mine = mine if consume and mine.numel() >= LARGE else mine.clone()
+            mine[at.to(mine.device)] = theirs.to(mine.dtype)
             return mine
 
         return zip_states(replace, self, other)
@@ -101,6 +105,14 @@ def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [
         torch.cat([t, t.new_zeros(t.shape[0], longest - t.shape[1], *t.shape[2:])], dim=1) for t in tensors
     ]
+
+
+def held(after: State, before: State, rows: Tensor) -> State:
+    """The state `after` a step of all rows as if `rows` [B] bool had not been in it: theirs is as `before` it, and they
+    have emitted nothing."""
+    kept = after.where(rows, before)
+    kept["emitted"] = torch.where(rows, torch.zeros_like(after.emitted), after.emitted)
+    return kept
 
 
 def stack(states: Sequence[State]) -> State:

@@ -76,6 +76,7 @@ def table(found: dict[str, Any]) -> str:
         f"sent to heard          {spread('round_trip_ms')} ms",
         f"added by the server    {spread('added_ms')} ms (the wait for the clock left out)",
         f"  in the first second  {spread('added_cold_ms')} ms; later {spread('added_warm_ms')} ms",
+        f"  within the server    {spread('within_ms')} ms (without carrying and reading on both sides)",
         *(f"  {name:<21}{spread_of(times)} ms" for name, times in found["stages_ms"].items()),
         f"sound late at clients  {found['late_pieces']} of {found['pieces']} pieces",
         f"cores                  server {found['server_cpu']}, clients {found['clients_cpu']}",

@@ -7,7 +7,7 @@ takes connections until the process has no more files, and answers every ping in
 - the head of a request comes in `head` seconds, and what still comes of a body after its answer too (408);
 - a peer that takes nothing of what waits for it for `stall` seconds is cut off; so is one that is to go and does not
   take its last words, or answer a close frame, in `linger` seconds;
-- pongs are not kept for who does not read.
+- pongs are not kept for who does not read; nothing is written to who has gone.
 """
 
 import asyncio
@@ -162,8 +162,14 @@ def protocols(keeper: Doorkeeper) -> tuple[type[H11Protocol], type[WebSocketsSan
             self.stalled = False
             super().resume_writing()
 
+        async def send(self, message: Any) -> None:
+            # To who has gone: asyncio would log each, and a conversation hears of the end by `receive`.
+            if message["type"] == "websocket.send" and self.handshake_complete and self.transport.is_closing():
+                return
+            await super().send(message)
+
         def handle_ping(self) -> None:
-            if self.stalled:
+            if self.stalled or self.transport.is_closing():
                 self.conn.data_to_send()  # the pong, for nobody
             else:
                 super().handle_ping()

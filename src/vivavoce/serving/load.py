@@ -144,7 +144,8 @@ def stages_of(stamps: Mapping[str, Any], trip: float) -> dict[str, float]:
 
     wait: from the arrival of its last sample to when the clock asks for it, which no server can spare; begin: to the
     begin of the step; step; hand over: to the thread that moves bytes; encode; carry: both ways between the programs,
-    with all that reading and writing costs on either side. `added`: all of it but the wait.
+    with all that reading and writing costs on either side. `added`: all of it but the wait; `within`: all but wait and
+    carry, what happens between the arrival of a frame in the server and its answer's leaving for the socket.
     """
     asked = max(stamps["due"], stamps["arrived"])
     wait = asked - stamps["arrived"]
@@ -153,7 +154,7 @@ def stages_of(stamps: Mapping[str, Any], trip: float) -> dict[str, float]:
         stamps["sent"] - stamps["handed"],
     )  # fmt: skip
     return {
-        "index": stamps["index"], "round trip": trip, "added": trip - wait,
+        "index": stamps["index"], "round trip": trip, "added": trip - wait, "within": sum(known[1:]),
         **dict(zip(STAGES, (*known, trip - sum(known)))),
     }
 
@@ -244,6 +245,7 @@ async def run(plan: Plan) -> dict[str, Any]:
         "added_ms": spread([frame["added"] for frame in frames]),
         "added_cold_ms": spread([frame["added"] for frame in frames if frame["index"] < COLD]),
         "added_warm_ms": spread([frame["added"] for frame in frames if frame["index"] >= COLD]),
+        "within_ms": spread([frame["within"] for frame in frames]),
         "stages_ms": {name: spread([frame[name] for frame in frames]) for name in STAGES},
         "waited_ms": spread([person.waited for person in served]),
         "pieces": sum(person.pieces for person in people), "late_pieces": sum(person.late for person in people),

@@ -21,6 +21,7 @@ from vivavoce.serving.settings import ServerSettings
 Post = Callable[[Callable[[], None]], None]
 Input = tuple[np.ndarray, float | None]  # a frame, and when its last sample came
 AS_HEARD = 0.5  # what waits came at the pace at which it is heard, if it took at least so much of its length to come
+CALM = 0.25  # of a frame: the longest wait until sound is sent, before bookkeeping goes on
 AT_ONCE = 8  # conversations that are handed their frames before the network's thread goes on
 SWITCH = 0.0005  # seconds that a thread may keep Python to itself while another waits: a step waits hundreds of times
 
@@ -156,12 +157,12 @@ class Lockstep:
 
     def tick(self, due: float) -> None:
         """One frame of the clock, `due` at that time."""
-        began = time.perf_counter()
+        began, late = time.perf_counter(), self.clock.now() - due
         while self._calls:
             self._run_call(*self._calls.popleft())
         now = self.clock.now()
         if self._live:
-            self.metrics.drift.observe(max(0.0, now - due))
+            self.metrics.drift.observe(max(0.0, late))
             self._step(self._inputs(now), due, now)
             for _ in range(self.settings.catch_up):
                 behind = self._behind()
@@ -175,7 +176,7 @@ class Lockstep:
                     self._live[row].counts.caught_up += 1
                     self._live[row].owed = max(0, self._live[row].owed - 1)
             took = (time.perf_counter() - began) * self.clock.speed
-            self.metrics.frame(now + took - due, self.frame)
+            self.metrics.frame(late + took, self.frame)
         self._deliver(self._live.values())
 
     def _run_call(self, run: Callable[[], None], whose: Conversation | None) -> None:
@@ -254,7 +255,7 @@ class Lockstep:
         early = [one for one in said if one.early]
         for one in early:
             one.conversation.pending.append(one.frame)
-        self._deliver([one.conversation for one in early])
+        self._deliver([one.conversation for one in early], calm=True)
         user = self._turns.step(frames, active)
         for one in said:
             self._judge(one, user[one.conversation.row])
@@ -305,8 +306,9 @@ class Lockstep:
             self.metrics.barge_in_stop.observe(max(0.0, turn.seconds - conversation.broke_in))
             conversation.broke_in = None
 
-    def _deliver(self, conversations: Iterable[Conversation]) -> None:
-        """Hand out what is due, at most `lead` ahead of real time, and close whose time is over."""
+    def _deliver(self, conversations: Iterable[Conversation], calm: bool = False) -> None:
+        """Hand out what is due, at most `lead` ahead of real time, and close whose time is over. calm: do nothing else
+        until it is sent, if that does not take long: two threads that compute in Python are slower than one."""
         now = self.clock.now()
         due: list[tuple[Conversation, list[Frame]]] = []
         over: list[tuple[Conversation, str]] = []
@@ -325,19 +327,27 @@ class Lockstep:
             if reason := self._over(conversation, now):
                 over.append((conversation, reason))
         if due or over:
-            self.post(lambda: self._hand_out(due, over))
+            sent = threading.Event()
+            self.post(lambda: self._hand_out(due, over, sent.set))
+            if calm and threading.current_thread() is self._thread:
+                sent.wait(CALM * self.frame)
 
-    def _hand_out(self, due: list[tuple[Conversation, list[Frame]]], over: list[tuple[Conversation, str]]) -> None:
+    def _hand_out(
+        self, due: list[tuple[Conversation, list[Frame]]], over: list[tuple[Conversation, str]],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         """In the network's thread: a row that has been given to somebody else meanwhile gets nothing of before. A few
-        at a time, so that the first are heard while the last are still being encoded."""
+        at a time, so that the first are heard while the last are still being encoded; `then`, when all are sent."""
         for conversation, frames in due[:AT_ONCE]:
             if self.generations[conversation.row] == conversation.generation:
                 conversation.deliver(frames)
         if due[AT_ONCE:]:
-            self.post(lambda: self._hand_out(due[AT_ONCE:], over))
+            self.post(lambda: self._hand_out(due[AT_ONCE:], over, then))
             return
         for conversation, reason in over:
             conversation.close(reason)
+        # Who was woken here sends in the loop's next round.
+        self.post(lambda: self.post(then))
 
     def _leave_out_silence(self, conversation: Conversation) -> None:
         """Frames of silence that wait go, so that an answer to a burst of input is not heard late for ever after."""
