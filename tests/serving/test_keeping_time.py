@@ -52,25 +52,25 @@ def test_a_frame_says_when_what_happened_to_it():
     run(go())
 
 
-def test_rows_that_nobody_has_are_stepped_where_no_row_needs_to_be_held_then():
+def test_a_step_costs_what_those_who_talk_need():
     async def go():
-        bench = Bench(rows=4)
-        rows, seen = bench.lockstep.rows, []
-        inner = rows.step
-
-        def step(frames, active):
-            seen.append(active.tolist())
-            return inner(frames, active)
-
-        rows.step, rows.together = step, True
-        first, second = [await bench.core.open(ME) for _ in range(2)]
-        for late in (False, True):
-            first.hear(noise(1))
-            if not late:
-                second.hear(noise(2))
+        bench = Bench(vivavoce.load("mini"), rows=8)
+        bench.lockstep.warm_up()
+        size, sizes, there = bench.core.frame_size, [], []
+        for joins in (1, 1, 3, 0, -1, -3, 0):
+            there += [await bench.core.open(ME) for _ in range(joins)]
+            for _ in range(-joins):
+                there.pop(0).close()
+            for conversation in there:
+                conversation.hear(noise(1, size))
             bench.tick()
-        assert seen == [[True] * 4, [True, False, False, False]]
-        assert len(taken(first)) == 2 and len(taken(second)) == 1
+            sizes.append((len(there), bench.lockstep.rows.state.batch))
+        assert sizes == [(1, 2), (2, 2), (5, 8), (5, 8), (4, 8), (1, 8), (1, 8)]  # the last one to come stays
+        assert (await bench.core.open(ME)).row == 0
+        bench.tick()
+        there[0].close()
+        bench.tick()
+        assert bench.lockstep.rows.state.batch == 2
 
     run(go())
 

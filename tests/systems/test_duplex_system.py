@@ -75,6 +75,34 @@ def test_rows_in_lockstep_are_conversations_of_their_own(model):
         assert same(said[row], alone), f"row {row}"
 
 
+def test_rows_that_are_released_and_come_again_change_nothing_for_others(model):
+    signals = {row: frames(16, 20 + row) for row in range(8)}
+    rows, begun, said, sizes = model.duplex_rows(8), {}, {}, []
+    for row in range(8):
+        rows.release(row)
+    for tick in range(16):
+        for row in {0: [1], 3: [0], 5: [6], 9: [3], 12: [7]}.get(tick, []):
+            rows.reset(row, seed=row)
+            begun[row], said[row] = tick, []
+        for row in {8: [6], 10: [3, 0]}.get(tick, []):
+            rows.release(row)
+            del begun[row]
+        here = np.zeros((8, FRAME), np.float32)
+        for row, first in begun.items():
+            here[row] = signals[row][tick - first]
+        outputs = rows.step(here, [row in begun for row in range(8)])
+        assert [row for row, out in enumerate(outputs) if out is not None] == sorted(begun)
+        for row in begun:
+            said[row].append(outputs[row])
+        sizes.append(rows.state.batch)
+    assert sizes == [2] * 5 + [8] * 3 + [4] * 4 + [8] * 4
+    assert {row: len(outs) for row, outs in said.items()} == {1: 16, 0: 7, 6: 3, 3: 1, 7: 4}
+    for row, outs in said.items():
+        assert same(outs, run(model.duplex(row), signals[row][: len(outs)]))
+    with pytest.raises(RequestError, match="row 5 has been released"):
+        rows.step(np.zeros((8, FRAME), np.float32), [row == 5 for row in range(8)])
+
+
 def test_a_held_row_keeps_its_state_to_the_bit(model):
     rows = model.duplex_rows(2)
     rows.step(frames(2), [True, True])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import AudioError, RequestError
-from vivavoce.nn.streaming import State
+from vivavoce.nn.streaming import State, stack
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,8 @@ class DuplexRows:
     """`rows` conversations in lockstep with `system`, a full-duplex model (see `vivavoce.systems.duplex_system`).
 
     `frame_size` samples a step at `sample_rate` Hz. `seeds`: one a row (default: 0, 1, …), whole numbers of 64 bits.
+    What a step costs goes by the last row that is needed: `release` rows that are not.
     """
-
-    together = True  # a step of every row needs no masks and is quicker: rows that nobody needs may as well be active
 
     def __init__(self, system: Any, rows: int, seeds: Sequence[int] | None = None):
         self.system, self.rows = system, whole(rows, "duplex needs at least one row: rows", 1)
@@ -121,6 +120,7 @@ class DuplexRows:
             raise RequestError(f"{len(given)} seeds for {rows} rows: give one a row")
         self.seeds = torch.tensor([seed_of(seed) for seed in given], dtype=torch.int64, device=self.device)
         self.state: State = system.initial_state(rows, self.seeds)
+        self._released: set[int] = set()
         self._script = [Script() for _ in range(rows)]
         self._prompts: dict[int, Prompt] = {}
         self._unheard = dict(enumerate(self.seeds.tolist()))  # rows without a step, and their seeds
@@ -130,7 +130,7 @@ class DuplexRows:
         where the row still reads its prompt (what it should have heard meanwhile is lost).
 
         Raises `AudioError` for a wrong shape or samples that are not finite, naming the row, `RequestError` for what
-        is no array of numbers, and for `active` of another shape.
+        is no array of numbers, for `active` of another shape, and for a row that has been released.
         """
         frames = _tensor(frames, torch.float32, "frames")  # checked and chosen from on the CPU
         if frames.shape != (self.rows, self.frame_size):
@@ -138,9 +138,13 @@ class DuplexRows:
                 f"duplex step: frames {tuple(frames.shape)}; expected [{self.rows}, {self.frame_size}] "
                 f"({self.frame_size / self.sample_rate * 1000:.0f} ms at {self.sample_rate} Hz)"
             )
-        mask = torch.ones(self.rows, dtype=torch.bool) if active is None else _tensor(active, torch.bool, "active")
+        needed = torch.tensor([row not in self._released for row in range(self.rows)])
+        mask = needed.clone() if active is None else _tensor(active, torch.bool, "active")
         if mask.shape != (self.rows,):
             raise RequestError(f"duplex step: active {tuple(mask.shape)}; expected [{self.rows}], one a row")
+        if bool((mask & ~needed).any()):
+            row = int((mask & ~needed).nonzero()[0])
+            raise RequestError(f"duplex step: row {row} has been released: reset it before it is active again")
         finite = torch.isfinite(frames).all(1)
         if not bool((finite | ~mask).all()):
             row = int((~finite & mask).nonzero()[0])
@@ -159,11 +163,13 @@ class DuplexRows:
             frames[row], mask[row] = prompt.samples[prompt.at], True
         self._unheard = {row: seed for row, seed in self._unheard.items() if not mask[row]}
         forced, thresholds = self._forced(mask)
-        there = {name: ids.to(self.device) for name, ids in forced.items()}
-        limits = None if thresholds is None else thresholds.to(self.device)
+        there = {name: ids[: self.state.batch].to(self.device) for name, ids in forced.items()}
+        limits = None if thresholds is None else thresholds[: self.state.batch].to(self.device)
+        runs = mask[: self.state.batch].clone()
+        runs[[row for row in self._released if row < len(runs)]] = True  # nobody minds, and it spares holding them
         with torch.inference_mode():
             spoken, self.state = self.system.step(
-                frames.to(self.device), self.state, mask.to(self.device), there, limits
+                frames[: len(runs)].to(self.device), self.state, runs.to(self.device), there, limits
             )
         spoken = replace(spoken, audio=spoken.audio.cpu(), tokens={n: ids.cpu() for n, ids in spoken.tokens.items()})
         if self.system.interaction.writes in forced:
@@ -198,8 +204,30 @@ class DuplexRows:
             self._prompts[row] = Prompt(samples, ids)
             del self._unheard[row]
 
+    def release(self, row: int) -> None:
+        """Nobody needs row `row` until it is reset. Where only few of the first rows are needed, steps become cheaper."""
+        self._released.add(self._row(row))
+        self._script[row] = Script()
+        self._prompts.pop(row, None)
+        self._unheard.pop(row, None)
+        most = 1 + max((each for each in range(self.rows) if each not in self._released), default=0)
+        if most <= self.state.batch // 4:  # not at once: somebody else may come
+            with torch.inference_mode():
+                self.state = self.state.take(range(2 * most))
+
+    def _wake(self, row: int) -> None:
+        """Row `row` has a state, whatever it holds."""
+        self._released.discard(row)
+        there = self.state.batch
+        if row >= there:
+            more = min(self.rows, 1 << row.bit_length()) - there
+            seeds = torch.zeros(more, dtype=torch.int64, device=self.device)
+            with torch.inference_mode():
+                self.state = stack([self.state, self.system.initial_state(more, seeds)])
+
     def _begin(self, row: int, seed: int, forced: Mapping[str, Tensor]) -> None:
         """Row `row` before its first step; forced: stream -> ids [1, levels] of what it says before it hears."""
+        self._wake(row)
         there = {name: ids.to(self.device) for name, ids in forced.items()}
         fresh = self.system.initial_state(1, torch.tensor([seed], device=self.device), there)
         with torch.inference_mode():

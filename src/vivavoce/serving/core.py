@@ -225,6 +225,7 @@ class Core:
         self.lockstep.leave(conversation)
         self.lockstep.generations[conversation.row] += 1
         self.lockstep.free.append(conversation.row)
+        self.lockstep.free.sort(reverse=True)  # the first rows are had first: a step costs what the last one makes it
         self.live.pop(conversation.id, None)
         self._resumable.pop(conversation.token, None)
         self.metrics.ended.labels(self.name, reason).inc()

@@ -83,6 +83,7 @@ class Lockstep:
         def go() -> None:
             if self._live.get(conversation.row) is conversation:
                 del self._live[conversation.row]
+                self.rows.release(conversation.row)
 
         self.call(go)
 
@@ -96,11 +97,12 @@ class Lockstep:
 
     def warm_up(self) -> None:
         """Do once what costs more the first time, while nobody waits for it; before `start`."""
-        frames = np.zeros((self.rows.rows, self.rows.frame_size), np.float32)
+        frames, everybody = np.zeros((self.rows.rows, self.rows.frame_size), np.float32), range(self.rows.rows)
         for _ in range(3):
-            if getattr(self.rows, "together", False):  # each row is reset before somebody has it
-                self.rows.step(frames)
+            self.rows.step(frames)
             self._turns.step(frames, np.ones(self.rows.rows, bool))
+        for row in everybody:  # each is reset before somebody has it
+            self.rows.release(row)
 
     def start(self) -> None:
         """Begin to step."""
@@ -242,10 +244,8 @@ class Lockstep:
         active = np.zeros(self.rows.rows, bool)
         for row, (frame, _) in inputs.items():
             frames[row], active[row] = frame, True
-        # Free rows may be stepped, being reset before anybody has them: then no row has to be held.
-        everybody = getattr(self.rows, "together", False) and len(inputs) == len(self._live)
         began = time.perf_counter()
-        outs = self.rows.step(frames, np.ones_like(active) if everybody else active)
+        outs = self.rows.step(frames, active)
         took = time.perf_counter() - began
         self._expected = 0.9 * self._expected + 0.1 * took
         self.metrics.stepped(took)
