@@ -135,6 +135,8 @@ def test_all_together_have_what_the_process_can_open():
     upgrade("/api/chat").replace(b"GET", b"HEAD", 1), upgrade("/v1/realtime").replace(b"GET", b"get", 1),
     upgrade("/v1/live/sessions?" + "a=b&" * 3000), upgrade("/v1/realtime", [(f"X-{at}", "y") for at in range(150)]),
     upgrade("/v1/realtime", [("Cookie", "x" * 9000)]), upgrade("/v1/realtime", key="é"),
+    upgrade("/v1/realtime", [("Sec-WebSocket-Protocol", "é")]),
+    upgrade("/v1/realtime", [("Sec-WebSocket-Extensions", "é; é")]),
 ])  # fmt: skip
 def test_an_opening_that_cannot_be_read_is_answered(door, opening):
     port, _, _ = door

@@ -205,7 +205,7 @@ class DuplexRows:
             del self._unheard[row]
 
     def release(self, row: int) -> None:
-        """Nobody needs row `row` until it is reset. Where only few of the first rows are needed, steps become cheaper."""
+        """Nobody needs row `row` until it is reset. Where few of the first rows are needed, steps become cheaper."""
         self._released.add(self._row(row))
         self._script[row] = Script()
         self._prompts.pop(row, None)

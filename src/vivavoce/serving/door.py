@@ -29,6 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol  # noqa: E402
 from websockets.exceptions import InvalidState  # noqa: E402
 
+OPENING = ("sec-websocket-", "upgrade", "connection")  # headers that `websockets` reads, and cites when they are wrong
 SPARE = 64  # files that a process needs besides its connections
 NOISE = (
     "Invalid HTTP request received", "Invalid UTF-8 sequence received", "Unsupported upgrade request",
@@ -175,7 +176,8 @@ def protocols(keeper: Doorkeeper) -> tuple[type[H11Protocol], type[WebSocketsSan
                 super().handle_ping()
 
         def handle_connect(self, event: Any) -> None:
-            if "".join(event.headers.get_all("Sec-WebSocket-Key")).isascii():
+            read = [value for name, value in event.headers.raw_items() if name.lower().startswith(OPENING)]
+            if "".join(read).isascii():
                 super().handle_connect(event)  # else `websockets` would take the fault for its own
 
         def data_received(self, data: bytes) -> None:

@@ -31,7 +31,7 @@ DIALECTS = ("moshi", "realtime", "beta", "live", "rest", "page")
 SPEED, AT_ONCE = 4.0, 12
 SETTINGS = {
     "rows": 10, "queue": 4, "queue_wait": 12.0, "idle": 12.0, "session": 1e9, "grace": 1.0, "crowded": 0.5, "gap": 60.0,
-    "stale": 1e9,
+    "stale": 1e9, "lead": 1e9, "ring": 600.0,
 }  # fmt: skip
 PATIENCE = Patience(head=2.0, stall=4.0, linger=2.0)
 LIMITS = Limits(conversations=1000, message=2**20, body=2**20)
@@ -65,7 +65,7 @@ def serving(model: Any = "echo", settings: dict[str, Any] | None = None, limits:
     core = Core(made, made.name, ServerSettings(**{**SETTINGS, **(settings or {})}), Clock(speed))
     loops: list[asyncio.AbstractEventLoop] = []
     server = Server(core, Access(limits=limits), drain=0.0, ready=lambda: loops.append(asyncio.get_running_loop()))
-    chosen = {"door": PATIENCE, "ws_ping_interval": 5.0, "ws_ping_timeout": 10.0, **options}
+    chosen = {"door": PATIENCE, "ws_ping_interval": 5.0, "ws_ping_timeout": 25.0, **options}
     with running(create_app(server), **chosen) as port:
         yield port, server, loops[0]
 

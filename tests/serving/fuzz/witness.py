@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from vivavoce.serving.sound_formats import bytes_of, samples_of
 
 FRAME, RATE = 1920, 24_000
+AHEAD = 200  # frames that may be unanswered
 
 
 class Witness:
@@ -36,6 +37,8 @@ class Witness:
             self.said.append(block)
             audio = base64.b64encode(bytes_of(block)).decode()
             await self._socket.send(json.dumps({"type": "session.input_audio.append", "audio": audio}))
+            while len(self.said) - len(self.heard) > AHEAD:  # of a machine that is too slow for this clock
+                await asyncio.sleep(0.02)
             await asyncio.sleep(max(0.0, began + len(self.said) * FRAME / RATE / self.speed - time.monotonic()))
 
     async def _hear(self) -> None:
