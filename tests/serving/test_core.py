@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,23 @@ def test_waiting_people_know_their_place_and_are_served_in_order():
         second.close()
         (await waiting[1]).close()
         assert order == [1, 2] and bench.lockstep.free == [0]
+
+    run(go())
+
+
+def test_a_row_that_comes_free_when_the_wait_is_over_is_somebody_elses():
+    async def go():
+        bench = Bench(rows=1, queue_wait=0.1)
+        first = await bench.core.open(ME)
+        waits = asyncio.create_task(bench.core.open(ME))
+        await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_soon(first.close)
+        time.sleep(0.15)  # both happen in the loop's next round, the row before the end of the wait
+        with pytest.raises(Refused) as refused:
+            await waits
+        assert refused.value.code == "queue_timeout"
+        assert bench.core._promised == 0 and bench.core.vacant == 1
+        (await bench.core.open(ME)).close()
 
     run(go())
 

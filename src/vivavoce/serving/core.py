@@ -174,6 +174,7 @@ class Core:
             async with asyncio.timeout(self.settings.queue_wait / self.clock.speed):
                 await place.turn
         except TimeoutError:
+            self._pass_on(place)  # a row may have come free in this very moment
             self.metrics.refused.labels(self.name, "queue_timeout").inc()
             waited = self.settings.queue_wait
             raise Refused("queue_timeout", f"no row came free in {waited:.0f} s: try again later", waited) from None

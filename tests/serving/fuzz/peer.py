@@ -101,10 +101,10 @@ class Peer:
         if self.case.leaves == "close" and not self.ended and self.status == 101:
             self.writer.write(frame(CLOSE, struct.pack(">H", 1000)))
             try:
-                async with asyncio.timeout(10.0):
+                async with asyncio.timeout(BOUND):  # it may have gone into a frame that has not ended yet
                     await self.until(lambda: False)
             except TimeoutError:
-                raise Fault(f"no end 10 s after a goodbye: {self.seen()}") from None
+                raise Fault(f"no end {BOUND:.0f} s after a goodbye: {self.seen()}") from None
         if self.case.leaves == "reset" and (made := transport.get_extra_info("socket")) is not None:
             with contextlib.suppress(OSError):
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
