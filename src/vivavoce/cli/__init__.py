@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": ("replay", "Have a model hear recorded conversations again; compare."),
     "data": ("data", "Make, import and inspect corpora."),
     "tokenize": ("tokenize", "Turn a corpus into a store of tokens."),
+    "doctor": ("doctor", "Say what is wrong with a corpus, store, recipe or run."),
     "resynth": ("resynth", "Send audio through a tokenizer and back."),
     "encode": ("resynth", "Write the tokens of audio to a compact file."),
     "decode": ("resynth", "Turn a compact file of tokens back into audio."),
