@@ -1,17 +1,14 @@
 """Recognisers by name: pocketsphinx on real speech, our own, and published formats against transformers."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 import vivavoce
+from published_models import ctc_recogniser
 from vivavoce.audio import Audio
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.evaluation.transcribers import load_transcriber
-
-LETTERS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {chr(97 + i): 5 + i for i in range(26)}
 
 
 def sentence():
@@ -21,23 +18,9 @@ def sentence():
 @pytest.fixture(scope="module")
 def ctc(tmp_path_factory):
     """A small wav2vec 2.0 with a CTC head and its processor, in transformers' format, and both in memory."""
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("ctc")
-    vocabulary = folder / "vocab.json"
-    vocabulary.write_text(json.dumps(LETTERS))
-    config = transformers.Wav2Vec2Config(
-        vocab_size=len(LETTERS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.Wav2Vec2ForCTC(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)  # so that letters change from frame to frame
-    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(vocabulary))
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
-    processor = transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    model, processor = ctc_recogniser(folder)
     return folder, model, processor
 
 

@@ -10,7 +10,7 @@ from proves import proves
 from vivavoce.cli import main
 from vivavoce.data.recorded_tokens import clips_of, played, record, split_speakers
 from vivavoce.data.store import TokenStore
-from vivavoce.errors import DataError, RecipeError
+from vivavoce.errors import DataError, RecipeError, RequestError
 from vivavoce.evaluation import task
 from vivavoce.evaluation.harness import collect
 from vivavoce.evaluation.unit_likelihood import MODEL, ngrams
@@ -58,9 +58,19 @@ def test_one_command_trains_and_one_evaluates(trained, pack, run, tmp_path):
     costs = {row["group"]: row["value"] for row in rows if row["metric"] == "nats a unit"}
     assert set(costs) > {MODEL} and [name[0] for name in costs if name != MODEL] == list("12345")
     assert all(0.5 < value < np.log(16) + 0.2 for value in costs.values())
+    saved = [row for row in rows if row["metric"] == "nats saved"]
+    assert [row["group"].split("-")[0] for row in saved[:3]] == [f"against {order}" for order in (1, 2, 3)]
+    for row in saved:
+        assert row["value"] == pytest.approx(costs[row["group"].removeprefix("against ")] - costs[MODEL])
     pairs = {(row["metric"], row["group"].split(" ")[0]): row for row in rows if row["unit"] == "%"}
     assert pairs["pieces exchanged within the clip", "2-gram"]["value"] == 50.0, "pairs of neighbours tell nothing"
     assert pairs["pieces exchanged within the clip", MODEL]["count"] >= 8
+    ahead, mine, theirs = (
+        pairs[f"pieces exchanged within the clip{more}", group]
+        for more, group in ((", ahead", "of"), ("", MODEL), ("", "3-gram"))
+    )
+    overlap = mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"]
+    assert ahead["note"].endswith("do not lie apart" if overlap else "intervals lie apart")
     # the same command goes on with finished work
     assert run("train", trained, "--device", "cpu")[0] == 0
     assert len(read_metrics(trained / "metrics.jsonl")) == len(metrics)
@@ -167,3 +177,5 @@ def test_tokens_can_stand_in_a_store(pack, tmp_path, run):
 def test_only_a_system_with_units_is_asked(pack, run):
     code, said = run("eval", "mini", "--task", "unit_likelihood", "--data", pack, "--device", "cpu")
     assert code == 2 and "no phase 'lm'" in said.err
+    with pytest.raises(RequestError, match="order"):
+        task("unit_likelihood", order=2)  # it is a trigram that is to be beaten

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vivavoce.errors import DataError, RequestError
 from vivavoce.evaluation.harness import Item, Result, Scored, Task
@@ -50,7 +51,7 @@ class UnitLikelihood(Task):
         piece_to: float = 0.5,
         shortest: float = 2.5,
         clips: Positive = 4,
-        order: Positive = 5,
+        order: Annotated[int, Field(ge=3)] = 5,
         batch: Positive = 16,
         seed: int = 0,
     ):
@@ -175,20 +176,23 @@ class UnitLikelihood(Task):
         for judge in (MODEL, *best.values()):
             results.append(self._row("nats a unit", judge, costs[judge], higher_is_better=False))
         rival = min(best.values(), key=lambda judge: costs[judge].value)
-        gain = table.difference(f"{rival}/nats", f"{MODEL}/nats", "units")
-        results.append(self._row("nats saved", f"against {rival}", gain, target=0.0))
+        for judge in dict.fromkeys((*(best[n] for n in sorted(best) if n <= 3), rival)):
+            gain = table.difference(f"{judge}/nats", f"{MODEL}/nats", "units")
+            results.append(self._row("nats saved", f"against {judge}", gain, target=0.0))
         shown = [MODEL, best[2], best[3], *(judge for judge in (best[max(best)], rival) if judge != best[3])]
         for kind, title in KINDS.items():
             if not table.sum(f"{kind}/pairs"):
                 continue
-            for judge in dict.fromkeys(shown):
-                results.append(self._row(title, judge, table.ratio(f"{judge}/{kind}", f"{kind}/pairs"), unit="%"))
+            shares = {judge: table.ratio(f"{judge}/{kind}", f"{kind}/pairs") for judge in dict.fromkeys(shown)}
+            results += [self._row(title, judge, share, unit="%") for judge, share in shares.items()]
             ahead = table.difference(f"{MODEL}/{kind}", f"{best[3]}/{kind}", f"{kind}/pairs")
-            results.append(self._row(f"{title}, ahead", f"of {best[3]}", ahead, unit="%", target=0.0))
+            apart = shares[MODEL].low > shares[best[3]].high or shares[MODEL].high < shares[best[3]].low
+            note = f"over speakers; the two intervals {'do not ' if not apart else ''}lie apart"
+            results.append(self._row(f"{title}, ahead", f"of {best[3]}", ahead, unit="%", target=0.0, note=note))
         return results
 
     def _row(self, metric: str, group: str, found: Estimate, unit: str = "", **more: Any) -> Result:
-        return Result.of(self.name, metric, group, found, unit, note="interval over speakers", **more)
+        return Result.of(self.name, metric, group, found, unit, **{"note": "interval over speakers", **more})
 
 
 class _Table:
