@@ -56,6 +56,17 @@ def test_own_sentences_and_scripts_with_augmentation(run, tmp_path):
     assert vivavoce.read(dialogue.path).channels == 2 and dialogue.speaker == "espeak_fr+espeak_de"
 
 
+def test_turns_join_a_corpus_and_are_listed_alone(run, tmp_path):
+    out, voices = tmp_path / "corpus", ("--voices", "espeak:en-us,espeak:en", "--processes", 1)
+    assert run("synth", out, "--kind", "dialogues", "--count", 1, *voices)[0] == 0
+    code, said, _ = run("synth", out, "--kind", "turns", "--count", 1, "--sample-rate", 16000, "--seed", 5, *voices)
+    assert code == 0 and "2 clips, 1 made now" in said
+    (row,) = [json.loads(line) for line in (out / "data.jsonl").read_text().splitlines()]
+    audio = vivavoce.read(out / row["path"])
+    assert row["path"] == "audio/turns/00000.wav" and (audio.channels, audio.sample_rate) == (2, 16000)
+    assert json.loads((out / "audio/turns/00000.json").read_text())["alignments"][0][2] == "SPEAKER_OTHER"
+
+
 def test_import_reports_what_it_skips(run, pack, tmp_path):
     (tmp_path / "audio").mkdir()
     source = next((pack / "audio" / "an4").glob("*.flac"))
@@ -96,6 +107,8 @@ def test_voices(run):
         (("synth", "OUT", "--name", "/x", "--voices", "espeak:en"), 2, "'/x/"),
         (("synth", "OUT", "--kind", "dialogues", "--texts", "ESCAPE"), 2, "'../../escaped/x'"),
         (("synth", "OUT", "--kind", "dialogues", "--texts", "LIST"), 2, "list.jsonl, line 1"),
+        (("synth", "OUT", "--kind", "turns", "--texts", "LIST"), 2, "leave out --texts"),
+        (("synth", "OUT", "--kind", "turns", "--voices", "espeak:en"), 2, "two voices"),
         (("import", "EMPTY", "-o", "OUT", "--layout", "vctk"), 1, "vctk"),
         (("import", "BAD", "-o", "OUT", "--license", "x", "--source", "y"), 1, "none of its 1 files"),
         (("lhotse", "BAD", "-o", "CUTS"), 2, "--license"),
@@ -125,3 +138,21 @@ def test_one_line_for_what_is_wrong(run, tmp_path, arguments, code, says):
     assert all(line.startswith("skipped ") for line in skipped)
     assert not (tmp_path / "cuts.jsonl.gz").exists() and not (tmp_path / "out.jsonl" / "manifest.jsonl").exists()
     assert not list(tmp_path.rglob("*.flac"))
+
+
+def test_words_are_timed_and_dialogues_written_for_moshi_finetune(run, tmp_path):
+    talks = tmp_path / "talks"
+    assert run("synth", talks, "--kind", "dialogues", "--count", 1, "--processes", 1)[0] == 0
+    (clip,) = read_manifest(talks / "manifest.jsonl")
+    row = {"id": "x", "audio": str(clip.path), "duration": 1, "license": "l", "source": "s", "channels": 2}
+    (tmp_path / "untimed.jsonl").write_text(json.dumps(row) + "\n")
+    code, said, err = run("stereo", tmp_path / "untimed.jsonl", "-o", tmp_path / "none")
+    assert code == 1 and "'vivavoce data align' finds them" in err
+    code, said, _ = run("stereo", talks, "-o", tmp_path / "out")
+    assert code == 0 and "out/data.jsonl: 1 dialogues" in said
+    code, said, _ = run("stats", tmp_path / "out", "--json")
+    assert code == 0 and json.loads(said)["groups"][0]["with_words"] == 1
+    code, said, _ = run("align", talks, "-o", tmp_path / "again.jsonl", "--by", f"textgrid:{talks}")
+    assert code == 0 and "1 clips, 0 aligned now" in said  # the synthesizer said when each word is said
+    assert run("align", talks, "-o", tmp_path / "a.jsonl", "--by", "whisper")[0] == 2
+    assert run("align", talks, "-o", tmp_path / "a.json", "--by", "pocketsphinx")[0] == 2

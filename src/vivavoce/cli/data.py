@@ -1,13 +1,13 @@
-"""`vivavoce data`: make a corpus by offline synthesis, bring one in, convert to and from lhotse, count it."""
+"""`vivavoce data`: make a corpus by offline synthesis, bring one in, time its words, convert it, count it."""
 
 from typing import Any
 
 import typer
 
-from vivavoce.cli.options import report_skipped
+from vivavoce.cli.options import DEVICE, report_skipped
 
 GROUP = typer.Typer(help="Make, import and inspect corpora.", no_args_is_help=True, rich_markup_mode=None)
-KINDS = ("digits", "sentences", "dialogues")
+KINDS = ("digits", "sentences", "dialogues", "turns")
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 @GROUP.command()
 def synth(
     out: str = typer.Argument(..., help="Folder for the audio and its manifest.jsonl; a second call goes on."),
-    kind: str = typer.Option("digits", help="digits, sentences (with --texts) or dialogues (two channels)."),
+    kind: str = typer.Option(
+        "digits", help="digits, sentences (with --texts), dialogues (two channels) or turns (stereo wav and JSON)."
+    ),
     texts: str = typer.Option(None, help="Sentences, one a line; or dialogue scripts, a JSON object a line."),
     voices: str = typer.Option("espeak:en-us,espeak:en", help="Voices with commas between; 'data voices' lists them."),
     variants: str = typer.Option("", help="espeak-ng timbres (f1,m3,klatt) for each of its voices; 'all' for every."),
@@ -26,7 +28,7 @@ def synth(
     count: int = typer.Option(10, min=1, help="How many dialogues are made up where no --texts are given."),
     rate: str = typer.Option("1", help="Speaking rate, a ratio or a range LOW:HIGH."),
     pitch: str = typer.Option("1", help="Pitch, a ratio or a range LOW:HIGH."),
-    sample_rate: int = typer.Option(None, min=1000, help="Hz of the files; default: the voice's (dialogues 24000)."),
+    sample_rate: int = typer.Option(None, min=1000, help="Hz of the files; default: the voice's (two channels 24000)."),
     margin: float = typer.Option(None, min=0, max=60, help="Seconds of silence kept around speech; default: as made."),
     augment: str = typer.Option(None, help="YAML file with a recipe of effects: {noise: {snr: [3, 40]}, ...}."),
     name: str = typer.Option(None, help="First part of every id; default: the kind."),
@@ -38,7 +40,7 @@ def synth(
 
     espeak-ng or flite speak; out come flac files and a manifest with the words' times.
     """
-    from vivavoce.data import dialogues, spoken
+    from vivavoce.data import dialogues, spoken, turn_taking
     from vivavoce.data.sums import DIGITS
     from vivavoce.errors import DataError, RequestError
 
@@ -48,7 +50,13 @@ def synth(
         raise RequestError("--kind sentences: give the sentences with --texts FILE, one a line")
     speakers = _speakers(voices, variants)
     recipe = _recipe(augment)
-    if kind == "dialogues":
+    if kind == "turns":
+        if texts is not None:
+            raise RequestError("--kind turns makes up what is said: leave out --texts, or take --kind dialogues")
+        shared = {"sample_rate": sample_rate or 24_000, "augment": recipe}
+        scripts = turn_taking.question_dialogues(count, speakers, name or kind, seed, **shared)
+        made = turn_taking.make(scripts, out, processes, source=source)
+    elif kind == "dialogues":
         shared = {"sample_rate": sample_rate or 24_000, "augment": recipe}
         if texts is None:
             scripts = dialogues.generate(count, speakers, name or kind, seed, **shared)
@@ -111,6 +119,54 @@ def bring(
     check_ids(corpus.clips, place)
     count = write_manifest(out, corpus.clips)
     typer.echo(f"{out}: {count} clips, {corpus.hours:.3f} hours, {len(corpus.skipped)} skipped")
+
+
+@GROUP.command()
+def align(
+    place: str = typer.Argument(..., help="A corpus whose clips, or their turns, have texts."),
+    out: str = typer.Option(..., "-o", "--out", help="The manifest to write (.jsonl); a second call goes on."),
+    by: str = typer.Option("pocketsphinx", help="pocketsphinx, ctc:MODEL (directory or hub id), or textgrid:FOLDER."),
+    transcribe: bool = typer.Option(False, "--transcribe", help="Recognise what has no text."),
+    license: str = typer.Option(None, help="Licence for rows that say none; a plain folder needs it."),
+    source: str = typer.Option(None, help="Source for rows that say none; a plain folder needs it."),
+    device: str = DEVICE,
+) -> None:
+    """Find when each word is said, and write a manifest that says it.
+
+    Turns are aligned one by one, each in its channel. Clips whose text does not fit are reported, skipped and counted.
+    """
+    from vivavoce.cli.options import placed
+    from vivavoce.data.align import align as run
+    from vivavoce.data.corpora import open_corpus
+
+    corpus = open_corpus(place, license=license, source=source)
+    _require_some(corpus, place)
+    made = run(corpus.clips, by, out, transcribe, placed(device)["device"])
+    report_skipped(made.skipped)
+    skipped = len(corpus.skipped) + len(made.skipped)
+    typer.echo(f"{out}: {made.rows} clips, {made.fresh} aligned now, {skipped} skipped")
+
+
+@GROUP.command()
+def stereo(
+    place: str = typer.Argument(..., help="A corpus of two channels with words' times ('align' finds them)."),
+    out: str = typer.Option(..., "-o", "--out", help="Folder for data.jsonl, wav and JSON; a second call goes on."),
+    license: str = typer.Option(None, help="Licence for rows that say none; a plain folder needs it."),
+    source: str = typer.Option(None, help="Source for rows that say none; a plain folder needs it."),
+) -> None:
+    """Write dialogues as moshi-finetune takes them.
+
+    Stereo wav, the model's speaker left and the user right, and beside each the words with their times as JSON.
+    """
+    from vivavoce.data.corpora import open_corpus
+    from vivavoce.data.stereo_dialogues import LIST, write_stereo
+
+    corpus = open_corpus(place, license=license, source=source)
+    _require_some(corpus, place)
+    made = write_stereo(corpus.clips, out)
+    report_skipped(made.skipped)
+    skipped = len(corpus.skipped) + len(made.skipped)
+    typer.echo(f"{out}/{LIST}: {len(made.clips)} dialogues, {made.hours:.3f} hours, {skipped} skipped")
 
 
 @GROUP.command()

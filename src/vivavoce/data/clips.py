@@ -89,6 +89,15 @@ class Clip:
         except AudioError as error:
             raise AudioError(f"clip '{self.id}': {error}") from error
 
+    def blocks(self, seconds: float, sample_rate: int) -> Iterator[Audio]:
+        """The waveform of a clip that is its whole file, in blocks, with memory for one; errors as `load`."""
+        from vivavoce.audio import stream
+
+        try:
+            yield from stream(self.path, seconds, sample_rate)
+        except AudioError as error:
+            raise AudioError(f"clip '{self.id}': {error}") from error
+
     def relative_to(self, root: str | os.PathLike) -> Clip:
         """The same clip for a manifest in the folder `root`: paths within it become relative, others absolute."""
         path = self.path.absolute()

@@ -48,7 +48,8 @@ def open_corpus(
     language: str | None = None,
     verify: bool = False,
 ) -> Corpus:
-    """All clips of a manifest (`.jsonl`), a lhotse CutSet (`.jsonl.gz`) or a folder in one of `LAYOUTS`.
+    """All clips of a manifest (`.jsonl`), a lhotse CutSet (`.jsonl.gz`), moshi-finetune's stereo dialogues, or a folder
+    in one of `LAYOUTS`.
 
     `license`, `source` and `language` are for rows that bring none; a plain folder needs the first two. `verify`
     decodes every file to its end, not only its header. Raises `RequestError` for an unknown layout or a missing
@@ -63,12 +64,17 @@ def open_corpus(
 
         corpus = read_cuts(folder)
         corpus.clips = [_fill(clip, license, source, language) for clip in corpus.clips]
+    elif name == "stereo":
+        from vivavoce.data.stereo_dialogues import read_stereo
+
+        corpus = read_stereo(folder)
+        corpus.clips = [_fill(clip, license, source, language) for clip in corpus.clips]
     elif name == "manifest":
         corpus = _read_manifests(folder, license, source, language)
     elif name in LAYOUTS:
         corpus = _scan(folder, name, license, source, language)
     else:
-        raise RequestError(f"layout '{name}': there are auto, manifest, lhotse, {', '.join(LAYOUTS)}")
+        raise RequestError(f"layout '{name}': there are auto, manifest, lhotse, stereo, {', '.join(LAYOUTS)}")
     if verify:
         _verify(corpus)
     if not corpus.clips and not corpus.skipped:
@@ -88,10 +94,14 @@ def check_ids(clips: Iterable[Clip], place: str | os.PathLike = "the corpus") ->
 
 def detect(place: Path) -> str:
     """The layout of a file or folder, by its characteristic files; "folder" where none fits."""
+    from vivavoce.data.stereo_dialogues import is_stereo
+
     if place.is_file():
         if place.name.endswith((".jsonl.gz", ".json.gz")):
             return "lhotse"
         if place.suffix in (".jsonl", ".json"):
+            if is_stereo(place):
+                return "stereo"
             with place.open("rb") as file:
                 return "lhotse" if b'"recording"' in file.readline() else "manifest"
         raise DataError(f"{place}: a manifest (.jsonl), a CutSet (.jsonl.gz) or a folder is expected")
@@ -103,7 +113,7 @@ def detect(place: Path) -> str:
         return "vctk"
     if next(place.rglob("*.trans.txt"), None) is not None:
         return "librispeech"
-    return "folder"
+    return "stereo" if is_stereo(place) else "folder"
 
 
 def _read_manifests(place: Path, license: str | None, source: str | None, language: str | None) -> Corpus:

@@ -210,6 +210,13 @@ def make_one(script: Script, out: Path, digest: str, source: str) -> Clip:
     name = Path("audio", f"{script.id}.flac")
     (out / name.parent).mkdir(parents=True, exist_ok=True)
     write(out / name, audio)
+    return describe(script, out, name, audio, segments, digest, source)
+
+
+def describe(
+    script: Script, out: Path, name: Path, audio: Audio, segments: tuple[Segment, ...], digest: str, source: str
+) -> Clip:
+    """The row of a dialogue whose audio lies at `name` below `out`; digest: of what was asked."""
     engines = sorted({voice.partition(":")[0] for voice in script.voices})
     spoken = sorted({language(voice) for voice in script.voices})
     return Clip(

@@ -74,14 +74,21 @@ def tokenize(
     skipped: list[tuple[str, str]] = []
     made, spent = 0, 0.0
     with progress("tokenize", total, "h", total - hours, quiet) as advance:
-        for batch in _batches(todo, batch_seconds):
-            rows = _encode(batch, tokenizers, skipped)
+        for batch, rows in encoded(todo, tokenizers, skipped, batch_seconds):
             if rows:
                 writer.add(rows)
             made, spent = made + len(rows), spent + sum(row.duration for row in rows) / 3600
             advance(sum(clip.duration for clip in batch) / 3600)
     writer.finish()
     return Tokenized(len(writer.done), made, spent, tuple(skipped))
+
+
+def encoded(
+    clips: Sequence[Clip], tokenizers: Mapping[str, Any], skipped: list[tuple[str, str]], batch_seconds: float = 60.0
+) -> Iterator[tuple[list[Clip], list[TokenRow]]]:
+    """The clips in batches, and the rows of each; what cannot be read goes to `skipped`."""
+    for batch in _batches(clips, batch_seconds):
+        yield batch, _encode(batch, tokenizers, skipped)
 
 
 def _batches(clips: Sequence[Clip], seconds: float) -> Iterator[list[Clip]]:
@@ -188,8 +195,6 @@ def _encode_long(clip: Clip, tokenizer: Any) -> list[Any]:
     """A long recording through the tokenizer's steps, ten seconds at a time; codes of each row as `_levels`."""
     import torch
 
-    from vivavoce.audio import stream
-
     states: list[Any] = []
     pieces: list[list[Any]] = []
 
@@ -198,7 +203,7 @@ def _encode_long(clip: Clip, tokenizer: Any) -> list[Any]:
         pieces[index].append(_levels(codes[0].cpu().numpy(), int(state.emitted[0]), tokenizer))
 
     with torch.inference_mode():
-        for block in stream(clip.path, _PIECE, tokenizer.sample_rate):
+        for block in clip.blocks(_PIECE, tokenizer.sample_rate):
             rows = _rows(block.samples, tokenizer.channels)
             if not states:
                 states, pieces = [tokenizer.encoder_state(1) for _ in rows], [[] for _ in rows]

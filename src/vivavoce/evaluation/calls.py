@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -109,6 +109,9 @@ class Call:
         }
 
 
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
 class BargeIn(Call):
     """Asks `wave`; `delay` seconds after the answer begins, while it is spoken, asks `second` (ending at `second_end`
     within itself, its first sound at `second_start`)."""
@@ -154,7 +157,7 @@ class BargeIn(Call):
         return {**made, "began": self.began, "stopped": stopped, "talking": talking, "second_text": answer}
 
 
-def drive(model: Any, calls: Iterable[Call], rows: int = 16) -> Iterator[Call]:
+def drive(model: Any, calls: Iterable[AnyCall], rows: int = 16) -> Iterator[AnyCall]:
     """Hold all calls with `model.duplex_rows(rows)`; each is given back when it is over, in the order of ending.
 
     Calls are taken from the iterable when a row is free, so that hours of audio need not lie in memory.
@@ -162,7 +165,7 @@ def drive(model: Any, calls: Iterable[Call], rows: int = 16) -> Iterator[Call]:
     session = model.duplex_rows(rows)
     size = session.frame_size
     waiting = iter(calls)
-    held: list[Call | None] = [None] * rows
+    held: list[AnyCall | None] = [None] * rows
     free = deque(range(rows))
     while True:
         while free and (call := next(waiting, None)) is not None:

@@ -117,9 +117,11 @@ class Task(ABC):
 TASKS = {
     "digits": ("vivavoce.evaluation.digits", "Digits"),
     "footprint": ("vivavoce.evaluation.footprint", "Footprint"),
+    "generation": ("vivavoce.evaluation.generation", "Generation"),
     "intelligibility": ("vivavoce.evaluation.intelligibility", "Intelligibility"),
     "pairwise_likelihood": ("vivavoce.evaluation.likelihood", "PairwiseLikelihood"),
     "resynthesis": ("vivavoce.evaluation.resynthesis", "Resynthesis"),
+    "turn_taking": ("vivavoce.evaluation.turn_taking", "TurnTaking"),
     "unit_likelihood": ("vivavoce.evaluation.unit_likelihood", "UnitLikelihood"),
 }
 

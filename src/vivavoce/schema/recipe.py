@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # the names of evaluation/harness.py, which this floor must not import
-Evaluation = Literal["digits", "footprint", "intelligibility", "pairwise_likelihood", "resynthesis", "unit_likelihood"]
+Evaluation = Literal[
+    "digits", "footprint", "generation", "intelligibility", "pairwise_likelihood", "resynthesis", "turn_taking",
+    "unit_likelihood",
+]
 SLICE = re.compile(r"^(?P<stream>[A-Za-z_][\w-]*)(\[(?P<cells>[^\]]*)\])?$")
 
 
@@ -204,7 +207,11 @@ class Phase(Strict):
 
 
 class Recipe(Strict):
-    """A whole system, from what it hears to what it says, and how it came to be. Without stages it is a codec."""
+    """A whole system, from what it hears to what it says, and how it came to be. Without stages it is a codec.
+
+    weights: a model of the same streams and sizes (a directory, or a hub id), also in a published format: training
+    begins with what it knows, with any phase.
+    """
 
     system: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     paper: str | None = None
@@ -215,6 +222,7 @@ class Recipe(Strict):
     streams: dict[str, Stream] = Field(min_length=1)
     stages: list[Stage] = Field(default_factory=list)
     interaction: Interaction | None = None
+    weights: str | None = None
     training: list[Phase] = Field(default_factory=list)
     evaluation: list[Evaluation] = Field(default_factory=list)
     smoke: dict[str, Any] = Field(default_factory=dict)

@@ -35,7 +35,8 @@ class Cells:
 
     values: stream -> ids [B, levels, T] int64, any behind each row's end. lengths: stream -> frames [B], or cells of
     each level [B, levels]. counts: as `Given.counts` (frames of words, chunks, turns). seeds: [B] int64, of layouts
-    with chance. frames: stream of frames -> [B, T, width] float32, any behind each row's end.
+    with chance. frames: stream of frames -> [B, T, width] float32, any behind each row's end. names: of the rows, for
+    those who look at them. A text's id of -1 is nothing: nothing stands there, and nothing is learned.
     """
 
     values: dict[str, Tensor]
@@ -43,6 +44,7 @@ class Cells:
     counts: dict[str, Tensor] = field(default_factory=dict)
     seeds: Tensor | None = None
     frames: dict[str, Tensor] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
 
 @contextmanager

@@ -42,10 +42,14 @@ class Pieces:
         """The text of `ids`; pads and control ids are left out, and a word's first piece begins with a blank."""
         raise NotImplementedError
 
+    def word(self, text: str, first: bool = False) -> list[int]:
+        """Ids of one word on the frame clock; `first`: of those that are said."""
+        return self.encode(text)
+
     def spoken(self, text: str) -> list[list[int]]:
         """Ids of each word of `text` as they stand in consecutive frames, `end_of_pad` before them."""
         before = [] if self.end_of_pad is None else [self.end_of_pad]
-        found = [self.encode(word) for word in text.split()]
+        found = [self.word(word, n == 0) for n, word in enumerate(text.split())]
         return [before + ids for ids in found if ids]
 
     def save(self, path: Path) -> None:
@@ -153,12 +157,9 @@ class JsonPieces(Pieces):
     def encode(self, text: str) -> list[int]:
         return list(self._loaded().encode(text, add_special_tokens=False).ids)
 
-    def spoken(self, text: str) -> list[list[int]]:
-        before = [] if self.end_of_pad is None else [self.end_of_pad]
-        words = text.split()
+    def word(self, text: str, first: bool = False) -> list[int]:
         # Byte-level vocabularies mark a word's beginning by the blank before it.
-        found = [self.encode(word if n == 0 else f" {word}") for n, word in enumerate(words)]
-        return [before + ids for ids in found if ids]
+        return self.encode(text if first else f" {text}")
 
     def text(self, ids: Sequence[int]) -> str:
         file = self._loaded()

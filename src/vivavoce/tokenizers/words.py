@@ -6,18 +6,20 @@ from vivavoce.errors import RequestError
 
 
 class WordVocabulary:
-    """id 0: pad; ids 1..n: `words` in order."""
+    """id 0: pad; ids 1..n: `words` in order. With `end_of_pad` one id more, n + 1, stands in the frame before a word
+    (see `vivavoce.tokenizers.pieces`)."""
 
     pad = 0
 
-    def __init__(self, words: Sequence[str]):
+    def __init__(self, words: Sequence[str], end_of_pad: bool = False):
         if len(set(words)) != len(words) or not words:
             raise RequestError("a vocabulary needs words, each once")
         self.words = tuple(words)
         self.ids = {word: i + 1 for i, word in enumerate(self.words)}
+        self.end_of_pad = len(self.words) + 1 if end_of_pad else None
 
     def __len__(self) -> int:
-        return len(self.words) + 1
+        return len(self.words) + 1 + (self.end_of_pad is not None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the words of `text`, their case and the marks beside them left out; raises `RequestError` for a word
@@ -28,10 +30,15 @@ class WordVocabulary:
             raise RequestError(f"'{unknown[0]}' is not in the vocabulary: {', '.join(self.words)}")
         return [self.ids[word] for word in words]
 
+    def word(self, text: str, first: bool = False) -> list[int]:
+        """The id of one word on the frame clock, as `encode` finds it."""
+        return self.encode(text)
+
     def spoken(self, text: str) -> list[list[int]]:
-        """Ids of each word of `text`, as they stand in consecutive frames: one a word."""
-        return [[i] for i in self.encode(text)]
+        """Ids of each word of `text`, as they stand in consecutive frames: one a word, `end_of_pad` before it."""
+        before = [] if self.end_of_pad is None else [self.end_of_pad]
+        return [[*before, i] for i in self.encode(text)]
 
     def text(self, ids: Sequence[int]) -> str:
         """The words of `ids`, pads left out."""
-        return " ".join(self.words[i - 1] for i in ids if i > 0)
+        return " ".join(self.words[i - 1] for i in ids if 0 < i <= len(self.words))

@@ -12,6 +12,7 @@ from vivavoce.schema import Phase, Recipe
 from vivavoce.schema.arguments import arguments_of
 from vivavoce.schema.parts import made
 from vivavoce.systems import Model
+from vivavoce.training.dialogue_plans import aligned_plan, dialogues_plan, stereo_plan
 from vivavoce.training.plan import Load, Plan, codec_of, expect, has, not_there, options_of, planned
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task
@@ -212,6 +213,11 @@ TASKS = {
     ("preference", "preferences"): preference_plan,
     ("preference", "recordings"): endings_plan,
     ("next_token", "recordings"): recordings_plan,
+    ("next_token", "aligned_speech"): aligned_plan,
+    ("next_token", "dialogues"): dialogues_plan,
+    ("next_token", "stereo_dialogues"): stereo_plan,
+    ("distill", "dialogues"): dialogues_plan,
+    ("distill", "stereo_dialogues"): stereo_plan,
     ("kmeans", "recordings"): kmeans_plan,
 }
 

@@ -100,6 +100,14 @@ class ConversationTask(Task):
         return self.stage.layout.place({"user": frames, **lengths}), values
 
     def show(self, batch: Mapping[str, Tensor]) -> list[str]:
+        lines = grid_lines(self.grids(batch)[0][1])
+        if "voice" in self.streams and self.voice_frames < 1:
+            share = f"{self.voice_frames:.0%}"
+            lines.append(f"of the voice's columns that sound, {share} are learned, drawn anew each step")
+        return lines
+
+    def grids(self, batch: Mapping[str, Tensor]) -> list[tuple[str, Grid]]:
+        """Where the cells of the rows stand and what of them is scored; of the one task that there is."""
         places, values = self.placed(batch)
         weights = cell_weights(places, {name: self.loss_weights.get(name, 1.0) for name in self.streams})
         rows = torch.arange(len(weights))[:, None].expand_as(weights)
@@ -114,11 +122,7 @@ class ConversationTask(Task):
                 weights[here] *= pads * decided
         if places.stream.numel():
             weights[places.column == 0] = 0.0  # nothing comes before it
-        lines = grid_lines(Grid(places, values, weights, self.texts))
-        if "voice" in self.streams and self.voice_frames < 1:
-            share = f"{self.voice_frames:.0%}"
-            lines.append(f"of the voice's columns that sound, {share} are learned, drawn anew each step")
-        return lines
+        return [("duplex", Grid(places, values, weights, self.texts))]
 
     def stream_loss(self, stream: str, read: Read, decided: Tensor) -> Tensor:
         """Weighted mean cross entropy of a stream's cells (nats a cell)."""

@@ -129,14 +129,14 @@ class StreamLosses:
 def stream_losses(
     predictions: Mapping[str, Prediction | Sequence[Prediction]],
     weights: Mapping[str, Weight] | None = None,
-    cells: Mapping[str, Tensor] | None = None,
+    cells: Mapping[str, Tensor | Sequence[Tensor]] | None = None,
     mean: Mean = "tokens",
     each: Callable[[Scored], Tensor] = next_cell,
 ) -> StreamLosses:
     """The weighted mean of a loss over all scored cells of all streams.
 
     predictions: stream -> one or several (of rows in different layouts). weights: stream -> number, or one a level;
-    default 1. cells: stream -> weight of each column [B, C] (of a stream with one prediction).
+    default 1. cells: stream -> weight of each column [B, C], or a list of them, one for each of several predictions.
     mean: `tokens`: sum of weight x loss over the sum of weights, so that a stream with more cells counts more;
     `streams`: the sum over streams of (number) x (mean over its cells, weighted by level where a list is given). So
     {"text": 1, "voice": [100, 1, …]} is Moshi's loss (arXiv:2410.00037, section 3.4.4): text + Σ a_k CE_k / Σ a_k. A
@@ -156,7 +156,9 @@ def stream_losses(
         several = [several] if isinstance(several, Prediction) else list(several)
         levels = 1 + max((level for one in several for level in one.levels), default=0)
         share = level_weights(weights.get(name, 1.0), levels, f"loss_weights.{name}")
-        parts = [part for one in several for part in scored(one, None, cells.get(name))]
+        columns = cells.get(name)
+        each_weight = [columns] * len(several) if columns is None or isinstance(columns, Tensor) else columns
+        parts = [part for one, mine in zip(several, each_weight, strict=True) for part in scored(one, None, mine)]
         device = several[0].loss.device
         sums, counts, hits = (torch.zeros(3, levels, device=device)).unbind(0)
         for part in parts:

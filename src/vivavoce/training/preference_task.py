@@ -166,7 +166,7 @@ class PreferenceTask(TokenTask):
         cells, places = self.system.placed(cells, self.task, known)
         return [
             f"{half} pairs: {about}; reference: {self.reference}",
-            *self._shown(self.task, cells, places, [self.title(batch, row) for row in rows]),
+            *self._shown(self.task, self._grid(self.task, cells, places, [self.title(batch, row) for row in rows])),
         ]
 
     # -- losses --

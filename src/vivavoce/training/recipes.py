@@ -1,6 +1,7 @@
 """Training a recipe in one run directory: its phases, each from the results of those that it needs."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def train_recipe(
     phases that it needs, and of no others. What the recipe says is checked as a whole before anything is written or
     trained (of `make_task` only the settings). Up to `jobs` phases that do not need each other train beside each other,
     each in its own process (`make_task` must then pickle). Once all are finished the run directory is a model
-    directory too.
+    directory too; where the recipe names `weights`, once `phase` is.
 
     Raises RecipeError for what is wrong in the recipe; RequestError for an unknown phase, one that needs what is not
     finished, and one that was trained on another result of what it needs than there is now: they would not fit.
@@ -62,8 +63,11 @@ def train_recipe(
     packed = check_phases(recipe, settings) if make_task is None else []
     run = RunDirectory(directory)
     for name in recipe.needs(phase) if phase is not None else []:
-        if not checkpoint.is_finished(run.checkpoints(name)):
-            raise RequestError(f"phase '{phase}' builds on '{name}', which is not finished in {run.path}")
+        if recipe.weights is None and not checkpoint.is_finished(run.checkpoints(name)):
+            raise RequestError(
+                f"phase '{phase}' builds on '{name}', which is not finished in {run.path}; a recipe that names "
+                "`weights` may begin with any of its phases"
+            )
     todo = [name for name in names if phase in (None, name) and not _is_done(run, settings[name])]
     _refuse_stale(recipe, run, names, todo)
     _need_pack(recipe, [name for name in packed if name in todo])
@@ -75,9 +79,10 @@ def train_recipe(
     else:
         for name in todo:
             work(name)
-    if Ranks.current(device).first and all(checkpoint.is_finished(run.checkpoints(name)) for name in names):
-        _refuse_stale(recipe, run, names)
-        _finish(recipe, run)
+    finished = [name for name in names if checkpoint.is_finished(run.checkpoints(name))]
+    if Ranks.current(device).first and (finished == names or (recipe.weights is not None and phase in finished)):
+        _refuse_stale(recipe, run, finished)
+        _finish(recipe, run, finished)
     return run
 
 
@@ -89,8 +94,6 @@ def show_batches(
     directory: a run whose finished phases the data may hang on (the codec that speaks in them); else they are of the
     system as it is built. Raises as `train_recipe` does.
     """
-    from vivavoce.systems import assemble
-
     if not recipe.training:
         raise RequestError(f"the recipe '{recipe.system}' has no training phases: nothing to show")
     names = [each.name for each in recipe.training]
@@ -100,7 +103,7 @@ def show_batches(
     needed = recipe.needs(name)
     run = RunDirectory(directory) if directory is not None else None
     there = run is not None and all(checkpoint.is_finished(run.checkpoints(other)) for other in needed)
-    model = trained_model(recipe, run, needed) if run is not None and there else assemble(recipe)
+    model = trained_model(recipe, run, needed) if run is not None and there else begun(recipe)
     about = recipe.phase(name)
     task = task_of(recipe, about, model)
     if isinstance(task, FitTask):
@@ -121,15 +124,19 @@ def _train_one(
     patience: float = 0.0,
 ) -> None:
     _refuse_stale(recipe, run, [name])
-    needed = {other: run.digest(other) for other in recipe.needs(name)}
-    model = trained_model(recipe, run, recipe.needs(name))
-    seed_everything(step_seed(settings[name].seed, name, "task"))  # not what an earlier phase has left of chance
+    needs, mine = recipe.needs(name), settings[name]
+    if recipe.weights is not None:  # they stand for what has not been trained here
+        needs = [other for other in needs if checkpoint.is_finished(run.checkpoints(other))]
+        mine = replace(mine, start_from=mine.start_from if mine.start_from in needs else None)
+    needed = {other: run.digest(other) for other in needs}
+    model = trained_model(recipe, run, needs)
+    seed_everything(step_seed(mine.seed, name, "task"))  # not what an earlier phase has left of chance
     task = make_task(recipe, recipe.phase(name), model)
     if isinstance(task, FitTask):
-        fit_phase(task, run, settings[name], patience, needed)
+        fit_phase(task, run, mine, patience, needed)
     else:
-        adapt(task, recipe.phase(name), settings[name].seed)
-        train_phase(task, run, settings[name], patience, needed)
+        adapt(task, recipe.phase(name), mine.seed)
+        train_phase(task, run, mine, patience, needed)
         save_adapters(task, recipe.phase(name), run)
 
 
@@ -247,11 +254,20 @@ def task_of(recipe: Recipe, phase: Phase, model: Any) -> Task:
     return task_for(recipe, phase, model, default_pack())
 
 
-def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
-    """The assembled system with the results of `phases`, in their order; parts that none trained are as built."""
+def begun(recipe: Recipe) -> Any:
+    """The assembled system as training begins: as built, or with the recipe's `weights`."""
     from vivavoce.systems import assemble
+    from vivavoce.systems.checkpoint import begin_with
 
     model = assemble(recipe)
+    if recipe.weights is not None:
+        begin_with(model, recipe.weights)
+    return model
+
+
+def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
+    """The system as training begins, with the results of `phases` in their order."""
+    model = begun(recipe)
     for name in phases:
         for part, path in run.weights(name).items():
             module = getattr(model.system, part, None)
@@ -260,15 +276,15 @@ def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
     return model
 
 
-def _finish(recipe: Recipe, run: RunDirectory) -> None:
-    """Make the run directory a model directory: what its phases have made, in one file beside the recipe."""
+def _finish(recipe: Recipe, run: RunDirectory, phases: list[str]) -> None:
+    """Make the run directory a model directory: what `phases` have made, in one file beside the recipe."""
     from vivavoce.systems import save
     from vivavoce.training.report import write_report
 
     if not run.report.exists() or run.report.stat().st_mtime < run.metrics.stat().st_mtime:
         write_report(run)  # the disk was full when the last phase ended
     with run.locked("model", patience=None):
-        save(trained_model(recipe, run, [phase.name for phase in recipe.training]), run.path)
+        save(trained_model(recipe, run, phases), run.path)
 
 
 def _is_done(run: RunDirectory, settings: PhaseSettings) -> bool:

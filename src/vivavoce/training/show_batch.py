@@ -134,6 +134,8 @@ def _cell(grid: Grid, row: int, n: int, shorts: Sequence[str]) -> str:
         frame = values[row, index]
         return f"{name}={float(frame):.3g}{star}" if len(frame) == 1 else f"{name}=[{len(frame)}]{star}"
     value = int(values[row, level, index])
+    if value < 0:
+        return f"{name}=-"  # left out
     if spec.end is not None and value == spec.end:
         return f"{name}=end{star}"
     word = _word(grid.texts.get(spec.name), value)

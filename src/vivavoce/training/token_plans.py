@@ -28,7 +28,8 @@ def token_stage(recipe: Recipe, phase: Phase, model: Model) -> tuple[TokenSystem
     raise RecipeError(f"training.{phase.name}.trains: '{phase.trains}' is no stage of tokens; there is {stages}")
 
 
-LEARNS: dict[str, Any] = {"mean": "tokens", "mix": "batches", "label_smoothing": 0.0}  # of next_token, with defaults
+# of next_token, with defaults
+LEARNS: dict[str, Any] = {"mean": "tokens", "mix": "batches", "label_smoothing": 0.0, "pad_weight": 1.0}
 DISTILS: dict[str, Any] = {"direction": "forward", "temperature": 1.0, "share": 1.0}  # of distill, beside `teacher`
 Learner = Callable[..., Task]
 

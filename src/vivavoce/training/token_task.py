@@ -39,7 +39,8 @@ class TokenTask(Task):
     loss_weights: stream -> weight, or one a level; mean: as `stream_losses` has it. With `streams`, processes that
     share a batch average their own part of it each. held_out: as source, for `evaluate`. pack: columns of a window in
     which the backbone reads rows side by side, none seeing another (None: each row by itself, padded to the longest).
-    module: what the trained network is called in the run directory.
+    module: what the trained network is called in the run directory. pad_weight: weight of the ids of text that say no
+    word (`pad`, `end_of_pad` of its tokenizer) against those of words, for all texts or by stream.
     """
 
     counts_tokens = True
@@ -58,6 +59,7 @@ class TokenTask(Task):
         label_smoothing: float = 0.0,
         pack: int | None = None,
         module: str = "stage",
+        pad_weight: float | Mapping[str, float] = 1.0,
     ):
         self.name, self.system, self.source, self.held_out, self.seed = name, system, source, held_out, seed
         self.tasks = dict(tasks or {key: task.weight for key, task in system.tasks.items()})
@@ -85,6 +87,7 @@ class TokenTask(Task):
         self.even = mix == "batches" or len(self.tasks) == 1
         self.each: Callable[[Scored], Tensor] = partial(next_cell, label_smoothing=label_smoothing)
         self.pack = None if pack is None else partial(fit, window=pack)
+        self.pads = pad_weights(system, pad_weight, f"training.{name}.objective.pad_weight")
 
     def modules(self):
         return {self.module: self.system.stage}
@@ -116,7 +119,15 @@ class TokenTask(Task):
 
     def losses(self, predictions: Mapping[str, Sequence[Prediction]], batch: TokenBatch) -> StreamLosses:
         """What is minimised, of predictions of the batch."""
-        return stream_losses(predictions, self.weights, mean=self.mean, each=self.each)
+        return stream_losses(predictions, self.weights, self._columns(predictions), mean=self.mean, each=self.each)
+
+    def _columns(self, predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, list[Tensor]]:
+        """The weights of columns in which texts say no word."""
+        return {
+            name: [torch.where(_any_of(one.targets[..., 0], ids), weight, 1.0) for one in predictions[name]]
+            for name, (ids, weight) in self.pads.items()
+            if name in predictions
+        }
 
     def predict(
         self, batch: TokenBatch, system: TokenSystem | None = None
@@ -131,7 +142,7 @@ class TokenTask(Task):
             cells, known = batch.cells, batch.known
             if len(rows) < len(batch.tasks):
                 cells, known = taken(cells, rows), {n: frames[rows] for n, frames in (known or {}).items()}
-            read = system.read(cells, task, known, self.pack)
+            read = system.read(cells, task, with_left_out(system, cells, known), self.pack)
             for name in system.stage.order:
                 one = system.stage.predict(name, read, read.loss[name].any(-1))
                 found.setdefault(name, []).append(one)
@@ -160,24 +171,36 @@ class TokenTask(Task):
 
     def show(self, batch: TokenBatch) -> list[str]:
         lines: list[str] = []
+        for task, grid in self.grids(batch):
+            lines += [*([""] if lines else []), *self._shown(task, grid)]
+        return lines
+
+    def grids(self, batch: TokenBatch) -> list[tuple[str, Grid]]:
+        """Of each task in a batch, where the cells of its rows stand and what of them is scored."""
+        found = []
         for task in dict.fromkeys(batch.tasks):
             rows = [row for row, mine in enumerate(batch.tasks) if mine == task]
             cells, known = batch.cells, batch.known
             if len(rows) < len(batch.tasks):
                 cells, known = taken(cells, rows), {n: frames[rows] for n, frames in (known or {}).items()}
-            cells, places = self.system.placed(cells, task, known)
-            titles = [self.title(batch, row) for row in rows]
-            lines += [*([""] if lines else []), *self._shown(task, cells, places, titles)]
-        return lines
+            cells, places = self.system.placed(cells, task, with_left_out(self.system, cells, known))
+            found.append((task, self._grid(task, cells, places, [self.title(batch, row) for row in rows])))
+        return found
 
     def title(self, batch: TokenBatch, row: int) -> str:
         """What a row of a batch is called."""
-        return f"row {row}"
+        return f"row {row}" + (f" ({batch.cells.names[row]})" if batch.cells.names else "")
 
-    def _shown(self, task: str, cells: Cells, places: Places, titles: list[str]) -> list[str]:
-        literals = self.system.literals(task)
-        grid = Grid(places, {**cells.values, **cells.frames}, cell_weights(places, self.weights),
-                    self.system.vocabularies, literals, titles)  # fmt: skip
+    def _grid(self, task: str, cells: Cells, places: Places, titles: list[str]) -> Grid:
+        weights, ids = cell_weights(places, self.weights), places.gather(cells.values)
+        for name, (pads, weight) in self.pads.items():
+            here = (places.stream == places.number(name)) & _any_of(ids, pads)
+            weights = torch.where(here, weights * weight, weights)
+        values = {**cells.values, **cells.frames}
+        return Grid(places, values, weights, self.system.vocabularies, self.system.literals(task), titles)
+
+    def _shown(self, task: str, grid: Grid) -> list[str]:
+        places, titles = grid.places, grid.titles
         own = "its own layout" if task in self.system.layouts else "the stage's layout"
         lines = [f"task {task}, in {own}; mean over {self.mean}", *grid_lines(grid)]
         if self.pack is not None:
@@ -196,6 +219,49 @@ def scored(predictions: Mapping[str, Sequence[Prediction]]) -> Tensor:
     return torch.stack([one.loss.sum() for each in predictions.values() for one in each]).sum()
 
 
+def pad_weights(
+    system: TokenSystem, said: float | Mapping[str, float], where: str
+) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Text that is filled -> the ids that say no word, and their weight, where that is not 1. `RecipeError` for a
+    stream without such ids."""
+    ids = {
+        name: tuple(i for i in (text.pad, getattr(text, "end_of_pad", None)) if i is not None)
+        for name, text in system.vocabularies.items()
+        if name in system.filled and getattr(text, "pad", None) is not None
+    }
+    if not isinstance(said, Mapping):
+        said = dict.fromkeys(ids, said)
+    for name, weight in said.items():
+        if name not in ids:
+            there = ", ".join(ids) or "none"
+            raise RecipeError(f"{where}: '{name}' is no text with pads that is filled; there is {there}")
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
+            raise RecipeError(f"{where}: {weight!r:.60}: a number from 0 on is expected")
+    return {name: (ids[name], float(weight)) for name, weight in said.items() if weight != 1}
+
+
+def _any_of(ids: Tensor, some: Sequence[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(some, device=ids.device))
+
+
+def with_left_out(
+    system: TokenSystem, cells: Cells, known: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What is `known` of a batch, and the cells of its texts that are -1: those are not learned."""
+    found = dict(known or {})
+    for name in system.vocabularies:
+        if name not in cells.values or system.streams[name].spec.levels > 1:
+            continue
+        ids = cells.values[name][:, 0]
+        at = torch.arange(ids.shape[1], device=ids.device)
+        inside = at < cells.lengths[name].reshape(len(ids), -1)[:, :1]
+        if bool((nothing := (ids < 0) & inside).any()):
+            if name in found:
+                nothing = nothing | (found[name] if found[name].dim() == 2 else at < found[name][:, None])
+            found[name] = nothing
+    return found
+
+
 def streams_of(system: TokenSystem, tasks: Collection[str]) -> set[str]:
     """The streams that tasks give or fill."""
     named = [cells for task in tasks for cells in (*system.tasks[task].given, *system.tasks[task].fills)]
@@ -210,7 +276,8 @@ def taken(cells: Cells, rows: Sequence[int]) -> Cells:
         {name: value[at] for name, value in part.items()}
         for part in (cells.values, cells.lengths, cells.counts, cells.frames)
     )
-    return Cells(values, lengths, counts, None if cells.seeds is None else cells.seeds[at], frames)
+    names = tuple(cells.names[row] for row in rows) if cells.names else ()
+    return Cells(values, lengths, counts, None if cells.seeds is None else cells.seeds[at], frames, names)
 
 
 def with_ends(
