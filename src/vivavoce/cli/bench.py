@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from vivavoce.cli.options import DTYPE, JSON
+from vivavoce.cli.options import DTYPE, ENGINE, JSON, WEIGHTS
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
         threads: int = typer.Option(1, "--threads", help="Threads that torch may use."),
         device: str = typer.Option("cpu", "--device", help="auto, cpu, cuda or mps."),
         dtype: str = DTYPE,
+        engine: str = ENGINE,
+        weights: str = WEIGHTS,
         clients: list[int] = typer.Option([16], "--clients", min=1, help="serve: people at once; repeatable."),
         seconds: float = typer.Option(60.0, "--seconds", min=1, help="serve: how long they talk."),
         dialect: str = typer.Option("live", "--dialect", help="serve: live (PCM) or moshi (Opus)."),
@@ -55,10 +57,12 @@ def register(app: typer.Typer) -> None:
         from vivavoce.evaluation.speed import time_steps
 
         torch.set_num_threads(threads)
-        loaded = vivavoce.load(model, **placed(device, dtype))
+        loaded = vivavoce.load(model, **placed(device, dtype), engine=engine, weights=weights)
         result = {
             "model": model,
             "threads": threads,
+            "engine": engine,
+            "weights": weights,
             "load_seconds": round(time.perf_counter() - start, 2),
             "steps": [time_steps(loaded, count, steps).to_json() for count in rows],
             # Linux counts in KiB
@@ -67,7 +71,8 @@ def register(app: typer.Typer) -> None:
         if as_json:
             typer.echo(json.dumps(result, indent=1))
             return
-        typer.echo(f"{model}: loaded in {result['load_seconds']} s (torch included), {threads} thread(s)")
+        typer.echo(f"{model}: loaded in {result['load_seconds']} s (torch included), {threads} thread(s)"
+                   + (f", {engine}, {weights} weights" if engine != "torch" else ""))
         for told in result["steps"]:  # type: ignore[attr-defined]
             typer.echo(
                 f"{told['rows']} row(s): median {told['median_ms']:.2f} ms, 99 % {told['p99_ms']:.2f} ms of a "

@@ -7,6 +7,8 @@ import typer
 
 DEVICE = typer.Option("auto", "--device", help="auto, cpu, cuda or mps.")
 DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own.")
+ENGINE = typer.Option("torch", "--engine", help="torch, or openvino: faster single steps on a CPU.")
+WEIGHTS = typer.Option("float32", "--weights", help="float32, or int8 with --engine openvino.")
 JSON = typer.Option(False, "--json", help="Print a JSON object.")
 
 

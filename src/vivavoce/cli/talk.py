@@ -5,7 +5,8 @@ from typing import Any
 
 import typer
 
-from vivavoce.cli.options import DEVICE, DTYPE
+from vivavoce.cli.options import DEVICE, DTYPE, ENGINE, WEIGHTS
+from vivavoce.errors import RequestError
 
 DRAIN = 10.0  # seconds that conversations have to end when several processes are stopped
 
@@ -37,12 +38,16 @@ def register(app: typer.Typer) -> None:
         ray: str = typer.Option(None, metavar="ADDRESS", help="Ray cluster to run them on; default: this machine."),
         device: str = DEVICE,
         dtype: str = DTYPE,
+        engine: str = ENGINE,
+        weights: str = WEIGHTS,
     ) -> None:
         """Serve a model to the browser and to the clients that you have; Ctrl-C ends it."""
         if new_key is not None:
             _print_key(new_key)
             return
         if replicas is not None or ray is not None:
+            if engine != "torch":
+                raise RequestError("--engine: several processes (--replicas, --ray) take torch: leave it out")
             _serve_many(
                 host, port, tls, ray, model=model, device=device, dtype=dtype, replicas=replicas or "1", rows=rows,
                 queue=queue, each=each, session=session, idle=idle, keys=keys, origins=origin, record=record,
@@ -64,7 +69,7 @@ def register(app: typer.Typer) -> None:
         access = Access(read_keys(keys) if keys else {}, tuple(origin), Limits(conversations=each))
         secured = tls_of(tls, host) if tls else None
         listening = bind(host, port)
-        loaded = vivavoce.load(model, **placed(device, dtype))
+        loaded = vivavoce.load(model, **placed(device, dtype), engine=engine, weights=weights)
         use_few_threads(loaded)
         settings = ServerSettings(rows=rows, queue=queue, session=session, idle=idle)
         core = Core(loaded, model, settings, transcriber=_transcriber(transcriber, loaded, model))
@@ -87,7 +92,6 @@ def _transcriber(name: str | None, model: Any, served: str) -> Any:
     """The recogniser of that name; `RequestError` where the model tells the user's words itself."""
     if name is None:
         return None
-    from vivavoce.errors import RequestError
     from vivavoce.evaluation.transcribers import load_transcriber
     from vivavoce.serving.recognition import writes_of
 
@@ -104,7 +108,6 @@ def _serve_many(host: str, port: int, tls: str | None, address: str | None, **se
     from pydantic import ValidationError
 
     from vivavoce.cli.options import placed
-    from vivavoce.errors import RequestError
     from vivavoce.serving.access import is_this_machine
     from vivavoce.serving.cluster.deploy import running
     from vivavoce.serving.cluster.settings import ClusterSettings

@@ -7,6 +7,7 @@ any number of ranks shares the same sequence. So a killed training goes on exact
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,17 +44,30 @@ class Buckets:
         self._items = np.flatnonzero(usable)
         if not len(self._items):
             raise RequestError(f"buckets: none of {len(self.lengths)} items has 1 to {limit} tokens")
-        self._ends = [0]  # number of batches up to the end of each epoch that has been planned
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ends = [0]  # number of batches up to the end of each part that has been planned
         self._plans: dict[int, list[np.ndarray]] = {}
         self.step = 0
 
+    @property
+    def parts(self) -> int:
+        """Parts of an epoch that are planned by themselves."""
+        return 1
+
     def epoch(self, number: int) -> list[np.ndarray]:
         """All batches of an epoch in order, int64 [items] each."""
-        if number not in self._plans:
-            self._plans[number] = self._plan(number)
-            for old in [e for e in self._plans if e < number - 1]:
-                del self._plans[old]
-        return self._plans[number]
+        parts = range(number * self.parts, (number + 1) * self.parts)
+        return [batch for part in parts for batch in self._planned(part)]
+
+    def _planned(self, part: int) -> list[np.ndarray]:
+        """The batches of a part of the endless sequence; those of the last two that were asked for are kept."""
+        found = self._plans.pop(part, None)
+        self._plans[part] = self._plan(part) if found is None else found
+        for old in list(self._plans)[:-2]:
+            del self._plans[old]
+        return self._plans[part]
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """The items of share `rank` of `world` of `step`: batch step x world + rank of the endless sequence."""
@@ -61,9 +75,9 @@ class Buckets:
             raise RequestError(f"buckets: share {rank} of {world} at step {step}")
         index = step * world + rank
         while self._ends[-1] <= index:
-            self._ends.append(self._ends[-1] + len(self.epoch(len(self._ends) - 1)))
-        number = int(np.searchsorted(self._ends, index, side="right")) - 1
-        return self.epoch(number)[index - self._ends[number]]
+            self._ends.append(self._ends[-1] + len(self._planned(len(self._ends) - 1)))
+        part = bisect_right(self._ends, index) - 1
+        return self._planned(part)[index - self._ends[part]]
 
     def iterate(self, rank: int = 0, world: int = 1) -> Iterator[np.ndarray]:
         """Batches from `step` on, for ever; `step` counts those that were taken."""
@@ -91,9 +105,9 @@ class Buckets:
         held = sum(int(self.lengths[batch].sum()) for batch in batches)
         return 1 - held / sum(len(batch) * int(self.lengths[batch].max()) for batch in batches)
 
-    def _plan(self, number: int) -> list[np.ndarray]:
+    def _plan(self, part: int) -> list[np.ndarray]:
         """Sort by length, each length blurred by chance, cut into full batches, and shuffle these."""
-        rng = np.random.default_rng([self.seed, number])
+        rng = np.random.default_rng([self.seed, part])
         blurred = np.log(self.lengths[self._items]) + rng.uniform(0, np.log(self.width), len(self._items))
         # The permutation decides between equals, so that few distinct lengths are mixed as well.
         shuffled = rng.permutation(len(self._items))

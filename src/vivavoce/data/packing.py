@@ -8,6 +8,7 @@ padding ("Fewer Truncations Improve Language Modeling", arXiv:2404.10830). `asse
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor
 
 from vivavoce.data.buckets import Buckets
+from vivavoce.data.shuffle import Shuffle
 from vivavoce.errors import DataError, RequestError
 from vivavoce.nn.attention import document_mask
 
 __all__ = ["Documents", "Packed", "Piece", "assemble", "concatenate", "document_mask", "filled", "fit"]
+
+BLOCK = 1 << 16  # documents that are cut into batches together
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,51 @@ def filled(windows: Sequence[Sequence[Piece]], window: int) -> float:
 
 class Documents(Buckets):
     """Endless batches of about `budget` tokens of whole documents, shuffled, each once an epoch: for packing, where a
-    document needs no neighbours of its own length. A pure function of (lengths, budget, seed), as `Buckets` is."""
+    document needs no neighbours of its own length. A pure function of (lengths, budget, seed), as `Buckets` is.
+
+    lengths: any integers [documents], kept as they are (a file's pages may be behind them); empty ones are left out.
+    Nothing else here grows with their number: the order is computed (`Shuffle`), `BLOCK` documents at a time are cut
+    into batches, and of all blocks that were looked at the number of their batches is kept. Any batch can be had at
+    any time; the first time that one far on is asked for, the blocks before it are counted.
+    """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0):
-        self.mean = budget  # of a batch; one that ends with a long document has more
-        super().__init__(lengths, max(budget, int(np.max(lengths, initial=1))), seed)
+        self.lengths = np.asarray(lengths) if len(lengths) else np.zeros(0, np.int64)
+        if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu" or budget < 1:
+            raise RequestError("documents: whole numbers of tokens [documents] and a budget of at least 1 are needed")
+        self.budget, self.seed = int(budget), int(seed)
+        self.rows, self.width = None, 1.0
+        blocks = range(0, len(self.lengths), BLOCK)
+        empty = [np.flatnonzero(self.lengths[start : start + BLOCK] < 1) + start for start in blocks]
+        self.left_out = np.concatenate([*empty, np.zeros(0, np.int64)])
+        self._items = np.zeros(0, np.int64)  # all of them, unless some are left out
+        if len(self.left_out):
+            small = np.min_scalar_type(len(self.lengths))
+            self._items = np.delete(np.arange(len(self.lengths), dtype=small), self.left_out)
+        self.documents = len(self.lengths) - len(self.left_out)
+        if not self.documents:
+            raise RequestError(f"documents: none of {len(self.lengths)} has any tokens")
+        self._begin()
 
-    def _plan(self, number: int) -> list[np.ndarray]:
-        items = np.random.default_rng([self.seed, number]).permutation(self._items)
-        ends = self.lengths[items].cumsum()
-        turns = np.flatnonzero(np.diff((ends - self.lengths[items]) // self.mean)) + 1
+    @property
+    def parts(self) -> int:
+        """Blocks of an epoch."""
+        return -(-self.documents // BLOCK)
+
+    def _plan(self, part: int) -> list[np.ndarray]:
+        epoch, block = divmod(part, self.parts)
+        places = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.documents))
+        items = Shuffle(self.documents, self.seed, epoch).at(places)
+        items = self._items[items].astype(np.int64) if len(self._items) else items
+        lengths = self.lengths[items].astype(np.int64)
+        turns = np.flatnonzero(np.diff((lengths.cumsum() - lengths) // self.budget)) + 1
         return np.split(items, turns)
+
+    def _identity(self) -> str:
+        digest = hashlib.sha256(f"documents {BLOCK} {self.budget} {self.seed}".encode())
+        for start in range(0, len(self.lengths), BLOCK):
+            digest.update(self.lengths[start : start + BLOCK].astype(np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def _order(count: int, seed: int | None) -> np.ndarray:

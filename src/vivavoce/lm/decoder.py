@@ -21,6 +21,8 @@ class Decoder(Streaming):
     It knows no vocabulary: columns are embedded by `embeddings`, predicted by `heads`.
     """
 
+    engine: Any = None  # what computes single steps in torch's place (see `vivavoce.lm.engine`)
+
     def __init__(self, config: TransformerConfig, final_norm: bool = True):
         super().__init__()
         self.config = config
@@ -80,6 +82,8 @@ class Decoder(Streaming):
 
     def step(self, x: Tensor, state: State, lengths: Tensor | None = None, **context: Any) -> tuple[Tensor, State]:
         """The next columns [B, T, D] -> hidden [B, T, D] and state; `context`: as `Transformer.step` takes it."""
+        if self.engine is not None and self.engine.takes(x, state, context):
+            return self.engine.step(x, state, lengths, **context)
         y, after = self.transformer.step(x, state, lengths, **context)
         return self.norm(y), after
 

@@ -8,7 +8,7 @@ Sources: Lee et al., arXiv:2203.01941; Moshi's depth transformer, arXiv:2410.000
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,8 @@ class DepthTransformer(nn.Module):
     of tokens, which a matrix each brings to the transformer's (None: they have it). blanks: each table has one row
     more, for a token that is not there (a negative id); else that is zero.
     """
+
+    engine: Any = None  # what computes `generate` in torch's place (see `vivavoce.lm.engine`)
 
     def __init__(
         self,
@@ -189,6 +191,8 @@ class DepthTransformer(nn.Module):
         steps: how many levels (None: all).
         """
         rows, steps = hidden.shape[0], len(self.levels) if steps is None else steps
+        if self.engine is not None and self.engine.takes(hidden):
+            return self.engine.generate(hidden, choose, prefix, steps)
         layers = cast(list[DepthLayer], list(self.layers))
         heads = self.width // self.head_dim
         stores = [hidden.new_empty(2, rows, heads, steps, self.head_dim) for _ in layers]

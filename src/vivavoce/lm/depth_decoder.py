@@ -29,6 +29,7 @@ class DepthDecoder(nn.Module):
     """
 
     after: str | None = None
+    engine: Any = None  # what computes the matrices of `choose` in torch's place (see `vivavoce.lm.engine`)
 
     def __init__(self, inputs: int, levels: Sequence[int], tied: bool = False, **options: Any):
         super().__init__()
@@ -66,14 +67,20 @@ class DepthDecoder(nn.Module):
         each = [self.first(flat), *(self.heads[k - 1](y[:, k]) for k in range(1, steps))]
         return [logits.view(*shape, -1) for logits in each]
 
+    def _logits(self, level: int, x: Tensor) -> Tensor:
+        """Logits [B, vocabulary] of a level from what its matrix reads, x [B, width]."""
+        if self.engine is not None:
+            return self.engine(level, x)
+        return (self.first if level == 0 else cast(nn.Linear, self.heads[level - 1]))(x)
+
     def choose(self, hidden: Tensor, pick: Choose, prefix: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Level by level: hidden [B, D] -> ids [B, K], picked by pick(level, logits [B, vocabulary]) -> [B]."""
         steps = len(self.levels) if levels is None else levels
-        chosen = [pick(0, self.first(hidden))]
+        chosen = [pick(0, self._logits(0, hidden))]
         x, state = hidden[:, None], self.decoder.initial_state(len(hidden))
         for k in range(1, steps):
             x = torch.cat([x, self._said(k - 1, chosen[-1])[:, None]], dim=1)
             y, state = self.decoder.step(self.enter(x), state)
-            chosen.append(pick(k, cast(nn.Linear, self.heads[k - 1])(y[:, -1])))
+            chosen.append(pick(k, self._logits(k, y[:, -1])))
             x = x[:, :0]
         return torch.stack(chosen, dim=1)

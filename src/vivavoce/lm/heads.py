@@ -40,6 +40,7 @@ class LinearHead(nn.ModuleList):
     """A matrix for every level; levels of a column are predicted independently of each other."""
 
     after: str | None = None
+    engine: Any = None  # what computes the matrices in `choose` in torch's place (see `vivavoce.lm.engine`)
 
     def __init__(self, width: int, levels: Sequence[int], bias: bool = True):
         super().__init__(nn.Linear(width, size, bias=bias) for size in levels)
@@ -50,6 +51,8 @@ class LinearHead(nn.ModuleList):
 
     def choose(self, hidden: Tensor, pick: Choose, prefix: Tensor | None = None, levels: int | None = None) -> Tensor:
         """As `Head` says."""
+        if self.engine is not None:
+            return torch.stack([pick(k, self.engine(k, hidden)) for k in range(len(self))[:levels]], dim=1)
         return torch.stack([pick(k, head(hidden)) for k, head in enumerate(list(self)[:levels])], dim=1)
 
 

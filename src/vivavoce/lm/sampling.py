@@ -128,10 +128,14 @@ def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     scores = scores / sampling.temperature
     cut = sampling.top_p is not None or sampling.min_p is not None
     size = scores.shape[1]
-    if cut or (sampling.top_k is not None and sampling.top_k < size):
-        scores, ids = scores.sort(dim=-1, descending=True, stable=True)
-        keep = min(sampling.top_k or size, size)
-        scores, ids = scores[:, :keep], ids[:, :keep]
+    keep = min(sampling.top_k or size, size)
+    if cut or keep < size:
+        few = None if cut else largest(scores, keep)
+        if few is None:
+            scores, ids = scores.sort(dim=-1, descending=True, stable=True)
+            scores, ids = scores[:, :keep], ids[:, :keep]
+        else:
+            scores, ids = few
     else:
         ids = torch.arange(size, device=scores.device).expand_as(scores)
     if cut:
@@ -145,6 +149,15 @@ def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         kept[:, 0] = True
         scores = torch.where(kept, scores, -torch.inf)
     return scores, ids
+
+
+def largest(scores: Tensor, keep: int) -> tuple[Tensor, Tensor] | None:
+    """The `keep` largest scores [B, keep] and their ids, in no certain order of equals; None where a row has equals at
+    the edge, so that a sort has to say which of them stay. Some times quicker than a sort of all."""
+    values, ids = scores.topk(keep + 1, dim=-1)
+    if bool((values[:, keep - 1] == values[:, keep]).any()):
+        return None
+    return values[:, :keep], ids[:, :keep]
 
 
 def gumbel_argmax(scores: Tensor, ids: Tensor, seed: Tensor, counter: Tensor) -> Tensor:

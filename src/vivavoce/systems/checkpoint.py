@@ -1,6 +1,7 @@
 """Model directories: `recipe.yaml` + `model.safetensors`. What `save` writes, `load` takes; a mismatch is refused."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Backbone, Part
 from vivavoce.systems import imports
 from vivavoce.systems.assembly import assemble, fingerprint
+from vivavoce.systems.engines import check_engine, use_engine
 from vivavoce.systems.model import Model
 from vivavoce.tokenizers import unit_parts
 from vivavoce.tokenizers.units import UnitCodec
@@ -92,6 +94,8 @@ def load(
     adapter: str | Path | None = None,
     allow_pickle: bool = False,
     units: str | Path | None = None,
+    engine: str = "torch",
+    weights: str = "float32",
 ) -> Model:
     """A trained system by name ("mini"), model directory or hub id `owner/name[@revision]`, on `device`; `dtype` as
     `Model.to` has it.
@@ -99,9 +103,22 @@ def load(
     Published weights in other people's formats load too: Kyutai's Moshi (`adapter`: moshi-finetune's LoRA or whole
     weights, a file, directory or hub id), transformers' `moshi` and `csm`, and unit language models in the form of its
     text families (`units`: a directory of the units, by which such a model hears, and speaks if they have a vocoder).
-    allow_pickle: read those that are pickled, by weights-only loading. Raises `RequestError` where there is none,
-    `CheckpointError` where its weights do not fit.
+    allow_pickle: read those that are pickled, by weights-only loading.
+
+    engine: what computes single steps of the language model, `torch` or `openvino` (see `vivavoce.systems.engines`),
+    for which `weights` may be `int8`. Raises `RequestError` where there is no such model or engine, `CheckpointError`
+    where its weights do not fit.
     """
+    check_engine(engine, weights)
+    model = _load(name, device, dtype, adapter, allow_pickle, units)
+    use_engine(model, engine, weights)
+    return model
+
+
+def _load(
+    name: str | Path, device: str, dtype: torch.dtype | None, adapter: str | Path | None, allow_pickle: bool,
+    units: str | Path | None,
+) -> Model:
     if str(name) in SIGNALS and not Path(name).exists():
         from vivavoce.systems.signal_models import SignalModel
 
@@ -138,6 +155,22 @@ def load(
         if (folder / f"{key}{tokenizer.file}").is_file():
             tokenizer.read(folder / f"{key}{tokenizer.file}")
     return model.to(device, dtype)
+
+
+def begin_with(model: Model, name: str | Path) -> None:
+    """Give a model the weights of another one of the same streams and sizes, by name, and the files of its tokenizers.
+
+    Raises `CheckpointError` that names the first tensors that differ; otherwise as `load`.
+    """
+    other = load(name)
+    load_module(model.system, other.system.state_dict(), f"weights '{name}'")
+    theirs = with_files(other)
+    for key, tokenizer in with_files(model).items():
+        if key in theirs and type(theirs[key]) is type(tokenizer):
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, f"{key}{tokenizer.file}")
+                theirs[key].save(file)
+                tokenizer.read(file)
 
 
 def _place(name: str | Path, allow_pickle: bool = False) -> Path:
