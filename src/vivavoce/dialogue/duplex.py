@@ -121,6 +121,8 @@ class DuplexRows:
         self.seeds = torch.tensor([seed_of(seed) for seed in given], dtype=torch.int64, device=self.device)
         self.state: State = system.initial_state(rows, self.seeds)
         self._released: set[int] = set()
+        # An engine compiles its steps for a number of rows: that one stays.
+        self._fixed = any(getattr(module, "engine", None) is not None for module in system.modules())
         self._script = [Script() for _ in range(rows)]
         self._prompts: dict[int, Prompt] = {}
         self._unheard = dict(enumerate(self.seeds.tolist()))  # rows without a step, and their seeds
@@ -211,7 +213,7 @@ class DuplexRows:
         self._prompts.pop(row, None)
         self._unheard.pop(row, None)
         most = 1 + max((each for each in range(self.rows) if each not in self._released), default=0)
-        if most <= self.state.batch // 4:  # not at once: somebody else may come
+        if not self._fixed and most <= self.state.batch // 4:  # not at once: somebody else may come
             with torch.inference_mode():
                 self.state = self.state.take(range(2 * most))
 

@@ -25,10 +25,10 @@ MANY_FRAMES, MANY_WEIGHTS = 256, 1 << 20
 
 
 class Place(NamedTuple):
-    """What a step does to a row: `count` frames come out; `start`: where the windows of the first one begin, in buffer
+    """What a step does to a row: so many `outputs`; `start`: where the windows of the first one begin, in buffer
     and new frames side by side; `old`: frames heard before, where the step makes the left padding."""
 
-    count: int
+    outputs: int
     start: int
     old: int | None
 
