@@ -102,9 +102,6 @@ class ReplyRows:
 
     # -- turns --
 
-    def release(self, row: int) -> None:
-        """Nobody needs row `row` until it is reset: nothing comes of it here."""
-
     def cancel(self, row: int) -> None:
         """The model stops at once; turns that waited for it stay unanswered."""
         self._row(row).cancel()

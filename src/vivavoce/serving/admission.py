@@ -48,17 +48,20 @@ class Curve:
 def measure(model: Any, share: float, most: int, tries: int = 3, patience: float = 20.0) -> Curve:
     """Step times of 1, 2, 4, … rows in service, voice activity included, until two exceed `share` of a frame.
 
-    Each size is tried so often, and the best time counts: something else may have had the machine. Stops also at `most`
-    rows, and after `patience` seconds.
+    All sizes are tried so often, one round after another, and the best time of each counts: something else may have had
+    the machine for some seconds. Stops also at `most` rows, and after `patience` seconds.
     """
     found: dict[int, float] = {}
-    rows, began, frame, exceeded = 1, time.perf_counter(), 0.0, 0
-    while rows <= most and exceeded < 2:
-        frame, found[rows] = min(step_time(model, rows) for _ in range(tries))
-        exceeded += found[rows] > share * frame
-        if time.perf_counter() - began > patience:
-            break
-        rows *= 2
+    began, frame = time.perf_counter(), 0.0
+    for _ in range(tries):
+        rows, exceeded = 1, 0
+        while rows <= most and exceeded < 2:
+            frame, seconds = step_time(model, rows)
+            found[rows] = min(seconds, found.get(rows, seconds))
+            exceeded += found[rows] > share * frame
+            if time.perf_counter() - began > patience:
+                return Curve(frame, found)
+            rows *= 2
     return Curve(frame, found)
 
 

@@ -83,7 +83,7 @@ class Lockstep:
         def go() -> None:
             if self._live.get(conversation.row) is conversation:
                 del self._live[conversation.row]
-                self.rows.release(conversation.row)
+                self._release(conversation.row)
 
         self.call(go)
 
@@ -97,12 +97,13 @@ class Lockstep:
 
     def warm_up(self) -> None:
         """Do once what costs more the first time, while nobody waits for it; before `start`."""
-        frames, everybody = np.zeros((self.rows.rows, self.rows.frame_size), np.float32), range(self.rows.rows)
+        frames, everybody = np.zeros((self.rows.rows, self.rows.frame_size), np.float32), np.ones(self.rows.rows, bool)
         for _ in range(3):
-            self.rows.step(frames)
-            self._turns.step(frames, np.ones(self.rows.rows, bool))
-        for row in everybody:  # each is reset before somebody has it
-            self.rows.release(row)
+            if hasattr(self.rows, "release"):  # each row is reset before somebody has it
+                self.rows.step(frames, everybody)
+            self._turns.step(frames, everybody)
+        for row in range(self.rows.rows):
+            self._release(row)
 
     def start(self) -> None:
         """Begin to step."""
@@ -120,6 +121,11 @@ class Lockstep:
     def step_seconds(self) -> float:
         """How long a step of all rows has taken lately."""
         return self._expected
+
+    def _release(self, row: int) -> None:
+        """Nobody has the row: rows that can make use of it are told."""
+        if hasattr(self.rows, "release"):
+            self.rows.release(row)
 
     def _mine(self, conversation: Conversation) -> bool:
         return self._live.get(conversation.row) is conversation

@@ -65,9 +65,6 @@ class SignalRows:
         live = np.ones(self.rows, bool) if active is None else np.asarray(active, bool)
         return [self._advance(row, frame) if on else None for row, frame, on in zip(self._rows, frames, live)]
 
-    def release(self, row: int) -> None:
-        """Nobody needs row `row` until it is reset: nothing comes of it here."""
-
     def reset(self, row: int, seed: int = 0, prompt: Mapping[str, Any] | None = None) -> None:
         """Row `row` becomes a new conversation; `prompt`: {"user": Audio} that it has heard already."""
         row = whole(row, f"there are rows 0 to {self.rows - 1}: row", 0, self.rows - 1)

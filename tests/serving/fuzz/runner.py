@@ -30,7 +30,7 @@ from vivavoce.serving.settings import ServerSettings
 DIALECTS = ("moshi", "realtime", "beta", "live", "rest", "page")
 SPEED, AT_ONCE = 4.0, 12
 SETTINGS = {
-    "rows": 10, "queue": 4, "queue_wait": 12.0, "idle": 60.0, "session": 1e9, "grace": 1.0, "crowded": 0.5, "gap": 60.0,
+    "rows": 10, "queue": 4, "queue_wait": 12.0, "idle": 16.0, "session": 1e9, "grace": 1.0, "crowded": 0.5, "gap": 60.0,
     "stale": 1e9, "lead": 1e9, "ring": 600.0,
 }  # fmt: skip
 PATIENCE = Patience(head=2.0, stall=4.0, linger=2.0)
