@@ -293,3 +293,72 @@ def test_recipes_that_cannot_be_built_are_refused():
         build({}, {**SIZES, "voice": [3, 3]})
     with pytest.raises(RequestError, match="no head"):
         Generator(build({"text": {"kind": "linear"}}), {"voice": Sampling()})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "duplex"])
+def test_a_prompt_is_read_at_once_and_who_has_ended_is_left_out(case, monkeypatch):
+    """What is said is what walking through every column with every row gives; far fewer columns are computed."""
+    model, lengths, before = make(case), torch.tensor([9, 12, 24, 8]), torch.tensor([0, 7, 3, 5])
+    chance = torch.Generator().manual_seed(1)
+    sizes, values, _ = request(case, lengths)
+    for spec in CASES[case][1]:
+        size, frames = min(SIZES[spec.name]) - 1, 7 * max(spec.ratios or (1,))
+        values[spec.name] = torch.randint(0, size, (4, spec.levels, frames), generator=chance)
+    known = Given(known=dict.fromkeys(values, before))
+    sampling = {name: Sampling(top_k=4, repetition_penalty=1.3) for name in model.filled}
+    computed: list[int] = []
+    step = model.backbone.step
+
+    def counted(x, *rest, **options):
+        computed.append(x.shape[0] * x.shape[1])
+        return step(x, *rest, **options)
+
+    monkeypatch.setattr(model.backbone, "step", counted)
+    seeds, found = torch.arange(4), {}
+    for lockstep in (True, False):
+        computed.clear()
+        generator = Generator(model, sampling, lockstep=lockstep)
+        found[lockstep] = *generator.generate(sizes, values, given=known, seeds=seeds), sum(computed), len(computed)
+    (slow, theirs, many, turns), (quick, places, few, fewer) = found[True], found[False]
+    assert few < 0.8 * many and fewer < turns
+    assert places.columns.tolist() == theirs.columns.tolist()
+    assert torch.equal(places.mask("loss"), theirs.mask("loss"))
+    assert torch.equal(places.index_grid(), theirs.index_grid())
+    for name, ids in slow.items():
+        assert torch.equal(quick[name], ids), name
+        assert torch.equal(quick[name][1, :, :7], values[name][1, :, :7])
+
+
+def test_a_long_prompt_is_read_in_pieces(monkeypatch):
+    from vivavoce.lm import decoding
+
+    model, prompt = make("flat"), torch.arange(40)[None, None] % 11
+    sizes = {"text": torch.tensor([44, 21]), "voice": torch.tensor([3, 3])}
+    known = Given(known={"text": torch.tensor([40, 20])})
+    told = {"lengths": sizes, "values": {"text": prompt.expand(2, 1, 40)}, "given": known}
+    whole, _ = Generator(model).generate(**told)
+    monkeypatch.setattr(decoding, "PIECE", 16)
+    pieces, _ = Generator(model).generate(**told)
+    assert all(torch.equal(whole[name], pieces[name]) for name in ("text", "voice"))
+    assert whole["text"].shape[2] == 44 and int((whole["text"][1] >= 0).sum()) == 21
+
+
+def test_prompts_of_units_are_what_they_are_alone_beside_longer_ones():
+    """Repetitions left out: what pads a prompt to the longest of the batch is no unit of it."""
+    streams = [StreamSpec("text")]
+    torch.manual_seed(0)
+    layout = build_layout({"kind": "dedup"}, streams)
+    model = GridLM(Decoder(TransformerConfig(1, 16, 2)), layout, {"text": [9]}, {"text": {"kind": "linear"}}).eval()
+    prompts = [[1, 1, 2], [3, 4, 4, 4, 5, 6, 7], [8]]
+
+    def said(some: list[list[int]]) -> list[list[int]]:
+        longest = max(map(len, some))
+        values = torch.tensor([[each + [-1] * (longest - len(each))] for each in some])
+        sizes = torch.tensor([len(each) for each in some])
+        given = Given({"text": values}, known={"text": sizes})
+        filled, _ = Generator(model).generate({"text": sizes + 6}, {"text": values}, given=given)
+        return [[i for i in row[0].tolist() if i >= 0] for row in filled["text"]]
+
+    together = said(prompts)
+    assert together == [said([each])[0] for each in prompts]
+    assert [len(row) for row in together] == [2 + 6, 5 + 6, 1 + 6]

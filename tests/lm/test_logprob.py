@@ -8,6 +8,7 @@ from vivavoce.layouts import StreamSpec, build_layout
 from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.grid import GridLM
 from vivavoce.lm.logprob import score_predictions, score_text, token_logprobs
+from vivavoce.lm.packed import WHOLE
 from vivavoce.lm.text_lm import TextLM
 from vivavoce.nn.transformer import TransformerConfig
 
@@ -78,10 +79,15 @@ def test_grids_score_each_slot():
     ).eval()  # fmt: skip
     values, lengths = {"voice": torch.randint(0, 5, (2, 2, 7))}, {"voice": torch.tensor([7, 4])}
     with torch.no_grad():
-        score = score_predictions(model(layout.place(lengths), values))["voice"]
+        score = score_predictions(model(layout.place(lengths), values), 2)["voice"]
         assert score.counts.tolist() == [[7, 7], [4, 4]]
         alone = {"voice": values["voice"][1:, :, :4]}
-        one = score_predictions(model(layout.place({"voice": torch.tensor([4])}), alone))["voice"]
+        one = score_predictions(model(layout.place({"voice": torch.tensor([4])}), alone), 1)["voice"]
+        read = model.read(layout.place(lengths), values, pack=WHOLE)
+        picked = {"voice": model.predict("voice", read, read.loss["voice"].any(-1))}
+        packed = score_predictions(picked, 2)["voice"]
+    assert torch.equal(packed.counts, score.counts)
+    torch.testing.assert_close(packed.sums, score.sums, atol=1e-4, rtol=0)
     torch.testing.assert_close(score.sums[1:], one.sums, atol=1e-4, rtol=0)
     assert bool((score.means < 0).all())
 

@@ -1,15 +1,14 @@
 """Rows read side by side in one window: every row gives what it gives alone, and none sees another."""
 
-import functools
-
 import pytest
 import torch
 
-from vivavoce.data.packing import fit
 from vivavoce.errors import RequestError
 from vivavoce.layouts import StreamSpec, build_layout
 from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.grid import GridLM
+from vivavoce.lm.packed import WHOLE, pieces
+from vivavoce.nn.documents import Documents
 from vivavoce.nn.transformer import TransformerConfig
 
 UNITS = [StreamSpec("units", end=9)]
@@ -55,16 +54,19 @@ def inputs(case: str, rows: torch.Tensor | None = None) -> tuple:
     return layout.place({spec.name: lengths for spec in streams}), values
 
 
-def window(size: int):
-    return functools.partial(fit, window=size)
+@pytest.fixture(params=[False, True], ids=["each by itself", "together"])
+def together(request, monkeypatch):
+    """Both ways in which attention goes through rows."""
+    usual = Documents.__init__
+    monkeypatch.setattr(Documents, "__init__", lambda self, *given: usual(self, *given, together=request.param))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_packed_rows_give_what_each_gives_alone(case):
+def test_packed_rows_give_what_each_gives_alone(case, together):
     model = make(case)
     places, values = inputs(case)
-    packed = model.read(places, values, pack=window(48))
-    assert packed.hidden.shape[0] == 1 and 0.5 < packed.filled <= 1
+    packed = model.read(places, values, pack=WHOLE)
+    assert packed.hidden.shape[:2] == (1, int(places.columns.sum()))
     compared = 0
     for row in range(len(LENGTHS)):
         alone = model.read(*inputs(case, torch.tensor([row])))
@@ -82,7 +84,7 @@ def test_packed_rows_give_what_each_gives_alone(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_gradient_and_no_value_crosses_from_row_to_row(case):
+def test_no_gradient_and_no_value_crosses_from_row_to_row(case, together):
     model = make(case)
     places, values = inputs(case)
     seen: list[torch.Tensor] = []
@@ -93,7 +95,7 @@ def test_no_gradient_and_no_value_crosses_from_row_to_row(case):
         return seen[-1]
 
     model.columns = columns
-    read = model.read(places, values, pack=window(48))
+    read = model.read(places, values, pack=WHOLE)
     for row in range(len(LENGTHS)):
         mine = read.rows[0] == row
         (gradient,) = torch.autograd.grad(read.hidden[0, mine].square().sum(), seen[-1], retain_graph=True)
@@ -104,21 +106,21 @@ def test_no_gradient_and_no_value_crosses_from_row_to_row(case):
 def test_a_row_longer_than_the_window_is_cut_and_its_pieces_are_apart():
     model = make("flat")
     places, values = inputs("flat", torch.tensor([2]))
-    packed = model.read(places, values, pack=window(8))
+    packed = model.read(places, values, pack=8)
     whole = model.read(places, values)
     torch.testing.assert_close(packed.hidden[0, :8], whole.hidden[0, :8], atol=1e-5, rtol=1e-5)
     ids = values["units"][0, 0]
     with torch.no_grad():  # the second piece: the ids 7 to 10 predict the cells 8 to 11, and see nothing before
         later = model.backbone(model.tables["units"][0](ids[None, 7:11]))
     torch.testing.assert_close(packed.hidden[0, 8:], later[0], atol=1e-5, rtol=1e-5)
-    assert packed.filled == pytest.approx(12 / 16)
+    assert pieces([12, 3, 8, 0, 9], 8) == [8, 4, 3, 8, 8, 1]
 
 
 def test_an_unfitting_request_is_refused():
     model = make("flat")
     places, values = inputs("flat")
     with pytest.raises(RequestError, match="take no condition of their own"):
-        model.read(places, values, pack=window(48), condition=torch.zeros(1, 2))
+        model.read(places, values, pack=WHOLE, condition=torch.zeros(1, 2))
 
 
 def test_frames_are_packed_with_their_own_row():
@@ -131,6 +133,36 @@ def test_frames_are_packed_with_their_own_row():
     lengths = torch.tensor([4, 2])
     places = layout.place({"units": lengths, "ear": lengths})
     values, frames = {"units": torch.randint(0, 5, (2, 1, 4))}, {"ear": torch.randn(2, 4, 3)}
-    whole, packed = model.read(places, values, frames), model.read(places, values, frames, pack=window(8))
+    whole, packed = model.read(places, values, frames), model.read(places, values, frames, pack=8)
     torch.testing.assert_close(packed.hidden[0, :4], whole.hidden[0])
     torch.testing.assert_close(packed.hidden[0, 4:], whole.hidden[1, :2])
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_gradients_are_those_of_rows_one_by_one(window):
+    """Of attention over documents, both ways, grouped queries and a sliding window included."""
+    torch.manual_seed(0)
+    config = TransformerConfig(1, 16, 4, kv_heads=2, context=window)
+    layer = Decoder(config).transformer.layers[0].attention
+    sizes = [5, 1, 9, 2, 9, 3]
+    x, weights = torch.randn(1, sum(sizes), 16), torch.randn(sum(sizes), 16)
+    expected, starts = [], [sum(sizes[:n]) for n in range(len(sizes))]
+    for start, size in zip(starts, sizes):
+        expected.append(layer(x[:, start : start + size])[0])
+    names, parameters = zip(*layer.named_parameters())
+    theirs = torch.autograd.grad((torch.cat(expected) * weights).sum(), parameters)
+    for way in (False, True):
+        documents = Documents([*sizes, 0], together=way)
+        rotation = layer.rope(documents.positions("cpu"))
+        y = layer(x, rotation=rotation, documents=documents)[0]
+        torch.testing.assert_close(y, torch.cat(expected), atol=1e-6, rtol=1e-5)
+        for name, one, other in zip(names, torch.autograd.grad((y * weights).sum(), parameters), theirs):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_documents_that_do_not_fit_are_refused():
+    decoder = Decoder(TransformerConfig(1, 16, 2))
+    with pytest.raises(RequestError, match="documents of 7 frames in a signal of 8"):
+        decoder(torch.zeros(1, 8, 16), documents=[3, 4])
+    with pytest.raises(RequestError, match="without lengths, mask, prefix or memory"):
+        decoder(torch.zeros(1, 8, 16), torch.tensor([8]), documents=[4, 4])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vivavoce.errors import RecipeError
-from vivavoce.lm.sampling import Sampling, sample, uniform
+from vivavoce.lm.sampling import Sampling, sample
+from vivavoce.nn.chance import uniform
 
 EXAMPLES = 300 if os.environ.get("VIVAVOCE_LONG") == "1" else 30
 

@@ -13,8 +13,17 @@ CONFIGS = {
                        "codebook_width": 4},
     "multi_scale_rvq": {"kind": "multi_scale_rvq", "width": 4 * 12, "strides": [4, 2, 1], "codebook_size": 16,
                         "codebook_width": 4},
+    "grouped_rvq": {"kind": "grouped_rvq", "width": 8, "codebooks": 4, "codebook_size": [32, 24, 16, 8], "groups": 2},
+    "masked_channel_rvq": {"kind": "masked_channel_rvq", "width": 9, "codebooks": 4, "codebook_size": 16},
+    "normal_vq": {"kind": "normal_vq", "width": 6, "codebooks": 2, "codebook_size": 12},
+    "sim_vq": {"kind": "sim_vq", "width": 6, "codebook_size": 24, "codebooks": 2},
     "fsq": {"kind": "fsq", "width": 4, "levels": [8, 5, 4, 3]},
     "fsq-projected": {"kind": "fsq", "width": 8, "levels": [7, 2, 5]},
+    "factors": {"kind": "factors", "width": 8, "books": [1, 2, 2], "codebook_size": 16, "codebook_width": 4},
+    "binary": {"kind": "binary", "width": 6, "bits": 6},
+    "binary-projected": {"kind": "binary", "width": 8, "bits": 5, "spherical": False, "commitment": 0.25, "joint": 2},
+    "scalar": {"kind": "scalar", "width": 4, "levels": 9},
+    "residual_fsq": {"kind": "residual_fsq", "width": 3, "dims": 3, "levels": [5, 3, 3]},
 }
 
 

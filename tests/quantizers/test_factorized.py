@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from quantizers.quantizer_zoo import cells
 from vivavoce.errors import RequestError
-from vivavoce.quantizers import FactorizedResidualVectorQuantizer, MultiScaleVectorQuantizer
+from vivavoce.quantizers import FactorizedResidualVectorQuantizer, MultiScaleVectorQuantizer, factorized
+from vivavoce.quantizers.base import drawn_depths
 
 SPIRAL = torch.linspace(0, 3, 200)
 
@@ -106,14 +107,12 @@ def test_it_learns_and_each_codebook_lowers_the_error(make):
     assert (quantizer(x).perplexity > 8).all()
 
 
-def test_dropped_codebooks_are_neither_heard_nor_taught():
+def test_dropped_codebooks_are_neither_heard_nor_taught(monkeypatch):
     quantizer = FactorizedResidualVectorQuantizer(4, 4, 8, 2, dropout=0.6)
-    generator = torch.Generator().manual_seed(3)
-    depth = quantizer._depths(torch.zeros(20_000, 1, 4), 4, generator)
+    depth = drawn_depths(20_000, 4, (1, 2, 3, 4), 0.6, torch.Generator().manual_seed(3))
     for level in (1, 2, 3, 4):
         assert abs((depth == level).float().mean() - (0.15 + 0.4 * (level == 4))) < 0.015
-    quantizer.dropout = 1.0
-    quantizer._depths = lambda latents, used, generator: torch.full((len(latents),), 2)
+    monkeypatch.setattr(factorized, "drawn_depths", lambda rows, *others: torch.full((rows,), 2))
     x = torch.randn(3, 9, 4)
     result = quantizer(x)
     (result.latents.square().sum() + result.loss).backward()

@@ -8,7 +8,7 @@ import torch
 from quantizers.quantizer_zoo import trained
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.quantizers import ResidualVectorQuantizer, SplitResidualVectorQuantizer, VectorQuantizer, nearest, ties
-from vivavoce.quantizers.base import perplexity
+from vivavoce.quantizers.base import drawn_depths, perplexity
 
 
 def test_nearest_is_the_brute_force_answer():
@@ -77,15 +77,15 @@ def test_commitment_pulls_the_encoder_to_its_code():
 
 @pytest.mark.parametrize("levels", [None, [1, 3, 4]])
 def test_dropout_draws_what_it_says(levels):
-    quantizer = ResidualVectorQuantizer(2, 4, 8, dropout=0.6, dropout_levels=levels)
+    options = ResidualVectorQuantizer(2, 4, 8, dropout=0.6, dropout_levels=levels).dropout_levels
     generator = torch.Generator().manual_seed(3)
-    depth = quantizer._depths(torch.zeros(20_000, 1, 2), 4, generator)
-    options = levels or [1, 2, 3, 4]
+    depth = drawn_depths(20_000, 4, options, 0.6, generator)
     for level in (1, 2, 3, 4):
         expected = 0.6 * (level in options) / len(options) + 0.4 * (level == 4)
         assert abs((depth == level).float().mean().item() - expected) < 0.015
-    assert (quantizer._depths(torch.zeros(100, 1, 2), 2, generator) <= 2).all()
-    assert (quantizer.eval()._depths(torch.zeros(100, 1, 2), 4, generator) == 4).all()
+    assert options == tuple(levels or [1, 2, 3, 4])
+    assert (drawn_depths(100, 2, options, 0.6, generator) <= 2).all()
+    assert (drawn_depths(100, 4, options, 0.0, generator) == 4).all()
 
 
 def test_dropped_codebooks_are_neither_heard_nor_taught():

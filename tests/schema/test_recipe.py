@@ -38,7 +38,7 @@ def test_shipped_recipes_are_valid_at_both_sizes(name, size):
             },
             "heard of text of heard: a clock needs a rate",
         ),
-        ({"evaluation": ["digitz"]}, "evaluation[0]: Input should be 'digits'"),
+        ({"evaluation": ["digitz"]}, "evaluation[0]: Input should be 'codec', 'digits'"),
         ({"training.listen.name": 3}, "training[3].name: Input should be a valid string"),
         ({"training.listen.name": "../listen"}, "name: String should match pattern"),
         ({"training.listen.loss_weights": {"text": -1}}, "training[listen].loss_weights.text"),

@@ -37,6 +37,10 @@ def new_cells(facts: Facts, stream: str, restart: int = OPEN) -> tuple[Tensor, T
     length = facts.lengths[stream][:, 0]
     size = torch.where(length >= OPEN, values.shape[1], length).clamp(max=values.shape[1])
     cells = torch.arange(values.shape[1], device=facts.device)
+    known = facts.given.known.get(stream)
+    if known is not None and known.dim() == 1:  # a prompt: what pads it to the longest of the batch is no cell of it
+        told = torch.where(values >= 0, cells + 1, 0).amax(1) if values.shape[1] else size
+        size = torch.minimum(size, torch.maximum(told, known.to(facts.device)))
     keep = (cells % restart == 0).expand(values.shape).clone()
     keep[:, 1:] |= values[:, 1:] != values[:, :-1]
     return keep & (cells < size[:, None]), size

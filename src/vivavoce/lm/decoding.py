@@ -17,12 +17,15 @@ from torch import Tensor
 
 from vivavoce.errors import RequestError
 from vivavoce.layouts import PADDING, Column, Given, Layout, Places
+from vivavoce.layouts.places import FIELDS
 from vivavoce.lm.embeddings import NOTHING
+from vivavoce.lm.filled import Filled
 from vivavoce.lm.grid import GridLM
 from vivavoce.lm.heads import DensityHead
 from vivavoce.lm.rules import Rule
 from vivavoce.lm.sampling import Sampling, sample
 from vivavoce.lm.slots import NOWHERE
+from vivavoce.nn.chance import key
 from vivavoce.nn.streaming import State
 
 Combine = Callable[[Tensor], Tensor]
@@ -49,7 +52,8 @@ class Generator:
     sampling: stream -> settings (a stream that is not named: greedy). rules: stream -> function(logits [B, V], slot's
     level, index of the cell [B]) -> logits: which ids may stand where (see `rules`). views: rows that make one
     request; they follow one another, and `combine` makes one logits [R, V] of theirs [R, views, V]. They must have the
-    same cells to fill; they differ in what is given, and the first one's seed counts.
+    same cells to fill; they differ in what is given, and the first one's seed counts. lockstep: `generate` walks
+    through every column with all rows, for those who watch.
     """
 
     model: GridLM
@@ -57,6 +61,7 @@ class Generator:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     views: int = 1
     combine: Combine | None = None
+    lockstep: bool = False
 
     def __post_init__(self):
         for what in (self.sampling, self.rules):
@@ -129,7 +134,7 @@ class Generator:
             head, slot = self.model.head(name), self.model.slots[name][0]
             assert isinstance(head, DensityHead)
             temperature = self.sampling.get(name, GREEDY).temperature
-            counter = state["counter"] * len(self.layout.lane_cells) + slot.lane
+            counter = state["counter"] * self.layout.lanes + slot.lane
             parameters = head(state["hidden"])[0]
             seed = state["seed"]
             if self.combine is not None:
@@ -147,17 +152,22 @@ class Generator:
         given: [B, lanes] ids where the column says `given`; an id (not negative) at a place that the model would fill
         is forced there. rules: of this column alone, in place of the generator's.
         """
-        values = torch.where(column.forced >= 0, column.forced, NOTHING)
-        free = column.fill
-        if given is not None:
-            taken = (column.given | column.fill) & (given >= 0)
-            values, free = torch.where(taken, given, values), free & ~taken
+        values, free = self._given(column, given)
         for name in self.model.order:
             if name in self.model.density:
                 continue  # frames are no values: see `draw`
             rule = (rules or {}).get(name, self.rules.get(name))
             values = self._choose(name, column, values, free, state, rule)
         return values
+
+    @staticmethod
+    def _given(column: Column, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The values [B, lanes] that are forced or given, and which are to be chosen."""
+        values, free = torch.where(column.forced >= 0, column.forced, NOTHING), column.fill
+        if given is None:
+            return values, free
+        told = (column.given | column.fill) & (given >= 0)
+        return torch.where(told, given, values), free & ~told
 
     def read(
         self, cells: Mapping[str, Tensor], state: State, frames: Mapping[str, Tensor] | None = None,
@@ -178,13 +188,17 @@ class Generator:
             hidden = torch.where(active[:, None], hidden, state["hidden"])
             values = torch.where(active[:, None], values, state["filled"])
         after["hidden"], after["filled"] = hidden, values
+        self._remember(after, cells)
+        return after
+
+    def _remember(self, state: State, cells: Mapping[str, Tensor]) -> None:
+        """Put what stands in a column into the streams' histories."""
         for name in self.sampling:
             if (key := f"history_{name}") in state:
                 parts = (cells[part][..., None] for part in ("stream", "level", "values"))
                 codes = self.model.codes(name, *parts)[:, 0]
                 moved = torch.cat([state[key][..., 1:], codes[..., None]], dim=2)
-                after[key] = torch.where((codes >= 0)[..., None], moved, state[key])
-        return after
+                state[key] = torch.where((codes >= 0)[..., None], moved, state[key])
 
     def _choose(
         self, name: str, column: Column, values: Tensor, free: Tensor, state: State, rule: Rule | None
@@ -192,33 +206,33 @@ class Generator:
         """Values [B, lanes] with the open cells of one stream filled."""
         model, slots = self.model, self.model.slots[name]
         lanes = [slot.lane for slot in slots]
-        open_cells = model.here(name, column.stream, column.level) & free[:, lanes]
-        if not bool(open_cells.any()):
+        at = model.lanes(name, column.stream.device)
+        open_cells = model.here(name, column.stream, column.level) & free[:, at]
+        somewhere = open_cells.any(0).tolist()
+        if not any(somewhere):
             return values
         if not model.begins and bool((open_cells & (state["counter"] == 0)[:, None]).any()):
             raise RequestError(f"'{name}' has a cell in the first column, and this model begins with nothing: give one")
+        everywhere = bool(open_cells.all())
         grid = tuple(x[..., None] for x in (column.stream, column.level, values))
         known = model.codes(name, *grid)[:, 0]
-        head = model.head(name)
+        head, settings = model.head(name), self.sampling.get(name, GREEDY)
         assert not isinstance(head, DensityHead)
         prefix = None if head.after is None else model.codes(head.after, *grid)[:, 0, 0]
+        seed, counters = state["seed"][:: self.views], state["counter"][:: self.views, None] * self.layout.lanes + at
+        keys = key(seed[:, None], counters) if settings.temperature else None
 
         def pick(k: int, logits: Tensor) -> Tensor:
-            if not bool(open_cells[:, k].any()):
+            if not somewhere[k]:
                 return known[:, k]
-            slot = slots[k]
             if rule is not None:
-                logits = rule(logits, slot.level, column.index[:, slot.lane])
-            history = state[f"history_{name}"][:, k] if f"history_{name}" in state else None
-            counter = state["counter"] * len(self.layout.lane_cells) + slot.lane
-            seed = state["seed"]
+                logits = rule(logits, slots[k].level, column.index[:, slots[k].lane])
+            history = state[f"history_{name}"][:: self.views, k] if f"history_{name}" in state else None
             if self.combine is not None:
                 logits = self.combine(logits.unflatten(0, (-1, self.views)))
-                seed, counter = seed[:: self.views], counter[:: self.views]
-                history = None if history is None else history[:: self.views]
-            ids = sample(logits, self.sampling.get(name, GREEDY), seed, counter, history)
+            ids = sample(logits, settings, seed, counters[:, k], history, None if keys is None else keys[:, k])
             ids = ids.repeat_interleave(self.views) if self.views > 1 else ids
-            return torch.where(open_cells[:, k], ids, known[:, k])
+            return ids if everywhere else torch.where(open_cells[:, k], ids, known[:, k])
 
         told = [model.codes(other, *grid)[:, 0] for other in model.before(name)]
         before = torch.cat(told, dim=1) if told else known[:, :0]
@@ -228,16 +242,14 @@ class Generator:
             return before[:, k] if k < first else pick(k - first, logits)
 
         ids = head.choose(state["hidden"], through, prefix, first + len(slots))[:, first:]
-        chosen = torch.where(open_cells, ids, values[:, lanes])
         if len(set(lanes)) == len(lanes) and NOWHERE not in lanes:
-            values = values.clone()
-            values[:, lanes] = chosen
-            return values
+            chosen = ids if everywhere else torch.where(open_cells, ids, values[:, at])
+            return values.index_copy(1, at, chosen)
         for k, lane in enumerate(lanes):  # levels that stand in one lane, in turn: at most one is here
             if lane == NOWHERE:
                 continue
             values = values.clone()
-            values[:, lane] = torch.where(open_cells[:, k], chosen[:, k], values[:, lane])
+            values[:, lane] = torch.where(open_cells[:, k], ids[:, k], values[:, lane])
         return values
 
     @torch.inference_mode()
@@ -255,34 +267,102 @@ class Generator:
         `RequestError` beyond. context: keywords of the decoder's steps; initial: of its first state (prefix). follows:
         stream -> the one whose end token, in its place, ends this one as well. ends: stream -> the id that ends it
         where a frame has it at all levels (levels of one rate, without delays).
+
+        What stands before a row's first choice is read at once, and rows that have ended are left out of what is
+        computed, so that rows of any length cost about what they say.
         """
         rows = next(iter(lengths.values())).shape[0] if lengths else torch.as_tensor(seeds).numel()
         first = {**context, "initial": initial} if initial else context
         state = self.start(rows, lengths, given, seeds, **first)
-        columns: list[Column] = []
-        filled: list[Tensor] = []
-        drawn: dict[str, list[Tensor]] = {name: [] for name in self.model.density}
+        told = Told(values or {}, frames or {}, follows or {}, ends or {}, limit)
+        alive = torch.arange(rows, device=state["seed"].device)
+        filled = Filled(self.layout, rows)
+        if not self.lockstep:
+            state = self._read_prompt(state, told, alive, filled, context)
         while True:
             column, state = self.look(state)
-            if bool(column.done.all()):
+            ended = int(column.done.sum())
+            if ended == len(alive):
                 break
-            if len(columns) >= limit:
-                raise RequestError(f"generation did not end within {limit} columns: give lengths, or a higher limit")
-            told = replace(column, stream=torch.where(column.given, column.stream, PADDING))
-            now = {name: self._frame(column, name, sequence) for name, sequence in (frames or {}).items()}
-            got, state = self.fill(column, state, told.gather(values or {}), now, **context)
-            columns.append(column)
-            filled.append(got)
-            for name, seen in drawn.items():
-                seen.append(state[f"frame_{name}"])
-            for name, leader in (follows or {}).items():
-                state = self._followed(name, leader, column, got, state)
-            for name, id_of_end in (ends or {}).items():
-                state = state if id_of_end is None else self._ended(name, id_of_end, column, got, state)
-        streams, places = collect(columns, filled, self.layout, rows)
-        for name, seen in drawn.items():
-            streams[name] = joined_frames(columns, seen, name, rows)
+            told.check(column)
+            if 4 * ended >= len(alive) and self._may_drop(context):
+                stay = (~column.done).nonzero()[:, 0]
+                state, told, column, alive = state.take(stay), told.take(stay), taken(column, stay), alive[stay]
+            got, state = self.fill(column, state, told.ids(column), told.vectors(column), consume=True, **context)
+            filled.add(alive, column, got, {name: state[f"frame_{name}"] for name in self.model.density})
+            state = self._closed(column, got, state, told)
+        streams, places = filled.streams()
+        for name in self.model.density:
+            streams[name] = filled.frames(name, self.model.numbers[name])
         return streams, places
+
+    def _may_drop(self, context: Mapping[str, Any]) -> bool:
+        """Whether rows that have ended may be left out: not where rows belong together, or others' are beside them;
+        and an engine's steps that are compiled for a number of rows stay."""
+        backbone = self.model.backbone
+        fixed = backbone.engine is not None and not backbone.engine.any_rows
+        return not (self.lockstep or context or fixed or self.views > 1)
+
+    def _read_prompt(
+        self, state: State, told: "Told", rows: Tensor, filled: Filled, context: dict[str, Any]
+    ) -> State:
+        """The state of all rows before their first column with a choice; what stands in the columns before it is given
+        or forced, and is read in pieces of `PIECE` columns."""
+        going, size = torch.ones_like(rows, dtype=torch.bool), PIECE
+        while size == PIECE:
+            cells: list[State] = []
+            vectors: list[dict[str, Tensor]] = []
+            count = torch.zeros_like(rows)
+            while len(cells) < PIECE:
+                column, after = self.look(state, going)
+                told.check(column)
+                ready = going & ~column.done & ~column.fill.any(1)
+                if not bool(ready.any()):
+                    break
+                if not torch.equal(ready, going):
+                    going = ready
+                    column, after = self.look(state, going)
+                got = self._given(column, told.ids(column))[0]
+                now = told.vectors(column)
+                now = {**now, **{name: self._no_frame(name, now, state) for name in self.model.density}}
+                filled.add(rows, column, got, {name: now[name] for name in self.model.density})
+                cells.append(cells_of(column, got))
+                vectors.append(now)
+                count = count + going
+                values = torch.where(going[:, None], got, state["filled"])
+                state = self._closed(column, got, State({**after, "filled": values}), told)
+            if (size := len(cells)) > 0:
+                state = self._read_many(cells, vectors, count, state, context)
+        return state
+
+    def _read_many(
+        self, cells: list[State], vectors: list[dict[str, Tensor]], count: Tensor, state: State, context: dict[str, Any]
+    ) -> State:
+        """As `read`, for several columns at once, of which each row has the first `count` [B]."""
+        joined = {name: torch.stack([each[name] for each in cells], dim=2) for name in cells[0]}
+        frames = {name: torch.stack([each[name] for each in vectors], dim=1) for name in vectors[0]}
+        lengths = None if bool((count == len(cells)).all()) else count
+        hidden, decoder = self.model.steps(joined, state["decoder"], lengths, frames, **context)
+        last = hidden[torch.arange(len(count), device=count.device), (count - 1).clamp(min=0)]
+        after = State({**state, "decoder": decoder, "counter": state["counter"] + count, "emitted": count})
+        after["hidden"] = torch.where((count > 0)[:, None], last, state["hidden"])
+        for each in cells:
+            self._remember(after, each)
+        return after
+
+    def _no_frame(self, name: str, given: Mapping[str, Tensor], state: State) -> Tensor:
+        """The frames [B, width] that are given of a stream that a density predicts, zero where none are."""
+        head = self.model.head(name)
+        assert isinstance(head, DensityHead)
+        return given[name] if name in given else state["hidden"].new_zeros(len(state["seed"]), head.size)
+
+    def _closed(self, column: Column, values: Tensor, state: State, told: "Told") -> State:
+        """The state after a column that may have ended streams."""
+        for name, leader in told.follows.items():
+            state = self._followed(name, leader, column, values, state)
+        for name, id_of_end in told.ends.items():
+            state = state if id_of_end is None else self._ended(name, id_of_end, column, values, state)
+        return state
 
     def _ended(self, name: str, id_of_end: int, column: Column, values: Tensor, state: State) -> State:
         """The state in which a stream ends whose whole frame has just been the end."""
@@ -302,15 +382,10 @@ class Generator:
         frames = torch.where(ended, column.index, 0).amax(1).div(spec.cells(0), rounding_mode="floor")
         return State({**state, "layout": self.layout.limit(state["layout"], {name: frames}, ended.any(1))})
 
-    def _frame(self, column: Column, name: str, sequence: Tensor) -> Tensor:
-        """The frame [B, width] that stands in this column, of [B, T, width]."""
-        here = column.stream == column.number(name)
-        index = torch.where(here, column.index, 0).amax(1)
-        index = index.clamp(max=sequence.shape[1] - 1)  # what lies behind a prompt is not given
-        return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
-
 
 GREEDY = Sampling(temperature=0)
+BESIDE = ("columns", "forced", "given", "done")  # of a column, beside the fields of its places
+PIECE = 256  # columns of a prompt that are read at once
 
 
 def cells_of(column: Column, values: Tensor) -> State:
@@ -318,31 +393,45 @@ def cells_of(column: Column, values: Tensor) -> State:
     return State(stream=column.stream, level=column.level, position=column.position, values=values)
 
 
-def collect(columns: list[Column], filled: list[Tensor], layout: Layout, rows: int) -> tuple[dict[str, Tensor], Places]:
-    """The streams that filled columns hold, and their places."""
-    size, lanes = len(columns), layout.lanes
+@dataclass(frozen=True)
+class Told:
+    """What a request says beforehand: ids [B, levels, T] and frames [B, T, width] of streams, what ends them (see
+    `Generator.generate`), and how many columns a row has at most."""
 
-    def joined(name: str) -> Tensor:
-        empty = torch.zeros(rows, 0, dtype=torch.int64)
-        return torch.cat([getattr(column, name) for column in columns], dim=1) if columns else empty
+    values: Mapping[str, Tensor]
+    frames: Mapping[str, Tensor]
+    follows: Mapping[str, str]
+    ends: Mapping[str, int | None]
+    limit: int
 
-    stream = joined("stream")
-    ended = torch.stack([column.done for column in columns], dim=1) if columns else stream.new_zeros(rows, 0).bool()
-    places = Places(
-        stream, joined("level"), joined("index"), joined("lane"), joined("column"), joined("position"), joined("loss"),
-        (~ended).sum(1), layout.streams, lanes,
-    )
-    grid = torch.stack(filled, dim=2) if size else stream.new_zeros(rows, lanes, 0)
-    return places.invert(grid, NOTHING), places
+    def check(self, column: Column) -> None:
+        """Raise `RequestError` where a row has more columns than the limit."""
+        if int(column.columns.max()) > self.limit:
+            raise RequestError(
+                f"generation did not end within {self.limit} columns: give lengths, or a higher limit"
+            )
+
+    def take(self, rows: Tensor) -> "Told":
+        """The same for some of the rows."""
+        values, frames = ({name: each[rows] for name, each in part.items()} for part in (self.values, self.frames))
+        return replace(self, values=values, frames=frames)
+
+    def ids(self, column: Column) -> Tensor:
+        """The ids [B, lanes] that are given in a column, -1 elsewhere."""
+        return replace(column, stream=torch.where(column.given, column.stream, PADDING)).gather(self.values)
+
+    def vectors(self, column: Column) -> dict[str, Tensor]:
+        """Stream -> the frames [B, width] that stand in a column."""
+        return {name: self._frame(column, name, sequence) for name, sequence in self.frames.items()}
+
+    @staticmethod
+    def _frame(column: Column, name: str, sequence: Tensor) -> Tensor:
+        here = column.stream == column.number(name)
+        index = torch.where(here, column.index, 0).amax(1)
+        index = index.clamp(max=sequence.shape[1] - 1)  # what lies behind a prompt is not given
+        return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
 
 
-def joined_frames(columns: list[Column], drawn: list[Tensor], name: str, rows: int) -> Tensor:
-    """The frames [B, T, width] that a stream has in filled columns, nan behind each row's end."""
-    if not columns:
-        return torch.zeros(rows, 0, 0)
-    frames = torch.stack(drawn, dim=1)
-    index = torch.stack([torch.where(c.stream == c.number(name), c.index, -1).amax(1) for c in columns], dim=1)
-    out = frames.new_full((rows, int(index.max()) + 1, frames.shape[2]), torch.nan)
-    row, at = (index >= 0).nonzero(as_tuple=True)
-    out[row, index[row, at]] = frames[row, at]
-    return out
+def taken(column: Column, rows: Tensor) -> Column:
+    """A column of some of its rows."""
+    return replace(column, **{name: getattr(column, name)[rows] for name in (*FIELDS, *BESIDE)})

@@ -29,7 +29,7 @@ class DepthDecoder(nn.Module):
     """
 
     after: str | None = None
-    engine: Any = None  # what computes the matrices of `choose` in torch's place (see `vivavoce.lm.engine`)
+    engine: Any = None  # what computes `choose` in torch's place (see `vivavoce.lm.engine`)
 
     def __init__(self, inputs: int, levels: Sequence[int], tied: bool = False, **options: Any):
         super().__init__()
@@ -69,13 +69,13 @@ class DepthDecoder(nn.Module):
 
     def _logits(self, level: int, x: Tensor) -> Tensor:
         """Logits [B, vocabulary] of a level from what its matrix reads, x [B, width]."""
-        if self.engine is not None:
-            return self.engine(level, x)
         return (self.first if level == 0 else cast(nn.Linear, self.heads[level - 1]))(x)
 
     def choose(self, hidden: Tensor, pick: Choose, prefix: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Level by level: hidden [B, D] -> ids [B, K], picked by pick(level, logits [B, vocabulary]) -> [B]."""
         steps = len(self.levels) if levels is None else levels
+        if self.engine is not None and self.engine.takes(hidden):
+            return self.engine.choose(hidden, pick, steps)
         chosen = [pick(0, self._logits(0, hidden))]
         x, state = hidden[:, None], self.decoder.initial_state(len(hidden))
         for k in range(1, steps):

@@ -1,8 +1,10 @@
 """Embeddings of streams: one table for every (stream, level); a column of several lanes is the sum over them."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
@@ -42,14 +44,15 @@ class StreamEmbeddings(nn.ModuleDict):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=max(lanes, 1) ** -0.5 if std is None else std)
 
-    def level(self, stream: str, level: int, ids: Tensor) -> Tensor:
-        """Vectors [..., D] of the ids [...] of one level; negative ids are zero."""
+    def level(self, stream: str, level: int, ids: Tensor, whole: bool = False) -> Tensor:
+        """Vectors [..., D] of the ids [...] of one level; negative ids are zero. whole: there are none."""
         if stream not in self:
             raise RequestError(f"stream '{stream}' has no table; there are {', '.join(self)}")
         tables: nn.ModuleList = self[stream]  # type: ignore[assignment]
         if not 0 <= level < len(tables):
             raise RequestError(f"stream '{stream}' has {len(tables)} levels, not a level {level}")
-        return embed(tables[level], ids)  # type: ignore[arg-type]
+        table = cast(nn.Embedding, tables[level])
+        return F.embedding(ids, table.weight) if whole else embed(table, ids)
 
     def forward(self, cells: Mapping[str, Tensor]) -> Tensor:
         """Sum of all lanes: stream -> ids [B, levels, T] (negative: nothing) -> columns [B, T, D]."""

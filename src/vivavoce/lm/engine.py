@@ -8,7 +8,7 @@ before, and what an engine does not take (whole signals, several frames, first f
 A process that has run OpenVINO should not be forked: start workers of a `DataLoader` before, or let them spawn.
 
 A step of one row is bound by reading the weights once and by the calls; a graph has no calls, and weights of 8 bits are
-a quarter to read. They are decompressed as they are read: activations stay float32.
+a quarter to read. They are decompressed as they are read: activations stay float32, unless they are to be rounded too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +36,7 @@ from vivavoce.lm.heads import LinearHead
 from vivavoce.nn.attention import grown
 from vivavoce.nn.streaming import State
 
+GROUP = 64  # activations that are rounded together, with one step, by `int8-dynamic`
 KEPT = 2  # numbers of rows that a step stays compiled for
 
 
@@ -42,7 +44,8 @@ def use_openvino(stage: GridLM, weights: str = "float32") -> None:
     """Let OpenVINO compute the single steps of `stage` from now on, with as many threads as torch has.
 
     weights: `float32`, or `int8`: the matrices of `stage` are rounded in place (`round_rows`), so that torch, too,
-    computes with what the engine reads. A step is compiled, with the weights as they are then, when a number of rows
+    computes with what the engine reads; `int8-dynamic`: what they are multiplied with is rounded as well, as it comes,
+    which is quicker with several rows. A step is compiled, with the weights as they are then, when a number of rows
     first makes one; its weights are a copy in memory.
     Raises `RequestError` where the weights are not float32 on the CPU.
     """
@@ -50,19 +53,18 @@ def use_openvino(stage: GridLM, weights: str = "float32") -> None:
     if home["device"].type != "cpu" or home["dtype"] != torch.float32:
         raise RequestError(f"the engine 'openvino' takes float32 weights on the CPU, not {home['dtype']} on "
                            f"{home['device']}: load it with device='cpu' and without dtype=")
-    small = weights == "int8"
-    if small:
+    if weights != "float32":
         for part in (stage.backbone, stage.linear, stage.depth):
             round_rows(part)
     for module in stage.modules():
         if isinstance(module, Decoder) and steps_alone(module):
-            module.engine = DecoderSteps(module, small)
+            module.engine = DecoderSteps(module, weights)
         elif isinstance(module, DepthTransformer):
-            module.engine = DepthSteps(module, small)
+            module.engine = DepthSteps(module, weights)
         elif isinstance(module, LinearHead):
-            module.engine = Matrices(list(module), small)
-        elif isinstance(module, DepthDecoder):
-            module.engine = Matrices([module.first, *module.heads], small)
+            module.engine = Matrices(list(module), weights)
+        elif isinstance(module, DepthDecoder) and module.decoder.transformer.positions is None:
+            module.engine = DepthDecoderSteps(module, weights)
 
 
 def steps_alone(decoder: Decoder) -> bool:
@@ -106,12 +108,13 @@ def runtime() -> Any:
 
 
 class Graph:
-    """A traced module, compiled. shared: inputs that are read where they lie (large ones); the others are copied.
-    open_axes: input -> axis whose size varies."""
+    """A traced module, compiled. shared: the first of the inputs that are read where they lie (large ones, and those
+    whose size varies); those before it are copied. open_axes: input -> axes whose sizes vary.
+    """
 
     def __init__(
-        self, module: nn.Module, inputs: Sequence[Tensor], int8: bool, shared: int | None = None,
-        open_axes: dict[int, int] | None = None,
+        self, module: nn.Module, inputs: Sequence[Tensor], weights: str, shared: int | None = None,
+        open_axes: dict[int, tuple[int, ...]] | None = None,
     ):
         openvino = runtime()
         self._tensor = openvino.Tensor
@@ -119,15 +122,16 @@ class Graph:
         shapes = {}
         for number, (parameter, example) in enumerate(zip(model.get_parameters(), inputs, strict=True)):
             shape = list(example.shape)
-            if number in (open_axes or {}):
-                shape[(open_axes or {})[number]] = -1
+            for axis in (open_axes or {}).get(number, ()):
+                shape[axis] = -1
             shapes[parameter.output(0)] = shape
         model.reshape(shapes)
-        if int8:
+        if weights != "float32":
             _compress(model)
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP if weights == "int8-dynamic" else 0),
         }  # fmt: skip
         self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
         self._outputs = len(model.outputs)
@@ -193,6 +197,11 @@ def eager(x: Tensor) -> bool:
     return len(x) > 0 and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
+def of_rows(rows: int) -> int:
+    """Which graph is for a number of rows, where one is for any number: one row has its own, which is faster."""
+    return min(rows, 2)
+
+
 class ByRows:
     """Something made for each number of rows, the last few of which are kept."""
 
@@ -256,8 +265,13 @@ class _DecoderStep(nn.Module):
 class DecoderSteps:
     """The single steps of a decoder. State and arguments are those of `Decoder.step`."""
 
-    def __init__(self, decoder: Decoder, int8: bool):
-        self._decoder, self._int8, self._graphs = [decoder], int8, ByRows()  # in a list: it is no part of mine
+    def __init__(self, decoder: Decoder, weights: str = "float32"):
+        self._decoder, self._weights, self._graphs = [decoder], weights, ByRows()  # in a list: it is no part of mine
+
+    @property
+    def any_rows(self) -> bool:
+        """Whether a number of rows costs no compiling of its own."""
+        return self._decoder[0].config.context is None
 
     def takes(self, x: Tensor, state: State, context: dict[str, Any]) -> bool:
         """Whether this is a step of one frame that is not the first."""
@@ -284,7 +298,8 @@ class DecoderSteps:
         bias[where.rows, where.slots] = -torch.inf
         rings = [ring for layer in layers for ring in (layer["keys"], layer["values"])]
         inputs = [x, bias, *(rotation or ()), *rings]
-        graph = self._graphs.get(x.shape[0], lambda: self._compiled(inputs, len(rings)))
+        rows = of_rows(len(x)) if self.any_rows else len(x)
+        graph = self._graphs.get(rows, lambda: self._compiled(inputs, len(rings)))
         hidden, new = graph(*inputs)
         after = State(position=state["position"] + count, emitted=count)
         for i, layer in enumerate(layers):
@@ -299,10 +314,11 @@ class DecoderSteps:
         decoder = self._decoder[0]
         first = len(inputs) - rings
         if decoder.config.context is not None:
-            return Graph(_DecoderStep(decoder), inputs, self._int8, first)
-        # A store that grows: its size stays open. The bias lies among the inputs that are given where they are.
-        axes = {1: 1, **{number: 1 for number in range(first, len(inputs))}}
-        return Graph(_DecoderStep(decoder), inputs, self._int8, 1, axes)
+            return Graph(_DecoderStep(decoder), inputs, self._weights, first)
+        # A store that grows: its size stays open, and with several rows, whose number falls, that as well.
+        many = (0,) if len(inputs[0]) > 1 else ()
+        axes = {number: (*many, 1) if number == 1 or number >= first else many for number in range(len(inputs))}
+        return Graph(_DecoderStep(decoder), inputs, self._weights, 0 if many else 1, axes)
 
 
 PARTS = ("qkv", "out", "inner", "outer")
@@ -351,8 +367,8 @@ def head_of(depth: DepthTransformer, step: int) -> nn.Module:
 class DepthSteps:
     """A depth transformer's levels, one after another, as `DepthTransformer.generate` has them."""
 
-    def __init__(self, depth: DepthTransformer, int8: bool):
-        self._depth, self._int8, self._graphs = [depth], int8, ByRows()
+    def __init__(self, depth: DepthTransformer, weights: str = "float32"):
+        self._depth, self._weights, self._graphs = [depth], weights, ByRows()
 
     def takes(self, hidden: Tensor) -> bool:
         """Whether there are rows, on the CPU."""
@@ -371,40 +387,91 @@ class DepthSteps:
         for k in range(steps):
             if depth.steps is not None:
                 said = said + depth.steps[k]
-            x, past[k] = sets[self._set(k)](hidden, said, bias, past)
+            x, past[k] = sets[k](hidden, said, bias, past)
             bias[k] = 0
             chosen.append(choose(k, ends[k](x)[0] if ends[k] is not None else x))
             if k + 1 < steps:
                 said = depth._said(k, chosen[k])
         return torch.stack(chosen, dim=1)
 
-    def _set(self, step: int) -> tuple[int, int]:
+    def _compiled(self, hidden: Tensor, said: Tensor, bias: Tensor, past: Tensor) -> tuple[list, list]:
+        """Of every level the layers, which levels with the same weights share, and the head where it is not in them."""
         depth = self._depth[0]
-        schedule = cast(DepthLayer, depth.layers[0]).qkv.schedule if len(depth.layers) else [0] * len(depth.levels)
-        return schedule[step], depth.entry.schedule[step]
-
-    def _compiled(self, hidden: Tensor, said: Tensor, bias: Tensor, past: Tensor) -> tuple[dict, list]:
-        depth = self._depth[0]
-        order = [self._set(k) for k in range(len(depth.levels))]
+        steps = range(len(depth.levels))
+        schedule = cast(DepthLayer, depth.layers[0]).qkv.schedule if len(depth.layers) else [0] * len(steps)
+        order = [(schedule[k], depth.entry.schedule[k]) for k in steps]
         sets, ends = {}, []
         for k, own in enumerate(order):
             alone = order.count(own) == 1
             if own not in sets:
-                sets[own] = Graph(_DepthStep(depth, k, alone), [hidden, said, bias, past], self._int8)
-            ends.append(None if alone else Graph(head_of(depth, k), [said], self._int8))
-        return sets, ends
+                sets[own] = Graph(_DepthStep(depth, k, alone), [hidden, said, bias, past], self._weights)
+            ends.append(None if alone else Graph(head_of(depth, k), [said], self._weights))
+        return [sets[own] for own in order], ends
 
 
 class Matrices:
     """Heads that are a matrix each."""
 
-    def __init__(self, parts: Sequence[nn.Module], int8: bool):
-        self._parts, self._int8 = list(parts), int8
+    def __init__(self, parts: Sequence[nn.Module], weights: str = "float32"):
+        self._parts, self._weights = list(parts), weights
         self._graphs = [ByRows() for _ in parts]
 
     def __call__(self, number: int, x: Tensor) -> Tensor:
         """What part `number` makes of x [B, D]."""
         if not eager(x):
             return self._parts[number](x)
-        graph = self._graphs[number].get(len(x), lambda: Graph(self._parts[number], [x], self._int8))
-        return graph(x)[0]
+        return self._graphs[number].get(of_rows(len(x)), lambda: self._compiled(number, x))(x)[0]
+
+    def _compiled(self, number: int, x: Tensor) -> Graph:
+        many = len(x) > 1
+        return Graph(self._parts[number], [x], self._weights, 0 if many else 1, {0: (0,)} if many else None)
+
+
+class _DepthDecoderStep(nn.Module):
+    """A column of a depth decoder: x [B, 1, inputs] and what `_DecoderStep` takes; the same outputs."""
+
+    def __init__(self, head: DepthDecoder):
+        super().__init__()
+        self.enter, self.step = head.enter, _DecoderStep(head.decoder)
+
+    def forward(self, x: Tensor, bias: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        return self.step(self.enter(x), bias, *rest)
+
+
+class DepthDecoderSteps:
+    """A depth decoder's levels, one after another, as `DepthDecoder.choose` has them."""
+
+    def __init__(self, head: DepthDecoder, weights: str = "float32"):
+        self._head, self._weights, self._graphs = [head], weights, ByRows()
+        self._heads = Matrices([head.first, *head.heads], weights)
+
+    def takes(self, hidden: Tensor) -> bool:
+        """Whether there are rows, on the CPU."""
+        return eager(hidden)
+
+    def choose(self, hidden: Tensor, pick: Callable[[int, Tensor], Tensor], levels: int) -> Tensor:
+        """As `DepthDecoder.choose`."""
+        head, rows = self._head[0], len(hidden)
+        transformer, part = head.decoder.transformer, head.decoder.transformer.blocks[0].attention
+        size = len(head.levels)
+        stores = hidden.new_zeros(2 * len(transformer.blocks), rows, size, part.kv_heads, part.head_dim)
+        bias = hidden.new_full((1, size, 1), -torch.inf)
+        angles = None if transformer.rope is None else transformer.rope(torch.arange(size)[None])
+        x, chosen = hidden, [pick(0, self._heads(0, hidden))]
+        for k in range(levels):
+            turn = () if angles is None else tuple(each[:, k : k + 1] for each in angles)
+            inputs = [x[:, None], bias, *turn, *stores]
+            y, new = self._graphs.get(of_rows(rows), partial(self._compiled, inputs, len(stores)))(*inputs)
+            if k > 0:
+                chosen.append(pick(k, self._heads(k, y[:, 0])))
+            if k + 1 < levels:
+                stores[:, :, k], bias[:, k] = new[:, :, 0], 0
+                x = head._said(k, chosen[k])
+        return torch.stack(chosen, dim=1)
+
+    def _compiled(self, inputs: Sequence[Tensor], stores: int) -> Graph:
+        first = len(inputs) - stores
+        if len(inputs[0]) == 1:
+            return Graph(_DepthDecoderStep(self._head[0]), inputs, self._weights, first)
+        axes: dict[int, tuple[int, ...]] = {number: (0,) for number in (0, *range(first, len(inputs)))}
+        return Graph(_DepthDecoderStep(self._head[0]), inputs, self._weights, 0, axes)

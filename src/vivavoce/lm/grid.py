@@ -21,7 +21,7 @@ from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.depth_decoder import DepthDecoder
 from vivavoce.lm.embeddings import NOTHING, StreamEmbeddings, embed
 from vivavoce.lm.heads import DensityHead, DepthHead, LinearHead, make_density, make_head
-from vivavoce.lm.packed import Pack, through
+from vivavoce.lm.packed import through
 from vivavoce.lm.slots import NOWHERE, Slot, Slots, common_slots
 from vivavoce.nn.streaming import State
 
@@ -51,14 +51,13 @@ class Read:
     (-1: none) or, of filled streams of frames, [B, C, slots, width]; which of it to learn (bool [B, C, slots]); the row
     of the batch of each column [B, C].
 
-    Packed rows are one row of all columns, [1, N, …]; `filled` is the share of the windows' places that they take.
+    Packed rows are one row of all columns, [1, N, …].
     """
 
     hidden: Tensor
     codes: dict[str, Tensor]
     loss: dict[str, Tensor]
     rows: Tensor
-    filled: float | None = None
 
 
 def joint_heads(heads: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -158,9 +157,9 @@ class GridLM(nn.Module):
     def _blank(self, name: str) -> int | None:
         return self.layout.streams[self.numbers[name]].blank
 
-    def lanes(self, name: str) -> Tensor:
-        """The lanes of a stream's slots [slots] (0 where the layout leaves one out)."""
-        return self._grid.tensor("lanes", name, self.backbone.home()["device"])
+    def lanes(self, name: str, device: torch.device | None = None) -> Tensor:
+        """The lanes of a stream's slots [slots] (0 where the layout leaves one out), on this device or the model's."""
+        return self._grid.tensor("lanes", name, self.backbone.home()["device"] if device is None else device)
 
     def head(self, stream: str) -> LinearHead | DepthHead | DepthDecoder | DensityHead:
         """The head of a stream that the model fills."""
@@ -217,8 +216,10 @@ class GridLM(nn.Module):
                 if self._blank(name) is not None:
                     here |= self._grid.tensor("shows", name, stream.device)[:, None] & (stream[:, lanes] == PADDING)
                 ids = torch.where(here, values[:, lanes], NOTHING)
+                # Where it costs no waiting for a device: whether every id is one, so that none has to be blotted out.
+                whole = ids.device.type == "cpu" and bool((ids >= 0).all())
                 for k in range(ids.shape[1]):
-                    total = total + self.tables.level(name, k, ids[:, k])
+                    total = total + self.tables.level(name, k, ids[:, k], whole)
         if self.literals is not None:
             for lane in range(stream.shape[1]):
                 total = total + embed(self.literals, torch.where(stream[:, lane] == LITERAL, values[:, lane], NOTHING))
@@ -243,18 +244,19 @@ class GridLM(nn.Module):
 
     def read(
         self, places: Places, values: Mapping[str, Tensor], frames: Mapping[str, Tensor] | None = None,
-        pack: Pack | None = None, layout: Layout | None = None, **context: Any,
+        pack: int | None = None, layout: Layout | None = None, **context: Any,
     ) -> Read:
         """Read whole rows, in another `layout` if one is given.
 
         values: stream -> ids [B, levels, T] of token streams (one that is left out shows not even blanks); frames:
         stream -> [B, T, width] of the others; context: as `Transformer.forward` takes it (memory, condition, …).
-        pack: how the backbone reads several rows as one, see `packed`: what is predicted is the same.
+        pack: the backbone reads the rows one behind another, without padding, in pieces of so many columns at most (see
+        `packed`): what is predicted is the same. None: rows side by side, padded to the longest.
         """
         return (self if layout is None else self.on(layout))._read(places, values, frames, pack, context)
 
     def _read(
-        self, places: Places, values: Mapping[str, Tensor], frames: Mapping[str, Tensor] | None, pack: Pack | None,
+        self, places: Places, values: Mapping[str, Tensor], frames: Mapping[str, Tensor] | None, pack: int | None,
         context: dict[str, Any],
     ) -> Read:
         stream, level, index, learn = (places.mask(field) for field in ("stream", "level", "index", "loss"))
@@ -273,10 +275,10 @@ class GridLM(nn.Module):
             index = self._joined(index, stream, rows, frames)
             frames = {name: value.flatten(0, 1)[None] for name, value in frames.items()}
             x = self.columns(stream, level, index, grid, frames)
-            hidden, filled = self._through(x[0], first, None if positions is None else positions[inside], pack, context)
+            hidden = self._through(x[0], first, None if positions is None else positions[inside], pack, context)
         else:
             x = self.columns(stream, level, index, grid, frames)
-            hidden, filled = self._hidden(x, places, positions, context), None
+            hidden = self._hidden(x, places, positions, context)
         codes = {name: self.codes(name, stream, level, grid) for name in self.tables}
         codes |= {name: self._goal(name, stream, level, index, frames) for name in self.density}
         loss = {name: self.codes(name, stream, level, learn) > 0 for name in self.filled}
@@ -284,7 +286,7 @@ class GridLM(nn.Module):
             first = torch.ones_like(rows, dtype=torch.bool)
             first[:, 1:] = rows[:, 1:] != rows[:, :-1]
             loss = {name: each & ~first[..., None] for name, each in loss.items()}
-        return Read(hidden, codes, loss, rows, filled)
+        return Read(hidden, codes, loss, rows)
 
     def predict(self, name: str, read: Read, where: Tensor | None = None) -> Prediction:
         """The prediction of one filled stream; of the columns `where` [B, C] bool alone, if it is given."""
@@ -336,10 +338,10 @@ class GridLM(nn.Module):
         return total
 
     def _through(
-        self, x: Tensor, columns: Tensor, positions: Tensor | None, pack: Pack, context: dict[str, Any]
-    ) -> tuple[Tensor, float]:
+        self, x: Tensor, columns: Tensor, positions: Tensor | None, pack: int, context: dict[str, Any]
+    ) -> Tensor:
         """As `_hidden`, for the columns x [N, D] of all rows, one row behind another (`columns` [B] each), packed:
-        hidden [1, N, D], and which share of the windows is filled."""
+        hidden [1, N, D]."""
         if context:
             raise RequestError(f"packed rows share a window: they take no {', '.join(context)} of their own")
         starts = (columns.cumsum(0) - columns)[columns > 0]
@@ -349,12 +351,11 @@ class GridLM(nn.Module):
             at = at.index_fill(0, starts, 0)
         if first is not None:
             begin = first.to(x.dtype).expand(len(starts), -1)
-            hidden, filled = through(self.backbone, before.index_copy(0, starts, begin), columns, at, pack)
-            return hidden[None], filled
+            return through(self.backbone, before.index_copy(0, starts, begin), columns, at, pack)[None]
         follows = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, starts, False)
         at = None if at is None else at[follows]
-        some, filled = through(self.backbone, before[follows], (columns - 1).clamp(min=0), at, pack)
-        return torch.zeros_like(x).masked_scatter(follows[:, None], some)[None], filled
+        some = through(self.backbone, before[follows], (columns - 1).clamp(min=0), at, pack)
+        return torch.zeros_like(x).masked_scatter(follows[:, None], some)[None]
 
     def _joined(self, index: Tensor, stream: Tensor, rows: Tensor, frames: Mapping[str, Tensor]) -> Tensor:
         """Indices [1, lanes, N] into the frames of all rows, one row behind another; others stay."""
@@ -405,10 +406,23 @@ class GridLM(nn.Module):
         cells: stream, level, position and values [B, lanes] of the column. frames: stream -> [B, width], that of this
         column. Rows that are not `active` [B] bool are held (None: no row is).
         """
-        stream, level, values = (cells[key][..., None] for key in ("stream", "level", "values"))
+        whole = {name: cells[name][..., None] for name in ("stream", "level", "position", "values")}
         now = {name: frame[:, None] for name, frame in (frames or {}).items()}
-        x = self.columns(stream, level, torch.where(stream == PADDING, -1, 0), values, now)
-        if self.layout.program.positions != "column":
-            context["positions"] = cells["position"].amax(1, keepdim=True).clamp(min=0) + bool(self.begins)
-        hidden, after = self.backbone.step(x, state, None if active is None else active.long(), **context)
+        hidden, after = self.steps(whole, state, None if active is None else active.long(), now, **context)
         return hidden[:, 0], after
+
+    def steps(
+        self, cells: Mapping[str, Tensor], state: State, lengths: Tensor | None = None,
+        frames: Mapping[str, Tensor] | None = None, **context: Any,
+    ) -> tuple[Tensor, State]:
+        """Read filled columns: hidden [B, C, D], each of which predicts the column behind it, and the state.
+
+        As `step`, with cells [B, lanes, C] and frames [B, C, width]; of each row the first `lengths` [B] columns.
+        """
+        stream = cells["stream"]
+        number = torch.arange(stream.shape[2], device=stream.device)
+        index = torch.where(stream == PADDING, -1, number)
+        x = self.columns(stream, cells["level"], index, cells["values"], frames)
+        if self.layout.program.positions != "column":
+            context["positions"] = cells["position"].amax(1).clamp(min=0) + bool(self.begins)
+        return self.backbone.step(x, state, lengths, **context)

@@ -39,29 +39,26 @@ def token_logprobs(logits: Tensor, ids: Tensor, allowed: Tensor | None = None) -
     return torch.where(ids < 0, torch.zeros_like(each), each)
 
 
-def score_predictions(
-    predictions: Mapping[str, Prediction], scored: Mapping[str, Tensor] | None = None
-) -> dict[str, Score]:
-    """Score of every filled stream per slot: [B, slots]. scored: stream -> [B, C] bool (default: what is learned).
+def score_predictions(predictions: Mapping[str, Prediction], rows: int) -> dict[str, Score]:
+    """Score of every filled stream per slot, [rows, slots], of whole columns or of picked ones (`GridLM.predict`).
 
     Of frames the sums are of log densities; they are never to be mixed with those of tokens.
     """
     found = {}
     for name, prediction in predictions.items():
-        keep = prediction.loss if scored is None or name not in scored else scored[name][..., None] & prediction.loss
-        if prediction.density is not None:
-            density, frames = prediction.density, prediction.targets
-            each = [
-                torch.where(keep[..., k], density.log_density(parameters, frames[..., k, :]), 0.0).sum(1)
-                for k, parameters in enumerate(prediction.logits)
-            ]
-            found[name] = Score(torch.stack(each, dim=1), keep.sum(1))
-            continue
-        each = [
-            token_logprobs(logits, torch.where(keep[..., k], prediction.targets[..., k], -1)).sum(1)
-            for k, logits in enumerate(prediction.logits)
-        ]
-        found[name] = Score(torch.stack(each, dim=1), keep.sum(1))
+        keep, targets, density = prediction.loss, prediction.targets, prediction.density
+        sums = torch.zeros(rows, keep.shape[-1], dtype=torch.float64, device=keep.device)
+        counts = torch.zeros_like(sums, dtype=torch.int64)
+        for k, logits in enumerate(prediction.logits):
+            here = keep[..., k]
+            if density is not None:
+                each = torch.where(here, density.log_density(logits, targets[..., k, :]), 0.0).double()
+            else:
+                each = token_logprobs(logits, torch.where(here, targets[..., k], -1))
+            owners = prediction.rows.flatten()
+            sums[:, k] = sums[:, k].index_add(0, owners, each.flatten())
+            counts[:, k] = counts[:, k].index_add(0, owners, here.flatten().long())
+        found[name] = Score(sums, counts)
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import RecipeError
-from vivavoce.nn.chance import GOLDEN, uniform
+from vivavoce.nn.chance import GOLDEN, key, keyed
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,26 @@ class Sampling:
 
 
 def sample(
-    logits: Tensor, sampling: Sampling, seed: Tensor, counter: Tensor, history: Tensor | None = None
+    logits: Tensor, sampling: Sampling, seed: Tensor, counter: Tensor, history: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Choose a token for each row: logits [B, V] -> ids [B] int64.
 
     seed, counter: [B] int64. history: earlier ids [B, N], newest last, -1 where there is none; its last `window` count.
-    Logits of -inf are never chosen (unless a row has no other).
+    Logits of -inf are never chosen (unless a row has no other). keys: `vivavoce.nn.chance.key` of seed and counter [B],
+    where it is there.
     """
     if history is not None:
         history = history[:, max(history.shape[1] - sampling.window, 0) :]
     scores = penalised(biased(logits.float(), sampling.logit_bias), history, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return scores.argmax(-1)
-    ids = gumbel_argmax(*candidates(scores, sampling), seed, counter)
+    keys = key(seed, counter) if keys is None else keys
+    ids = gumbel_argmax(*candidates(scores, sampling), keys)
     if history is None or sampling.repetition_threshold is None:
         return ids
     share = (history == ids[:, None]).float().mean(1)
-    again = gumbel_argmax(*candidates(scores, Sampling(sampling.temperature)), seed ^ GOLDEN, counter)
+    again = gumbel_argmax(*candidates(scores, Sampling(sampling.temperature)), key(seed ^ GOLDEN, counter))
     return torch.where(share > sampling.repetition_threshold, again, ids)
 
 
@@ -160,13 +163,18 @@ def largest(scores: Tensor, keep: int) -> tuple[Tensor, Tensor] | None:
     return values[:, :keep], ids[:, :keep]
 
 
-def gumbel_argmax(scores: Tensor, ids: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
-    """A sample of softmax(scores) [B, N], as one of `ids` [B, N]; of equal perturbed scores the first stands."""
-    noise = gumbel(seed[:, None].to(ids.device), counter[:, None].to(ids.device), ids)
+def gumbel_argmax(scores: Tensor, ids: Tensor, keys: Tensor) -> Tensor:
+    """A sample of softmax(scores) [B, N], as one of `ids` [B, N], by `keys` [B]; of equal perturbed scores the first
+    stands."""
+    noise = perturbation(keyed(keys[:, None].to(ids.device), ids))
     return ids.gather(1, (scores + noise).argmax(-1, keepdim=True))[:, 0]
 
 
 def gumbel(seed: Tensor, counter: Tensor, index: Tensor) -> Tensor:
     """Standard Gumbel noise float32 for int64 tensors that broadcast together; the same on every device."""
-    u = uniform(seed, counter, index)
+    return perturbation(keyed(key(seed, counter), index))
+
+
+def perturbation(u: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniform numbers."""
     return -torch.log(-torch.log1p(-u))

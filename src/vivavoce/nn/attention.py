@@ -79,17 +79,20 @@ class Attention(Streaming):
 
     # -- the whole signal --
 
-    def forward(self, x, lengths=None, mask=None, rotation=None, prefix=None):
+    def forward(self, x, lengths=None, mask=None, rotation=None, prefix=None, documents=None):
         """The whole signal x [B, T, D] -> [B, T, D], with its gradient.
 
         mask: [B or 1, T, T] bool, which keys (last) a query may see, besides the causal rule (documents, blocks).
         rotation: of the frames' positions, where these are not 0, 1, 2, … prefix: keys and values [B, P, kv_heads,
-        head_dim] that every query sees, standing before the signal (so that its positions begin at P).
+        head_dim] that every query sees, standing before the signal (so that its positions begin at P). documents:
+        `Documents`, rows that x [1, T, D] holds one behind another, each of which sees itself alone.
         """
         if lengths is not None:
             x = zero_padding(x, lengths)
         before = self._before(prefix)
         q, k, v = self.project(x, self._rotation(x, before, rotation))
+        if documents is not None:
+            return self.merge(documents.attend(q, k, v, self._causal))
         keys_valid = None if self.causal or lengths is None else valid(lengths, x.shape[1])
         if prefix is not None:
             return self._with_prefix(q, k, v, mask, keys_valid, prefix)
@@ -101,6 +104,10 @@ class Attention(Streaming):
         if keys_valid is not None:
             seen = join_masks(seen, keys_valid[:, None] | torch.eye(x.shape[1], dtype=torch.bool, device=x.device))
         return self.merge(attend(q, k, v, join_masks(seen, mask)))
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention over whole rows, with the window where there is one."""
+        return attend(q, k, v, causal=True) if self._sees_all(q.shape[1]) else self._windowed(q, k, v)
 
     def _before(self, prefix: tuple[Tensor, Tensor] | None) -> int:
         """Frames of a prefix."""
@@ -119,7 +126,7 @@ class Attention(Streaming):
         distance = at[before:, None] - at[None]
         seen = distance >= 0
         if self.context is not None:
-            seen &= distance < self.context
+            seen = seen & (distance < self.context)
         return seen[None]
 
     def _windowed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -221,7 +228,7 @@ class Attention(Streaming):
             distance = here[:, :, None] - torch.cat([held, here], dim=1)[:, None]
             seen = (distance >= 0) & torch.cat([held >= 0, torch.ones_like(here, dtype=torch.bool)], dim=1)[:, None]
             if self.context is not None:
-                seen &= distance < self.context
+                seen = seen & (distance < self.context)
             y = attend(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), seen)
         # Write the last `capacity` valid frames of the chunk; all others go to a slot that is cut off.
         stays = (new[None] < lengths[:, None]) & (new[None] >= lengths[:, None] - capacity)
@@ -327,9 +334,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
         k.transpose(1, 2),
         v.transpose(1, 2),
         attn_mask=mask,
-        is_causal=causal and q.shape[1] > 1,
+        is_causal=bool(causal and q.shape[1] > 1),
         scale=1 / math.sqrt(q.shape[-1]),
-        enable_gqa=k.shape[2] != q.shape[2],
+        enable_gqa=bool(k.shape[2] != q.shape[2]),
     )
     return y.transpose(1, 2)
 

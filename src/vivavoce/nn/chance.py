@@ -11,8 +11,17 @@ from torch import Tensor
 
 def uniform(seed: Tensor, counter: Tensor, index: Tensor) -> Tensor:
     """Uniform numbers in (0, 1) float32 by a hash of (seed, counter, index), int64 tensors that broadcast together."""
-    mixed = _mix(_mix(_mix(seed + GOLDEN) ^ counter * ODD) + index * GOLDEN)
-    bits = (mixed >> 32) & 0xFFFFFFFF
+    return keyed(key(seed, counter), index)
+
+
+def key(seed: Tensor, counter: Tensor) -> Tensor:
+    """What `keyed` needs of seed and counter, int64 tensors that broadcast together."""
+    return _mix(_mix(seed + GOLDEN) ^ counter * ODD)
+
+
+def keyed(key: Tensor, index: Tensor) -> Tensor:
+    """As `uniform`, for the `key` of a seed and a counter."""
+    bits = (_mix(key + index * GOLDEN) >> 32) & 0xFFFFFFFF
     return ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
 
 

@@ -341,7 +341,10 @@ class ConvTranspose(Streaming):
         return -(-(outputs + self.left) // self.stride)
 
     def needs(self, first, last):
-        return -(-(first + self.left - self.kernel + 1) // self.stride), (last + self.left) // self.stride
+        def frame(output: float) -> float:
+            return output if math.isinf(output) else output // self.stride
+
+        return -frame(-(first + self.left - self.kernel + 1)), frame(last + self.left)
 
     def frames(self, length):
         total = length * self.stride + self.kernel - self.stride - self.left - self.right

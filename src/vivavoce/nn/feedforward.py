@@ -1,10 +1,12 @@
 """Feed-forward layers of transformers: the classic two matrices, and the gated three (SwiGLU and kin)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.linear import linear
@@ -29,6 +31,30 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise RequestError(f"activation '{name}' is unknown; there are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * value of the two halves [..., 2 * inner]. Only they are kept for the backward pass, which writes
+    both gradients into one tensor: less memory, and less to read and write, than by the operations one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, halves: Tensor) -> Tensor:
+        """[..., 2 * inner] -> [..., inner]."""
+        ctx.save_for_backward(halves)
+        gate, value = halves.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradient of the halves."""
+        (halves,) = ctx.saved_tensors
+        gate, value = halves.chunk(2, dim=-1)
+        found = torch.empty_like(halves)
+        to_gate, to_value = found.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=to_value)
+        torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=to_gate)
+        return found
 
 
 class FeedForward(nn.Module):
@@ -59,5 +85,10 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        gate, value = self.inner(x).chunk(2, dim=-1)
+        halves = self.inner(x)
+        if self.activation is F.silu and halves.requires_grad and torch.is_grad_enabled():
+            return self.out(_SwiGLU.apply(halves))
+        gate, value = halves.chunk(2, dim=-1)
+        if not torch.is_grad_enabled():
+            return self.out(self.activation(gate).mul_(value))
         return self.out(self.activation(gate) * value)

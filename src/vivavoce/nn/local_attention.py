@@ -1,4 +1,4 @@
-"""Attention inside windows that follow one another without overlap: what it hears is one window, never more."""
+"""Windows that follow one another without overlap, and attention inside them: it hears one window, never more."""
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +9,17 @@ from vivavoce.nn.rope import Rope
 from vivavoce.nn.streaming import State, Streaming, join_rows, lengths_of, slice_rows, zero_padding
 
 
-class LocalAttention(Streaming):
-    """x + attention(norm(x)) where every frame sees the frames of its window of `window`, before and behind it.
+class Windowed(Streaming):
+    """Base of what hears windows of `window` frames that follow one another; a subclass gives `within`.
 
-    Positions (RoPE) count from the window's start (SNAC: snac/attention.py, LocalMHA, heads of 64). A window that the
-    signal leaves incomplete sees the frames that are there. Frames come out a whole window at a time.
+    Frames come out a whole window at a time; one that the signal leaves incomplete is heard as it is.
     """
 
-    def __init__(self, width: int, window: int = 32, head_dim: int = 64):
+    def __init__(self, width: int, window: int):
         super().__init__()
-        if width % head_dim:
-            raise RequestError(f"local attention over frames of width {width}: no multiple of its heads of {head_dim}")
         if window < 1:
             raise RequestError(f"a window of {window} frames: give at least 1")
         self._width, self.window = width, window
-        self.norm = nn.LayerNorm(width)
-        self.attention = Attention(width, width // head_dim, rope=Rope(head_dim), causal=False)
         self.chunk = self.warmup = window
 
     @property
@@ -59,5 +54,23 @@ class LocalAttention(Streaming):
         return self.within(state["waiting"][:, :most], held), State({**state, "emitted": held})
 
     def within(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """One window a row: [N, T, D] -> [N, T, D]."""
+        """One window a row: [N, T, D] -> [N, T, D]; of an incomplete one, `lengths` [N] frames are there."""
+        raise NotImplementedError
+
+
+class LocalAttention(Windowed):
+    """x + attention(norm(x)) where every frame sees the frames of its window of `window`, before and behind it.
+
+    Positions (RoPE) count from the window's start (SNAC: snac/attention.py, LocalMHA, heads of 64). A window that the
+    signal leaves incomplete sees the frames that are there. Frames come out a whole window at a time.
+    """
+
+    def __init__(self, width: int, window: int = 32, head_dim: int = 64):
+        super().__init__(width, window)
+        if width % head_dim:
+            raise RequestError(f"local attention over frames of width {width}: no multiple of its heads of {head_dim}")
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, width // head_dim, rope=Rope(head_dim), causal=False)
+
+    def within(self, x, lengths=None):
         return x + self.attention(self.norm(x), lengths)

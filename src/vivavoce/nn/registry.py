@@ -8,26 +8,40 @@ from collections.abc import Callable
 
 from torch import nn
 
+from vivavoce.nn.antialiased import antialiased_snake
 from vivavoce.nn.attention import Attention
+from vivavoce.nn.convnext_stack import convnext_block
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.elu import ELU
+from vivavoce.nn.focal import ChunkFeedForward, focal_block
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.local_attention import LocalAttention
 from vivavoce.nn.logmel import StreamingLogMel
 from vivavoce.nn.lstm import LSTM
+from vivavoce.nn.mdct import MDCT, InverseMDCT
 from vivavoce.nn.noise import Noise
 from vivavoce.nn.parallel import Sum
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.rope import Rope
 from vivavoce.nn.snake import Snake
 from vivavoce.nn.stacking import Stack, Unstack
+from vivavoce.nn.stft import STFT
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
 from vivavoce.nn.transformer import Transformer, TransformerConfig
+from vivavoce.nn.whole_signal import BidirectionalLSTM
 
 
 def _mimi_transformer(layers: int, width: int, heads: int, context: int) -> Transformer:
     options = {"positions": "rope", "rope_interleaved": True, "bias": False, "layer_scale": 0.5}
     return Transformer(TransformerConfig.classic(layers, width, heads, context=context, **options))
+
+
+def _open(block: Streaming) -> Streaming:
+    """With gains that are not the identity any more."""
+    for parameter in block.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.5)
+    return block
 
 
 MODULES: dict[str, Callable[[], Streaming]] = {
@@ -61,6 +75,7 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "residual, snake": lambda: Residual(
         Chain(Pointwise(Snake(6), 6), Conv(6, 6, 7, dilation=3, left=9, right=9), Pointwise(Snake(6), 6), Conv(6, 6, 1))
     ),
+    "snake without aliasing": lambda: antialiased_snake(6),
     "noise": lambda: Noise(6, number=1),
     "sum of kernels": lambda: Sum([Conv(6, 6, k, left=k // 2, right=k // 2) for k in (3, 7, 11)], scale=1 / 3),
     "down and up": lambda: Chain(
@@ -71,6 +86,7 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     # Memories.
     "lstm": lambda: LSTM(6, layers=2),
     "lstm without skip": lambda: LSTM(6, skip=False),
+    "lstm, both ways": lambda: BidirectionalLSTM(6, layers=2),
     # Transformers: Mimi's with its context reached, Llama's without a limit, one that is not causal.
     "transformer, short context": lambda: _mimi_transformer(2, 16, 2, context=5),
     "transformer, Mimi's context": lambda: _mimi_transformer(1, 16, 2, context=250),
@@ -84,7 +100,16 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "stack, filled": lambda: Stack(4, 5, complete=True),
     "unstack": lambda: Unstack(12, 3),
     "stack, unstack": lambda: Chain(Conv(4, 4, 7, left=3, right=3), Stack(4, 4, complete=True), Unstack(16, 4)),
+    # Context without attention.
+    "focal block": lambda: Chain(*focal_block(6, 3, 2, 2, causal=False, past=5)),
+    "focal block, causal": lambda: Chain(*focal_block(6, 3, 2, 2, causal=True, past=5)),
+    "chunk feed-forward": lambda: ChunkFeedForward(4, 3),
+    "ConvNeXt V2": lambda: _open(convnext_block(6, 8, response=True)),
+    "ConvNeXt V2, causal": lambda: _open(convnext_block(6, 8, ahead=0, response=True)),
     # Front end and head.
+    "STFT": lambda: STFT(32, 8),
+    "MDCT": lambda: MDCT(8),
+    "inverse MDCT": lambda: InverseMDCT(8),
     "inverse STFT": lambda: StreamingISTFT(fft_size=64, hop=16),
     "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),
 }

@@ -50,7 +50,7 @@ def places(
     distance = age[:, None] + (here - last)[:, :, None]
     seen = (distance >= 0) & (age <= last)[:, None]
     if context is not None:
-        seen &= distance < context
+        seen = seen & (distance < context)
     bias = torch.zeros(seen.shape, device=position.device).masked_fill_(~seen, -torch.inf)
     kept = None if lengths is None else (new < lengths[:, None])[:, :, None, None]
     return Places(torch.arange(position.shape[0], device=position.device)[:, None], here % capacity, kept, bias)

@@ -58,6 +58,13 @@ class Rope(nn.Module):
         return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
 
 
+# What each type of `rope_scaling` must say.
+SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
 def scaled(frequencies: Tensor, scaling: Mapping[str, Any] | None) -> Tensor:
     """Frequencies as a `rope_scaling` changes them: slower turns for longer texts (`llama3` keeps the fast ones)."""
     if not scaling:
@@ -65,13 +72,17 @@ def scaled(frequencies: Tensor, scaling: Mapping[str, Any] | None) -> Tensor:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return frequencies
+    needed = SCALINGS.get(kind)
+    if needed is None:
+        raise RequestError(f"rope_scaling of type '{kind}' is unknown; there are default, {', '.join(SCALINGS)}")
+    missing = [name for name in needed if name not in scaling]
+    if missing:
+        raise RequestError(f"rope_scaling of type '{kind}': {', '.join(missing)} is missing")
     factor = float(scaling["factor"])
-    if kind == "linear":
-        return frequencies / factor
     if kind == "llama3":
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
         trained = float(scaling["original_max_position_embeddings"])
         turns = trained * frequencies / (2 * math.pi)
         share = ((turns - low) / (high - low)).clamp(0, 1)
         return frequencies * (share + (1 - share) / factor)
-    raise RequestError(f"rope_scaling of type '{kind}' is unknown; there are default, linear, llama3")
+    return frequencies / factor

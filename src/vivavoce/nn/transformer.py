@@ -4,7 +4,6 @@ Names of parameters: `layers.N.attention.{qkv,out}`, `layers.N.{attention_norm,f
 `layers.N.feedforward.{inner,out}`, and with a memory `layers.N.{cross,cross_norm}`.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -14,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vivavoce.errors import RecipeError, RequestError
+from vivavoce.errors import RequestError
 from vivavoce.nn.attention import Attention, CrossAttention
+from vivavoce.nn.documents import Documents
 from vivavoce.nn.feedforward import FeedForward, GatedFeedForward
 from vivavoce.nn.norms import AdaptiveNorm, LayerScale, NormKind, make_norm
+from vivavoce.nn.options import NEEDED, check_sizes, config_of
 from vivavoce.nn.positions import make_positions
 from vivavoce.nn.rope import Rope, Rotation
 from vivavoce.nn.streaming import INFINITE, State, Streaming, gathered, lengths_of, zero_padding
@@ -65,27 +66,12 @@ class TransformerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        needed = ("layers", "width", "heads")
-        for name in (*needed, "kv_heads", "head_dim", "feedforward", "context", "memory", "condition"):
-            value = getattr(self, name)
-            left_out = value is None and name not in needed
-            if not left_out and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise RecipeError(f"{name} is {value!r}: it must be a whole number, at least 1")
+        check_sizes(self, NEEDED, ("kv_heads", "head_dim", "feedforward", "context", "memory", "condition"))
 
     @classmethod
     def of(cls, options: Mapping[str, Any], where: str = "transformer") -> "TransformerConfig":
         """From the options of a recipe; a name that there is not, or a missing one, is a `RecipeError`."""
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise RecipeError(f"{where}: option '{unknown[0]}' is unknown; there are {', '.join(known)}")
-        missing = [name for name in ("layers", "width", "heads") if name not in options]
-        if missing:
-            raise RecipeError(f"{where}: '{missing[0]}' is missing")
-        try:
-            return cls(**options)
-        except RecipeError as error:
-            raise RecipeError(f"{where}.{error}") from None
+        return config_of(cls, options, where)
 
     @classmethod
     def classic(cls, layers: int, width: int, heads: int, **options: Any) -> "TransformerConfig":
@@ -148,11 +134,11 @@ class TransformerLayer(nn.Module):
         """Keys and values of the memory, or None."""
         return None if memory is None else self.cross.remember(memory)
 
-    def whole(self, x, lengths, mask, rotation, prefix, memory, memory_lengths, condition):
+    def whole(self, x, lengths, mask, rotation, prefix, documents, memory, memory_lengths, condition):
         """The whole signal; arguments as `Transformer.forward` has them, memory as `remember` gives it."""
 
         def attend(y: Tensor) -> Tensor:
-            return self.attention(y, lengths, mask, rotation, prefix)
+            return self.attention(y, lengths, mask, rotation, prefix, documents)
 
         x = self._branch(x, attend, self.attention_norm, self.attention_scale, condition)
         return self._rest(x, memory, memory_lengths, condition)
@@ -251,15 +237,21 @@ class Transformer(Streaming):
     # -- the whole signal --
 
     def forward(
-        self, x, lengths=None, positions=None, mask=None, memory=None, memory_lengths=None, prefix=None, condition=None
+        self, x, lengths=None, positions=None, mask=None, memory=None, memory_lengths=None, prefix=None, condition=None,
+        documents=None,
     ):
         """The whole signal x [B, T, D] -> [B, T, D].
 
         positions: [B or 1, T] int64, where they are not 0, 1, 2, …. mask: [B or 1, T, T] bool, the keys (last) that a
         query may see, besides the causal rule. memory: [B, M, D'] for cross-attention, of which `memory_lengths` [B]
         are valid. prefix: keys and values of each layer that every query sees, a list of pairs [B, P, kv_heads,
-        head_dim]; positions then begin at P. condition: [B, C] or [B, T, C] for the norms.
+        head_dim]; positions then begin at P. condition: [B, C] or [B, T, C] for the norms. documents: lengths of the
+        rows that stand one behind another in x [1, T, D], none of which sees another; their sum is T. Positions then
+        begin anew with each.
         """
+        if documents is not None:
+            documents = self._documents(documents, x, lengths, mask, prefix, memory)
+            positions = documents.positions(x.device) if positions is None else positions
         if lengths is not None:
             x = zero_padding(x, lengths_of(x, lengths))
         if positions is None:
@@ -269,10 +261,20 @@ class Transformer(Streaming):
         self._check(memory, condition)
         again = self.recompute and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.blocks):
-            given = (x, lengths, mask, rotation, prefix[i] if prefix is not None else None,
+            given = (x, lengths, mask, rotation, prefix[i] if prefix is not None else None, documents,
                      layer.remember(memory), memory_lengths, condition)  # fmt: skip
             x = checkpoint(layer.whole, *given, use_reentrant=False) if again else layer.whole(*given)
         return x
+
+    def _documents(self, sizes, x: Tensor, *others: object) -> Documents:
+        """Rows one behind another, as attention goes through them."""
+        if any(other is not None for other in others) or not self.config.causal or len(x) != 1:
+            raise RequestError("documents stand one behind another in x [1, T, D] of a causal transformer, alone: "
+                               "without lengths, mask, prefix or memory")  # fmt: skip
+        documents = Documents(sizes, x.device)
+        if documents.total != x.shape[1]:
+            raise RequestError(f"documents of {documents.total} frames in a signal of {x.shape[1]}")
+        return documents
 
     def _place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
         """Add position vectors, or compute the layers' common rotation."""

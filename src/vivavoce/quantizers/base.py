@@ -1,11 +1,16 @@
 """What every quantizer is to its callers: frames in, codes and quantized frames out, float32 inside."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
+from vivavoce.quantizers.collective import total
+
+# Entries of a larger codebook are not counted one by one: usage and perplexity are of those that occur here.
+LARGEST_COUNTED = 1 << 20
 
 
 @dataclass
@@ -102,8 +107,31 @@ class Quantizer(nn.Module):
         return super()._apply(keep_float32, recurse)
 
 
+def health(codes: Tensor, size: int, everywhere: bool) -> tuple[Tensor, Tensor]:
+    """Share of the `size` entries that occur in `codes`, and their perplexity; everywhere: in all processes' codes."""
+    if size > LARGEST_COUNTED:
+        found = codes.unique(return_counts=True)[1].float()
+        return found.new_tensor(len(found) / size), perplexity(found)
+    counts = torch.bincount(codes.flatten(), minlength=size).float()
+    counts = total(counts) if everywhere else counts
+    return (counts > 0).float().mean(), perplexity(counts)
+
+
+def drawn_depths(
+    rows: int, used: int, levels: Sequence[int], dropout: float, generator: torch.Generator | None
+) -> Tensor:
+    """How many codebooks each row uses, [rows]: a share `dropout` of them one of `levels`, `used` at most; the others
+    `used`."""
+    depth = torch.full((rows,), used)
+    if dropout:
+        draws = torch.rand(2, rows, generator=generator)
+        drawn = torch.tensor(levels)[(draws[1] * len(levels)).long()].clamp(max=used)
+        depth = torch.where(draws[0] < dropout, drawn, depth)
+    return depth
+
+
 def perplexity(frequencies: Tensor) -> Tensor:
     """exp(entropy) of counts [..., C] (C if all entries are equally frequent, 1 if one is; 0 without counts)."""
-    total = frequencies.sum(-1, keepdim=True)
-    p = frequencies / total.clamp(min=1e-20)
-    return torch.where(total[..., 0] > 0, (-torch.special.xlogy(p, p).sum(-1)).exp(), total[..., 0])
+    whole = frequencies.sum(-1, keepdim=True)
+    p = frequencies / whole.clamp(min=1e-20)
+    return torch.where(whole[..., 0] > 0, (-torch.special.xlogy(p, p).sum(-1)).exp(), whole[..., 0])

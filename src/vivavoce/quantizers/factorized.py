@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import lengths_of, valid, zero_padding
-from vivavoce.quantizers.base import Quantized, Quantizer, perplexity
-from vivavoce.quantizers.collective import total
+from vivavoce.quantizers.base import Quantized, Quantizer, drawn_depths, health
 from vivavoce.quantizers.nearest import nearest, ties
 
 ROUNDING = 5e-7  # of squared distances of vectors of length 1, in float32
@@ -117,11 +116,12 @@ class FactorizedResidualVectorQuantizer(Quantizer):
         self.check_latents(latents)
         used = self.levels_used(codebooks)
         inside = valid(lengths_of(latents, lengths), latents.shape[1])
-        depth = self._depths(latents, used, generator)
+        dropout, levels = self.dropout if self.training else 0.0, range(1, self.codebooks + 1)
+        depth = drawn_depths(len(latents), used, levels, dropout, generator).to(latents.device)
         with torch.autocast(latents.device.type, enabled=False):
             residual = self._parts(zero_padding(latents.float(), lengths))
             quantized, loss = torch.zeros_like(residual), residual.new_zeros(())
-            codes, health = [], []
+            codes, seen = [], []
             for level, book in enumerate(self.books()[:used]):
                 z = book.input_projection(self._pooled(residual, level))
                 chosen = book.search(z)
@@ -134,24 +134,10 @@ class FactorizedResidualVectorQuantizer(Quantizer):
                 residual = residual - y
                 quantized = quantized + y * active.view(*active.shape, *[1] * (y.dim() - 2))
                 codes.append(chosen)
-                health.append(self._health(chosen[active], book.size))
+                seen.append(health(chosen[active], book.size, self.training))
             frames = zero_padding(quantized.flatten(2), lengths)
-        usage, spread = torch.stack([torch.stack(pair) for pair in health], dim=1)
+        usage, spread = torch.stack([torch.stack(pair) for pair in seen], dim=1)
         return Quantized(frames.to(latents.dtype), self._joined(codes, inside), loss, usage, spread)
-
-    def _depths(self, latents: Tensor, used: int, generator: torch.Generator | None) -> Tensor:
-        """How many codebooks each row uses, [B]."""
-        depth = torch.full((len(latents),), used)
-        if self.training and self.dropout:
-            draws = torch.rand(2, len(latents), generator=generator)
-            drawn = 1 + (draws[1] * self.codebooks).long()
-            depth = torch.where(draws[0] < self.dropout, drawn.clamp(max=used), depth)
-        return depth.to(latents.device)
-
-    def _health(self, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        counts = torch.bincount(codes.flatten(), minlength=size).float()
-        counts = total(counts) if self.training else counts
-        return (counts > 0).float().mean(), perplexity(counts)
 
     @torch.no_grad()
     def encode(self, latents, lengths=None, codebooks=None):

@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivavoce.quantizers.base import Quantizer
+from vivavoce.quantizers.binary import BinaryQuantizer
 from vivavoce.quantizers.factorized import FactorizedResidualVectorQuantizer
+from vivavoce.quantizers.factors import FactorQuantizer
+from vivavoce.quantizers.grids import ResidualScalarQuantizer, ScalarQuantizer
+from vivavoce.quantizers.grouped import GroupedResidualVectorQuantizer
+from vivavoce.quantizers.masked_channels import MaskedChannelVectorQuantizer
 from vivavoce.quantizers.multi_scale import MultiScaleVectorQuantizer
+from vivavoce.quantizers.normal import NormalVectorQuantizer
 from vivavoce.quantizers.residual import ResidualVectorQuantizer, VectorQuantizer
 from vivavoce.quantizers.scalar import FiniteScalarQuantizer
+from vivavoce.quantizers.sim_vq import SimVectorQuantizer
 from vivavoce.quantizers.split import SplitResidualVectorQuantizer
 from vivavoce.schema.parts import build_part
 
@@ -17,7 +24,15 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "split_rvq": SplitResidualVectorQuantizer,
     "factorized_rvq": FactorizedResidualVectorQuantizer,
     "multi_scale_rvq": MultiScaleVectorQuantizer,
+    "grouped_rvq": GroupedResidualVectorQuantizer,
+    "masked_channel_rvq": MaskedChannelVectorQuantizer,
+    "normal_vq": NormalVectorQuantizer,
+    "sim_vq": SimVectorQuantizer,
     "fsq": FiniteScalarQuantizer,
+    "factors": FactorQuantizer,
+    "binary": BinaryQuantizer,
+    "scalar": ScalarQuantizer,
+    "residual_fsq": ResidualScalarQuantizer,
 }
 
 

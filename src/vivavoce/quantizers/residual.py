@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import lengths_of, valid
-from vivavoce.quantizers.base import Quantized, Quantizer
+from vivavoce.quantizers.base import Quantized, Quantizer, drawn_depths
 from vivavoce.quantizers.codebook import Codebook
 from vivavoce.quantizers.nearest import ties
 
@@ -61,8 +61,9 @@ class ResidualVectorQuantizer(Quantizer):
         self.check_latents(latents)
         used = self.levels_used(codebooks)
         inside = valid(lengths_of(latents, lengths), latents.shape[1])
+        dropout = self.dropout if self.training else 0.0
+        depth = drawn_depths(len(latents), used, self.dropout_levels, dropout, generator).to(latents.device)
         with torch.autocast(latents.device.type, enabled=False):
-            depth = self._depths(latents, used, generator)
             points = self.input_projection(latents.float()[inside])
             quantized, codes, loss, health = self._quantize(points, depth[:, None].expand_as(inside)[inside], used)
             straight = points + (quantized - points).detach()
@@ -79,15 +80,9 @@ class ResidualVectorQuantizer(Quantizer):
         """The codebooks in order."""
         return cast(list[Codebook], list(self.levels))
 
-    def _depths(self, latents: Tensor, used: int, generator: torch.Generator | None) -> Tensor:
-        """How many codebooks each row uses, [B]."""
-        depth = torch.full((len(latents),), used)
-        if self.training and self.dropout:
-            draws = torch.rand(2, len(latents), generator=generator)
-            options = torch.tensor(self.dropout_levels)
-            drawn = options[(draws[1] * len(options)).long()].clamp(max=used)
-            depth = torch.where(draws[0] < self.dropout, drawn, depth)
-        return depth.to(latents.device)
+    def heard(self, points: Tensor, residual: Tensor, level: int) -> Tensor:
+        """What a level quantizes: the residual [..., D], unless a subclass takes something of the points themselves."""
+        return residual
 
     def _quantize(self, points: Tensor, depth: Tensor, used: int):
         """Points [N, D] by the first depth [N] codebooks: sum [N, D], codes [N, used], loss, [(usage, perplexity)]."""
@@ -95,7 +90,8 @@ class ResidualVectorQuantizer(Quantizer):
         codes, losses, health = [], [], []
         for level, codebook in enumerate(self.books()[:used]):
             active = depth > level
-            plain = residual.detach()
+            here = self.heard(points, residual, level)
+            plain = here.detach()
             if self.training:
                 codebook.start(plain[active])
             chosen = codebook.search(plain)
@@ -106,7 +102,7 @@ class ResidualVectorQuantizer(Quantizer):
                 health.append(codebook.health())
             else:
                 health.append(codebook.health(torch.bincount(chosen, minlength=codebook.size)))
-            error = F.mse_loss(residual, entries, reduction="none").mean(1)
+            error = F.mse_loss(here, entries, reduction="none").mean(1)
             losses.append((error * active).sum() / active.sum().clamp(min=1))
             residual = residual - heard
             quantized = quantized + heard
@@ -118,10 +114,10 @@ class ResidualVectorQuantizer(Quantizer):
         self.check_latents(latents)
         used = self.levels_used(codebooks)
         with torch.autocast(latents.device.type, enabled=False):
-            residual = self.input_projection(latents.float()).flatten(0, 1)
+            points = residual = self.input_projection(latents.float()).flatten(0, 1)
             codes = []
             for level, codebook in enumerate(self.books()[:used]):
-                codes.append(codebook.search(residual))
+                codes.append(codebook.search(self.heard(points, residual, level)))
                 if level + 1 < used:
                     residual = residual - codebook.lookup(codes[-1])
         grid = torch.stack(codes).view(used, *latents.shape[:2]).transpose(0, 1)
@@ -143,12 +139,12 @@ class ResidualVectorQuantizer(Quantizer):
     def ties(self, latents, codes=None):
         self.check_latents(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            residual = self.input_projection(latents.float())
+            points = residual = self.input_projection(latents.float())
             uncertain = []
             for level in range(self.codebooks if codes is None else codes.shape[1]):
-                codebook = self.books()[level]
-                uncertain.append(ties(residual, codebook.embedding))
-                chosen = codebook.search(residual.flatten(0, 1)).view(residual.shape[:2])
+                codebook, here = self.books()[level], self.heard(points, residual, level)
+                uncertain.append(ties(here, codebook.embedding))
+                chosen = codebook.search(here.flatten(0, 1)).view(here.shape[:2])
                 residual = residual - codebook.lookup(chosen if codes is None else codes[:, level])
         return torch.stack(uncertain, dim=1)
 

@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.streaming import lengths_of, valid, zero_padding
-from vivavoce.quantizers.base import Quantized, Quantizer, perplexity
-from vivavoce.quantizers.collective import total
-
-# A grid with more entries than this is not counted: usage and perplexity are of what fits in memory.
-LARGEST_COUNTED = 1 << 20
+from vivavoce.quantizers.base import Quantized, Quantizer, health
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -21,19 +17,22 @@ class FiniteScalarQuantizer(Quantizer):
     levels: number of values of each dimension (at least 2). The value of dimension i is
     round(tanh(z + shift) * (L - 1) / 2 * (1 + eps) - offset), as the paper's appendix A has it; quantized latents are
     scaled to [-1, 1]. code = sum of digit_i * prod(levels[:i]). If `width` is not the number of levels, linear maps
-    (with bias) lead in and out. No codebook is learned and no commitment is needed: `loss` is 0.
+    (with bias) lead in and out. times: how often the bound is applied (X-Codec 2 was trained with it twice). No
+    codebook is learned and no commitment is needed: `loss` is 0.
     """
 
     places: Tensor
     counts: Tensor
 
-    def __init__(self, width: int, levels: Sequence[int] = (8, 5, 5, 5), epsilon: float = 1e-3):
+    def __init__(self, width: int, levels: Sequence[int] = (8, 5, 5, 5), epsilon: float = 1e-3, times: int = 1):
         super().__init__()
+        if times < 1:
+            raise RequestError(f"times={times}: latents are bounded once at least")
         if not levels or min(levels) < 2:
             raise RequestError(f"levels {list(levels)}: give at least one, each 2 or more")
         if math.prod(levels) >= 1 << 62:
             raise RequestError(f"levels {list(levels)}: their product does not fit an int64 code")
-        self.width, self.levels, self.epsilon = width, tuple(levels), epsilon
+        self.width, self.levels, self.epsilon, self.times = width, tuple(levels), epsilon, times
         self.codebook_sizes = (math.prod(levels),)
         inner = len(levels)
         self.input_projection = nn.Linear(width, inner) if inner != width else nn.Identity()
@@ -47,7 +46,9 @@ class FiniteScalarQuantizer(Quantizer):
         """z [..., levels] -> values whose rounding has exactly L different results for each dimension."""
         half = (self.counts - 1) * (1 + self.epsilon) / 2
         offset = torch.where(self.counts % 2 == 0, 0.5, 0.0)
-        return torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        for _ in range(self.times):
+            z = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        return z
 
     def forward(self, latents, lengths=None, codebooks=None):
         self.check_latents(latents)
@@ -60,18 +61,9 @@ class FiniteScalarQuantizer(Quantizer):
         inside = valid(lengths_of(latents, lengths), latents.shape[1])
         if not bool(bounded.isfinite().all(-1)[inside].all()):
             raise RequestError("latents are not finite (NaN or infinite): no grid point is near them")
-        usage, spread = self._health(codes[inside])
+        usage, spread = health(codes[inside], self.codebook_size, self.training)
         codes = (codes * inside)[:, None]
         return Quantized(y.to(latents.dtype), codes, bounded.new_zeros(()), usage[None], spread[None])
-
-    def _health(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        size = self.codebook_size
-        if size > LARGEST_COUNTED:
-            found = codes.unique(return_counts=True)[1].float()
-            return found.new_tensor(len(found) / size), perplexity(found)
-        counts = torch.bincount(codes, minlength=size).float()
-        counts = total(counts) if self.training else counts
-        return (counts > 0).float().mean(), perplexity(counts)
 
     def _index(self, rounded: Tensor) -> Tensor:
         return ((rounded.long() + self.counts // 2) * self.places).sum(-1)

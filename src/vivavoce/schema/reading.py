@@ -30,7 +30,7 @@ def read_recipe(
     if isinstance(source, Mapping):
         return resolve(source, "recipe", size, overrides)
     path = Path(source)
-    if not path.suffix and str(source) in recipe_names():
+    if str(source) in recipe_names() and not (path.suffix and path.is_file()):  # a name may have a dot
         path = recipe_names()[str(source)]
     if path.is_dir():
         path = path / "recipe.yaml"

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # the names of evaluation/harness.py, which this floor must not import
 Evaluation = Literal[
-    "digits", "footprint", "generation", "intelligibility", "pairwise_likelihood", "resynthesis", "turn_taking",
-    "unit_likelihood",
+    "codec", "digits", "footprint", "generation", "intelligibility", "pairwise_likelihood", "resynthesis",
+    "turn_taking", "unit_likelihood", "units",
 ]
 SLICE = re.compile(r"^(?P<stream>[A-Za-z_][\w-]*)(\[(?P<cells>[^\]]*)\])?$")
 
