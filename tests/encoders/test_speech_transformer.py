@@ -123,7 +123,12 @@ def test_registry_builds_random_sizes():
         build_encoder({"kind": "hubert", "source": "somewhere", "layers": 3})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in ("hubert", "wav2vec2", "wavlm")])
+PUBLISHED = (
+    "hubert", "wav2vec2", "wavlm", "unispeech", "unispeech_sat", "data2vec", "w2v_bert", "wav2vec2_conformer", "whisper"
+)  # of published sizes where none are given: see test_levels.py
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in PUBLISHED])
 def test_encoders_without_weights_keep_the_same_promises(kind):
     encoder = build_encoder({"kind": kind}).eval()
     lengths = torch.tensor([4000, 2517, 399, 0])
@@ -136,8 +141,9 @@ def test_encoders_without_weights_keep_the_same_promises(kind):
         assert count == encoder.frames(length)
         assert torch.allclose(batch.values[row, :count], alone.values[0], atol=1e-4)
         assert not batch.values[row, count:].any()
-    with pytest.raises(RequestError, match="no layers"):
-        encoder.features(waves, layer=1)
+    if not encoder.layers:
+        with pytest.raises(RequestError, match="no layers"):
+            encoder.features(waves, layer=1)
 
 
 def test_true_is_no_layer():

@@ -29,13 +29,18 @@ class Encoder(nn.Module):
     """Base. A subclass gives `forward` and `frames`, and sets what is published:
 
     sample_rate in Hz of the waveforms; frame_rate in Hz; width D of the frames; layers: number of blocks whose
-    outputs can be asked for (0: only the last).
+    outputs can be asked for (0: only the last); piece, around: signals longer than `piece` + `around` seconds are made
+    into units in such pieces, with so much context on each side (`encoders.pieces`; None: whole, however long); apart:
+    on the CPU, rows of a batch go through one by one, because there padding costs and batches save nothing.
     """
 
     sample_rate: int
     frame_rate: float
     width: int
     layers: int = 0
+    piece: float | None = None
+    around: float = 0.0
+    apart: bool = False
 
     def frames(self, samples):
         """Number of frames of `samples` (int or integer tensor): exact."""
@@ -44,6 +49,10 @@ class Encoder(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor, layer: Layer = None) -> Tensor:
         """wave [B, samples], zero beyond lengths [B] -> frames [B, T, D], of any value beyond `frames(lengths)`."""
         raise NotImplementedError
+
+    def sizes(self) -> dict[str, Any] | None:
+        """Options of `build_encoder` that make this encoder with random weights; None where they are not known here."""
+        return None
 
     @torch.no_grad()
     def features(self, wave: Any, lengths: Tensor | None = None, layer: Layer = None) -> Features:
@@ -58,14 +67,30 @@ class Encoder(nn.Module):
         batch, lengths = as_batch(wave, lengths, self.sample_rate)
         device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), batch.device)
         batch, lengths = batch.to(device), lengths.to(device)
-        values = self(batch, lengths, layer)
         counts = self.frames(lengths)
+        if self.apart and len(batch) > 1 and batch.device.type == "cpu":
+            values = self._apart(batch, lengths, counts, layer)
+        else:
+            values = self(batch, lengths, layer)
         most = int(counts.max()) if len(counts) else 0
         if values.dim() == 4:
             values = torch.stack([zero_padding(part[:, :most], counts) for part in values.unbind(1)], dim=1)
         else:
             values = zero_padding(values[:, :most], counts)
         return Features(values, counts, self.frame_rate)
+
+    def _apart(self, batch: Tensor, lengths: Tensor, counts: Tensor, layer: Layer) -> Tensor:
+        """As `forward`, each row for itself."""
+        values: Tensor | None = None
+        for row, (wave, length, count) in enumerate(zip(batch, lengths.tolist(), counts.tolist())):
+            found = self(wave[None, :length], lengths[row : row + 1], layer)[0]
+            if values is None:
+                shape = list(found.shape)
+                shape[-2] = int(counts.max())
+                values = found.new_zeros(len(batch), *shape)
+            values[row, ..., :count, :] = found[..., :count, :]
+        assert values is not None
+        return values
 
     def check_layer(self, layer: Layer) -> None:
         """Raise `RequestError` unless the encoder has this layer."""
@@ -75,6 +100,49 @@ class Encoder(nn.Module):
             return
         having = f"has layers 0 to {self.layers}, or 'all'" if self.layers else "has no layers to choose from"
         raise RequestError(f"layer={layer!r}: this encoder {having}")
+
+
+class Trunk(Encoder):
+    """An encoder in two halves: local frames, each of a short piece of the waveform, and their context.
+
+    Between the halves a frame can be masked, which is what self-supervised learning needs. local_width: C of the local
+    frames. A subclass gives `local`, `embed` and `context`; the whole is one after the other.
+    """
+
+    local_width: int
+    piece, around, apart = 50.0, 10.0, True
+
+    def local(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """wave [B, samples], zero beyond lengths [B] -> local frames [B, T, C] and how many of each row count [B]."""
+        raise NotImplementedError
+
+    def local_norm(self, frames: Tensor) -> Tensor:
+        """Local frames [B, T, C] as their targets and `embed` take them."""
+        return frames
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Normed local frames [B, T, C] -> frames [B, T, D] that may be masked."""
+        raise NotImplementedError
+
+    def context(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
+        """Frames [B, T, D], of which counts [B] are valid -> [B, T, D] in context; `layer` as `features` has it."""
+        return self.attend(self.place(x, counts), counts, layer)
+
+    def place(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Frames [B, T, D] with their positions told, as the first block takes them: some may be left out then."""
+        return x
+
+    def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
+        """Placed frames [B, T, D], the first counts [B] of each row, through the blocks; as `context`."""
+        raise NotImplementedError
+
+    def feedforwards(self, x: Tensor, counts: Tensor) -> list[Tensor]:
+        """What the feed-forward part of every block adds to its frames, [B, T, D] each: data2vec's targets."""
+        raise NotImplementedError(f"{type(self).__name__} has no feed-forward parts that can be had")
+
+    def forward(self, wave: Tensor, lengths: Tensor, layer: Layer = None) -> Tensor:
+        frames, counts = self.local(wave, lengths)
+        return self.context(self.embed(self.local_norm(frames)), counts, layer)
 
 
 def as_batch(wave: Any, lengths: Tensor | None, sample_rate: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ class MFCCEncoder(Encoder):
         self.coefficients, self.orders, self.normalize = coefficients, orders, normalize
         self.sample_rate, self.frame_rate = sample_rate, 100.0
         self.width = coefficients * (1 + orders)
+        if not normalize:
+            self.piece, self.around = 50.0, 1.0  # more than deltas reach: pieces give what the whole gives
 
     def frames(self, samples):
         return kaldi_frames(samples, self.sample_rate)

@@ -28,6 +28,55 @@ def _wavlm(**options: Any) -> Encoder:
     return _speech_transformer(**options)
 
 
+def _speech_conformer(
+    source: str | None = None, revision: str | None = None, allow_pickle: bool = False, **sizes: Any
+) -> Encoder:
+    """As `_speech_transformer`; `body` has the conformer's own sizes."""
+    from vivavoce.encoders.conformer import SpeechConformer, SpeechConformerConfig
+    from vivavoce.encoders.conformer_weights import load_speech_conformer
+
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_speech_conformer(source, revision, allow_pickle)
+    return SpeechConformer(SpeechConformerConfig(**tuples(sizes))).eval()
+
+
+def _w2v_bert(**options: Any) -> Encoder:
+    """w2v-BERT 2.0: its form is the default of `body`."""
+    if "source" not in options:
+        form = {"positions": "relative_key", "conv_norm": "layer", "conv_causal": True}
+        options["body"] = {"layers": 24, "width": 1024, "heads": 16, **form, **options.get("body", {})}
+    return _speech_conformer(**options)
+
+
+def _wav2vec2_conformer(**options: Any) -> Encoder:
+    """The large one of fairseq S2T: its form is the default."""
+    if "source" not in options:
+        options["body"] = {"layers": 24, "width": 1024, "heads": 16, **options.get("body", {})}
+        options = {"front": "waveform", "front_norm": "layer", "conv_bias": True, "last_norm": True, **options}
+    return _speech_conformer(**options)
+
+
+def _data2vec(**options: Any) -> Encoder:
+    if "source" not in options:
+        options = {"front_norm": "layer", "position_layers": 5, "position_kernel": 19, **options}
+    return _speech_transformer(**options)
+
+
+def _whisper(
+    source: str | None = None, revision: str | None = None, allow_pickle: bool = False, **sizes: Any
+) -> Encoder:
+    from vivavoce.encoders.whisper import WhisperEncoder, WhisperEncoderConfig
+    from vivavoce.encoders.whisper_weights import load_whisper_encoder
+
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_whisper_encoder(source, revision, allow_pickle)
+    return WhisperEncoder(WhisperEncoderConfig(**sizes)).eval()
+
+
 def _mfcc(**options: Any) -> Encoder:
     from vivavoce.encoders.mfcc import MFCCEncoder
 
@@ -50,13 +99,42 @@ def _log_mel(**options: Any) -> Encoder:
     return StreamingEncoder(module, module.sample_rate)
 
 
+def _mel_transformer(**options: Any) -> Encoder:
+    from vivavoce.encoders.mel_trunk import MelTransformer
+
+    return MelTransformer(**options).eval()
+
+
+def _mel_conformer(**options: Any) -> Encoder:
+    """BEST-RQ's: its form, over four stacked frames, is the default of `body`."""
+    if "source" not in options:
+        body = {"layers": 12, "width": 576, "heads": 8, **options.get("body", {})}
+        options = {"stack": 4, **options, "body": body}
+    return _speech_conformer(**options)
+
+
+def _mel_recurrent(**options: Any) -> Encoder:
+    from vivavoce.encoders.mel_trunk import MelRecurrent
+
+    return MelRecurrent(**options).eval()
+
+
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "hubert": _speech_transformer,
     "wav2vec2": _speech_transformer,
     "wavlm": _wavlm,
+    "unispeech": _speech_transformer,
+    "unispeech_sat": _speech_transformer,
+    "data2vec": _data2vec,
+    "w2v_bert": _w2v_bert,
+    "wav2vec2_conformer": _wav2vec2_conformer,
+    "whisper": _whisper,
     "mfcc": _mfcc,
     "causal_mel": _causal_mel,
     "log_mel": _log_mel,
+    "mel_transformer": _mel_transformer,
+    "mel_conformer": _mel_conformer,
+    "mel_recurrent": _mel_recurrent,
 }
 
 

@@ -1,4 +1,4 @@
-"""wav2vec 2.0, HuBERT and WavLM: one trunk, computed so that a padded row gives what it gives alone.
+"""wav2vec 2.0, HuBERT, WavLM, data2vec: one trunk, computed so that a padded row gives what it gives alone.
 
 A stack of strided convolutions over the waveform, a grouped convolution as position, transformer blocks.
 References: arXiv:2006.11477, arXiv:2106.07447, arXiv:2110.13900; transformers' modeling_wav2vec2.py, modeling_hubert.py
@@ -6,16 +6,21 @@ and modeling_wavlm.py. There, models with a group norm (the base sizes) hear the
 Here they are taken over each row's own frames.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.audio.normalize import unit_variance
-from vivavoce.encoders.base import Encoder, Layer
+from vivavoce.encoders.base import Layer, Trunk
+from vivavoce.encoders.front import WaveformFront
+from vivavoce.encoders.positions import PositionConvolution, PositionStack
 from vivavoce.encoders.relative_bias import GatedRelativeBias
 from vivavoce.errors import RecipeError
+from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.streaming import valid, zero_padding
 
 
@@ -24,8 +29,11 @@ class SpeechTransformerConfig:
     """Sizes; the defaults are HuBERT base's. `front_norm`: "group" (first convolution only) or "layer" (each).
 
     stable: layer norms before attention and feed-forward, and one at the end (the large models). projection_norm:
-    layer norm before the projection to `width`. relative_buckets: WavLM's gated relative positions; 0 for none.
-    normalize: waveforms are brought to zero mean and unit variance first.
+    layer norm before the projection to `width`. position_layers: convolutions of data2vec's stack (0: wav2vec 2.0's
+    single one); position_batch_norm: of that one's input (HuBERT at 25 Hz). relative_buckets: WavLM's gated relative
+    positions; 0 for none. normalize: waveforms are brought to zero mean and unit variance first. In training only:
+    dropout, of attention, of what each part of a block adds and of the frames before the first; layer_drop, of whole
+    blocks.
     """
 
     conv_widths: tuple[int, ...] = (512,) * 7
@@ -40,12 +48,16 @@ class SpeechTransformerConfig:
     hidden: int = 3072
     position_kernel: int = 128
     position_groups: int = 16
+    position_layers: int = 0
+    position_batch_norm: bool = False
     stable: bool = False
     epsilon: float = 1e-5
     relative_buckets: int = 0
     relative_distance: int = 800
     normalize: bool = False
     sample_rate: int = 16000
+    dropout: float = 0.0
+    layer_drop: float = 0.0
 
     def __post_init__(self):
         if not len(self.conv_widths) == len(self.conv_kernels) == len(self.conv_strides) > 0:
@@ -56,28 +68,26 @@ class SpeechTransformerConfig:
             raise RecipeError(f"width {self.width} must be a multiple of heads and of position_groups")
 
 
-class SpeechTransformer(Encoder):
+class SpeechTransformer(Trunk):
     """Waveforms [B, samples] -> frames [B, T, width], 50 a second at the published strides. Whole signals only."""
 
     def __init__(self, config: SpeechTransformerConfig):
         super().__init__()
         self.config = config
         self.sample_rate, self.width, self.layers = config.sample_rate, config.width, config.layers
-        self.hop = 1
-        for stride in config.conv_strides:
-            self.hop *= stride
-        self.frame_rate = config.sample_rate / self.hop
-        inputs = (1, *config.conv_widths[:-1])
-        self.front = nn.ModuleList(
-            FrontConvolution(*sizes, config, first=i == 0)
-            for i, sizes in enumerate(zip(inputs, config.conv_widths, config.conv_kernels, config.conv_strides))
+        self.local_width = config.conv_widths[-1]
+        self.front = WaveformFront(
+            config.conv_widths, config.conv_kernels, config.conv_strides, config.conv_bias, config.front_norm
         )
+        self.hop = self.front.hop
+        self.frame_rate = config.sample_rate / self.hop
         last = config.conv_widths[-1]
         self.front_norm = nn.LayerNorm(last, config.epsilon) if config.projection_norm else nn.Identity()
         self.projection = nn.Linear(last, config.width)
-        self.position = nn.Conv1d(
-            config.width, config.width, config.position_kernel, groups=config.position_groups,
-            padding=config.position_kernel // 2,
+        place = config.width, config.position_kernel, config.position_groups
+        self.position: PositionConvolution | PositionStack = (
+            PositionStack(config.position_layers, *place) if config.position_layers
+            else PositionConvolution(*place, batch_norm=config.position_batch_norm)
         )
         self.norm = nn.LayerNorm(config.width, config.epsilon)
         self.bias = (
@@ -86,80 +96,71 @@ class SpeechTransformer(Encoder):
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
-    def frames(self, samples):
-        for kernel, stride in zip(self.config.conv_kernels, self.config.conv_strides):
-            samples = (samples - kernel) // stride + 1
-        return samples.clamp(min=0) if isinstance(samples, Tensor) else max(samples, 0)
+    def sizes(self):
+        return asdict(self.config)
 
-    def forward(self, wave: Tensor, lengths: Tensor, layer: Layer = None) -> Tensor:
+    def frames(self, samples):
+        return self.front.frames(samples)
+
+    def local(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = unit_variance(wave, lengths) if self.config.normalize else wave
-        shortest = self.shortest()
-        x = F.pad(x, (0, max(0, shortest - x.shape[1]))).to(self.projection.weight.dtype)[:, None]
-        counts = lengths
-        for convolution in self.front:
-            x, counts = convolution(x, counts)
-        counts = counts.clamp(min=0)
-        x = zero_padding(self.projection(self.front_norm(x.transpose(1, 2))), counts)
-        position = self.position(x.transpose(1, 2))[..., : x.shape[1]]
-        x = x + F.gelu(position).transpose(1, 2)
+        return self.front(x.to(self.projection.weight.dtype), lengths)
+
+    def local_norm(self, frames: Tensor) -> Tensor:
+        return self.front_norm(frames)
+
+    def embed(self, frames: Tensor) -> Tensor:
+        return self.projection(frames)
+
+    def place(self, x: Tensor, counts: Tensor) -> Tensor:
+        x = zero_padding(x, counts)
+        x = x + self.position(x, counts)
         if not self.config.stable:
             x = self.norm(x)
-        return self._blocks(x, counts, layer)
+        return F.dropout(x, self.config.dropout, self.training)
 
-    def _blocks(self, x: Tensor, counts: Tensor, layer: Layer) -> Tensor:
-        mask = self._mask(counts, x.shape[1])
+    def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
         shared = self.bias(x.shape[1]) if self.bias is not None else None
-        outputs = [x]
-        for block in self.blocks[: layer if isinstance(layer, int) else None]:
-            outputs = [*outputs, block(outputs[-1], mask, shared)] if layer == "all" else [
-                block(outputs[-1], mask, shared)
-            ]
-        if layer == "all":
-            return torch.stack(outputs, dim=1)
-        return self.norm(outputs[-1]) if self.config.stable and layer is None else outputs[-1]
+        y = through_blocks(self.blocks, x, counts, layer, shared, self.config.layer_drop if self.training else 0.0)
+        return self.norm(y) if self.config.stable and layer is None else y
 
-    def _mask(self, counts: Tensor, size: int) -> Tensor | None:
-        """Keys that may be attended to, [B, 1, 1, T]; None when all may. Rows without frames attend to the first."""
-        if bool((counts >= size).all()):
-            return None
-        return valid(counts.clamp(min=1), size)[:, None, None]
+    def feedforwards(self, x: Tensor, counts: Tensor) -> list[Tensor]:
+        return feedforward_outputs(self.blocks, lambda: self.context(x, counts))
 
     def shortest(self) -> int:
         """Fewest samples that give a frame."""
-        samples = 1
-        for kernel, stride in zip(reversed(self.config.conv_kernels), reversed(self.config.conv_strides)):
-            samples = (samples - 1) * stride + kernel
-        return samples
+        return self.front.span(1)
 
 
-class FrontConvolution(nn.Module):
-    """Strided convolution, norm, GELU: x [B, inputs, T] with counts [B] -> [B, width, T'] and its counts."""
+def through_blocks(
+    blocks: nn.ModuleList, x: Tensor, counts: Tensor, layer: Layer, shared: Tensor | None = None, drop: float = 0.0
+) -> Tensor:
+    """Frames [B, T, D], of which counts [B] are valid, through blocks; `layer` as `Encoder.features` has it.
 
-    def __init__(self, inputs: int, width: int, kernel: int, stride: int, config: SpeechTransformerConfig, first: bool):
-        super().__init__()
-        self.conv = nn.Conv1d(inputs, width, kernel, stride, bias=config.conv_bias)
-        self.over_time = config.front_norm == "group"
-        self.norm = nn.LayerNorm(width) if first or not self.over_time else None
+    shared: position bias [heads, T, T]. drop: probability with which a block is left out.
+    """
+    mask = None
+    if not bool((counts >= x.shape[1]).all()):  # rows without frames attend to the first
+        mask = valid(counts.clamp(min=1), x.shape[1])[:, None, None]
+    outputs = [x]
+    for block in list(blocks)[: layer if isinstance(layer, int) else None]:
+        kept = not drop or float(torch.rand(())) >= drop
+        y = block(outputs[-1], mask, shared) if kept else outputs[-1]
+        outputs = [*outputs, y] if layer == "all" else [y]
+    return torch.stack(outputs, dim=1) if layer == "all" else outputs[-1]
 
-    def forward(self, x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.conv(x)
-        counts = (counts - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
-        if self.norm is not None and self.over_time:
-            x = self._norm_over_time(x, counts)
-        elif self.norm is not None:
-            x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return F.gelu(x), counts
 
-    def _norm_over_time(self, x: Tensor, counts: Tensor) -> Tensor:
-        """Each channel to zero mean and unit variance over the row's own frames (a group norm of one channel)."""
-        assert self.norm is not None
-        inside = valid(counts, x.shape[2])[:, None]
-        count = counts.clamp(min=1).view(-1, 1, 1)
-        wide = x.float()
-        mean = (wide * inside).sum(2, keepdim=True) / count
-        centred = (wide - mean) * inside
-        scale = (centred.square().sum(2, keepdim=True) / count + self.norm.eps).rsqrt()
-        return (centred * scale).to(x.dtype) * self.norm.weight[:, None] + self.norm.bias[:, None]
+def feedforward_outputs(blocks: nn.ModuleList, run: Callable[[], object]) -> list[Tensor]:
+    """What the feed-forward part of each block gives while `run` is called."""
+    found: list[Tensor] = []
+    parts = [cast(nn.Module, block.narrow) for block in blocks]
+    hooks = [part.register_forward_hook(lambda *given: found.append(given[-1])) for part in parts]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 class Block(nn.Module):
@@ -168,21 +169,24 @@ class Block(nn.Module):
     def __init__(self, config: SpeechTransformerConfig):
         super().__init__()
         width = config.width
-        self.heads, self.stable = config.heads, config.stable
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.value, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.heads, self.stable, self.dropout = config.heads, config.stable, config.dropout
+        self.query, self.key, self.value, self.output = (PackedLinear(width, width) for _ in range(4))
         self.attention_norm = nn.LayerNorm(width, config.epsilon)
         self.gate = nn.Linear(width // config.heads, 8) if config.relative_buckets else None
         self.gate_scale = nn.Parameter(torch.ones(config.heads)) if config.relative_buckets else None
-        self.widen, self.narrow = nn.Linear(width, config.hidden), nn.Linear(config.hidden, width)
+        self.widen, self.narrow = PackedLinear(width, config.hidden), PackedLinear(config.hidden, width)
         self.feedforward_norm = nn.LayerNorm(width, config.epsilon)
 
     def forward(self, x: Tensor, mask: Tensor | None, shared: Tensor | None) -> Tensor:
         if self.stable:
             x = x + self.attend(self.attention_norm(x), mask, shared)
-            return x + self.narrow(F.gelu(self.widen(self.feedforward_norm(x))))
+            return x + self.feedforward(self.feedforward_norm(x))
         x = self.attention_norm(x + self.attend(x, mask, shared))
-        return self.feedforward_norm(x + self.narrow(F.gelu(self.widen(x))))
+        return self.feedforward_norm(x + self.feedforward(x))
+
+    def feedforward(self, x: Tensor) -> Tensor:
+        """Frames [B, T, D] -> what the feed-forward part adds to them."""
+        return F.dropout(self.narrow(F.gelu(self.widen(x))), self.dropout, self.training)
 
     def attend(self, x: Tensor, mask: Tensor | None, shared: Tensor | None) -> Tensor:
         """Attention over frames [B, T, D]; mask [B, 1, 1, T] of keys; shared: position bias [heads, T, T]."""
@@ -192,8 +196,9 @@ class Block(nn.Module):
         if shared is not None:
             bias = self.gates(x.view(split).transpose(1, 2)) * shared
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.output(y.transpose(1, 2).reshape(x.shape))
+        dropped = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropped)
+        return F.dropout(self.output(y.transpose(1, 2).reshape(x.shape)), dropped, self.training)
 
     def gates(self, x: Tensor) -> Tensor:
         """How much each query minds positions (WavLM, equation 4): x [B, heads, T, D / heads] -> [B, heads, T, 1]."""

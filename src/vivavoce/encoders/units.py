@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivavoce.encoders.base import Encoder
+from vivavoce.encoders.base import Encoder, as_batch
+from vivavoce.encoders.int8 import use_int8
+from vivavoce.encoders.pieces import heard_in_pieces, sizes
 from vivavoce.errors import CheckpointError, DataError, RequestError
 from vivavoce.nn.streaming import lengths_of, take_frames, valid
 from vivavoce.nn.weights import load_module, read_safetensors, written_whole
@@ -35,9 +37,11 @@ class Units:
 class UnitTokenizer(nn.Module):
     """Waveform -> one code a frame: an encoder's frames at `layer` and the `centers` [clusters, D] of their k-means.
 
+    Signals that are longer than a minute or so are heard in pieces (`encoders.pieces`): memory does not grow with them.
     There is no way back to a waveform but a vocoder (`vivavoce.vocoders.UnitHiFiGAN`). `config` is what
     `build_encoder` makes this encoder of; it is needed for saving only. scale: [D], factors of the frames' dimensions
-    before they are compared with the centers (None: none), for frames whose dimensions differ in size.
+    before they are compared with the centers (None: none), for frames whose dimensions differ in size. int8: parts of
+    the encoder that compute with 8-bit values on the CPU (`use_int8`): faster, and some units differ.
     """
 
     codebooks = 1
@@ -51,14 +55,18 @@ class UnitTokenizer(nn.Module):
         layer: int | None = None,
         config: Mapping[str, Any] | None = None,
         scale: Tensor | None = None,
+        int8: str | None = None,
     ):
         super().__init__()
         encoder.check_layer(layer)
+        if int8 is not None:
+            use_int8(encoder, int8)
+        self.int8 = int8
         if centers.dim() != 2 or centers.shape[1] != encoder.width:
             raise CheckpointError(f"centers {tuple(centers.shape)} for an encoder of width {encoder.width}")
         self.encoder, self.layer = encoder, layer
         self.config = dict(config) if config is not None else None
-        self.register_buffer("centers", centers.float())
+        self.register_buffer("centers", centers.float().contiguous())
         self.register_buffer("scale", torch.ones(encoder.width) if scale is None else scale.float())
 
     @classmethod
@@ -135,9 +143,19 @@ class UnitTokenizer(nn.Module):
         return deduplicate(*self._codes(wave, lengths))
 
     def _codes(self, wave: Any, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        frames = self.encoder.features(wave, lengths, self.layer)
-        codes = self.nearest(frames.values)
-        return codes * valid(frames.lengths, codes.shape[1]), frames.lengths
+        batch, lengths = as_batch(wave, lengths, self.sample_rate)
+        counts = self.frames(lengths)
+        if self.encoder.piece is None or int(counts.max() if len(counts) else 0) <= sum(sizes(self.encoder)):
+            frames = self.encoder.features(batch[:, None], lengths, self.layer)
+            codes = self.nearest(frames.values)
+            return codes * valid(frames.lengths, codes.shape[1]), frames.lengths
+        rows = [heard_in_pieces(self.encoder, row[:length], self.heard) for row, length in zip(batch, lengths.tolist())]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), counts.to(rows[0].device)
+
+    @torch.no_grad()
+    def heard(self, wave: Tensor) -> Tensor:
+        """Codes [T] of one signal [samples] that the encoder hears whole."""
+        return self.nearest(self.encoder.features(wave[None, None], None, self.layer).values)[0]
 
     def ties(self, wave: Any, lengths: Tensor | None = None) -> Tensor:
         """Where rounding may change a code: bool [B, 1, T]."""
@@ -159,7 +177,8 @@ class UnitTokenizer(nn.Module):
             config = rebuilding(self.encoder, config)
         with written_whole(directory / CENTERS) as part:
             save_file({"centers": self.centers, "scale": self.scale}, part)
-        text = json.dumps({"kind": "units", "encoder": config, "layer": self.layer}, indent=2)
+        about = {"kind": "units", "encoder": config, "layer": self.layer}
+        text = json.dumps(about | ({"int8": self.int8} if self.int8 else {}), indent=2)
         with written_whole(directory / CONFIG) as part:
             part.write_text(text + "\n")
 
@@ -178,7 +197,8 @@ class UnitTokenizer(nn.Module):
                 load_module(encoder, read_safetensors(directory / WEIGHTS), str(directory / WEIGHTS))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} is no directory of units: {str(error).splitlines()[0]}") from error
-        return cls(encoder.eval(), centers, config["layer"], config["encoder"], tensors.get("scale"))
+        scale, int8 = tensors.get("scale"), config.get("int8")
+        return cls(encoder.eval(), centers, config["layer"], config["encoder"], scale, int8)
 
 
 def deduplicate(codes: Tensor, lengths: Tensor | None = None) -> Units:
@@ -216,13 +236,8 @@ def expand(units: Tensor, durations: Tensor, lengths: Tensor | None = None) -> t
 
 def rebuilding(encoder: Encoder, config: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder's config without its source, so that loading needs neither network nor the original directory."""
-    from dataclasses import asdict
-
-    from vivavoce.encoders.speech_transformer import SpeechTransformer
-
-    if isinstance(encoder, SpeechTransformer):
-        return {"kind": config["kind"], **asdict(encoder.config)}
-    return dict(config)
+    sizes = encoder.sizes()
+    return dict(config) if sizes is None else {"kind": config["kind"], **sizes}
 
 
 class _Reservoir:

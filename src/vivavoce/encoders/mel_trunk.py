@@ -1,0 +1,140 @@
+"""Encoders over stacked log-mel frames: what TERA and APC learn with, and what a CPU pre-trains.
+
+The local half has no weights: Kaldi's filter bank, each utterance brought to zero mean and unit variance in every band,
+`stack` frames side by side. The other half is a transformer, or recurrent layers that hear the past only. (A conformer
+over the same frames: `encoders.conformer`.)
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.audio.kaldi import kaldi_fbank, kaldi_frames
+from vivavoce.encoders.base import Layer, Trunk
+from vivavoce.encoders.positions import PositionConvolution
+from vivavoce.encoders.speech_transformer import (
+    Block,
+    SpeechTransformerConfig,
+    feedforward_outputs,
+    through_blocks,
+)
+from vivavoce.errors import RecipeError
+from vivavoce.nn.positions import SinusoidalPositions
+from vivavoce.nn.streaming import valid, zero_padding
+
+
+class MelTrunk(Trunk):
+    """Base: waveforms -> `stack` frames of `mels` bands side by side, 100 / stack a second, each projected to `width`.
+
+    What is left behind the last whole stack is dropped. normalize: see above; without it, log energies as they are.
+    """
+
+    def __init__(
+        self, width: int, mels: int = 80, stack: int = 2, normalize: bool = True, sample_rate: int = 16000
+    ):
+        super().__init__()
+        if stack < 1 or mels < 1:
+            raise RecipeError(f"mels {mels}, stack {stack}: both are at least 1")
+        self.mels, self.stack, self.normalize = mels, stack, normalize
+        self.sample_rate, self.width, self.local_width = sample_rate, width, mels * stack
+        self.hop = sample_rate // 100 * stack
+        self.frame_rate = sample_rate / self.hop
+        self.projection = nn.Linear(self.local_width, width)
+
+    def frames(self, samples):
+        return kaldi_frames(samples, self.sample_rate) // self.stack
+
+    def local(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        mel = kaldi_fbank(wave, self.sample_rate, self.mels)
+        counts = kaldi_frames(lengths, self.sample_rate)
+        if self.normalize:
+            mel = normed(mel, counts)
+        size = max(mel.shape[1] // self.stack, 1)
+        mel = F.pad(mel, (0, 0, 0, max(0, size * self.stack - mel.shape[1])))[:, : size * self.stack]
+        counts = counts // self.stack
+        stacked = mel.reshape(len(mel), size, self.local_width).to(self.projection.weight.dtype)
+        return zero_padding(stacked, counts), counts
+
+    def embed(self, frames: Tensor) -> Tensor:
+        return self.projection(frames)
+
+
+def normed(frames: Tensor, counts: Tensor) -> Tensor:
+    """Frames [B, T, D], every dimension of zero mean and unit variance over the row's own frames; zero beyond them."""
+    inside = valid(counts, frames.shape[1])[..., None]
+    count = counts.clamp(min=1).view(-1, 1, 1)
+    mean = (frames * inside).sum(1, keepdim=True) / count
+    centred = (frames - mean) * inside
+    return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
+
+
+class MelTransformer(MelTrunk):
+    """A transformer over mel frames. positions: `convolution`, as wav2vec 2.0 has them, or `sinusoidal` (TERA's)."""
+
+    def __init__(
+        self,
+        width: int = 768,
+        layers: int = 3,
+        heads: int = 12,
+        hidden: int = 3072,
+        positions: str = "convolution",
+        position_kernel: int = 128,
+        position_groups: int = 16,
+        stable: bool = False,
+        dropout: float = 0.0,
+        layer_drop: float = 0.0,
+        **front: Any,
+    ):
+        super().__init__(width, **front)
+        if positions not in ("convolution", "sinusoidal"):
+            raise RecipeError(f"positions: {positions!r} is neither convolution nor sinusoidal")
+        self.config = SpeechTransformerConfig(
+            width=width, layers=layers, heads=heads, hidden=hidden, stable=stable, dropout=dropout,
+            position_kernel=position_kernel, position_groups=position_groups, layer_drop=layer_drop,
+        )  # fmt: skip
+        self.layers = layers
+        self.position: SinusoidalPositions | PositionConvolution = (
+            SinusoidalPositions(width) if positions == "sinusoidal"
+            else PositionConvolution(width, position_kernel, position_groups)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(self.config) for _ in range(layers))
+
+    def place(self, x: Tensor, counts: Tensor) -> Tensor:
+        x = zero_padding(x, counts)
+        if isinstance(self.position, SinusoidalPositions):
+            at = torch.arange(x.shape[1], device=x.device)[None]
+            x = x + self.position(at).to(x)
+        else:
+            x = x + self.position(x, counts)
+        if not self.config.stable:
+            x = self.norm(x)
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
+        y = through_blocks(self.blocks, x, counts, layer, None, self.config.layer_drop if self.training else 0.0)
+        return self.norm(y) if self.config.stable and layer is None else y
+
+    def feedforwards(self, x: Tensor, counts: Tensor) -> list[Tensor]:
+        return feedforward_outputs(self.blocks, lambda: self.context(x, counts))
+
+
+class MelRecurrent(MelTrunk):
+    """Gated recurrent layers over mel frames, with a skip over every layer but the first (APC, arXiv:1910.12607).
+
+    They hear the past only. residual: whether there are skips.
+    """
+
+    def __init__(self, width: int = 512, layers: int = 3, residual: bool = True, dropout: float = 0.0, **front: Any):
+        super().__init__(width, **{"stack": 1, **front})
+        self.layers, self.residual, self.dropout = layers, residual, dropout
+        self.recurrent = nn.ModuleList(nn.GRU(width, width, batch_first=True) for _ in range(layers))
+
+    def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
+        outputs = [zero_padding(x, counts)]
+        for number, part in enumerate(list(self.recurrent)[: layer if isinstance(layer, int) else None]):
+            y = F.dropout(part(outputs[-1])[0], self.dropout, self.training)
+            outputs.append(y + outputs[-1] if self.residual and number else y)
+        return torch.stack(outputs, dim=1) if layer == "all" else outputs[-1]
