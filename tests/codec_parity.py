@@ -60,6 +60,8 @@ def _forced(codec: Codec, latents: Tensor, theirs: Tensor) -> Tensor:
     if isinstance(codec.quantizer, FactorizedResidualVectorQuantizer):
         walk = codec.quantizer.walk(latents, theirs.shape[1], theirs)
         return codec.quantizer._joined([chosen for _, chosen in walk], torch.ones(latents.shape[:2], dtype=torch.bool))
+    if not isinstance(codec.quantizer, ResidualVectorQuantizer | SplitResidualVectorQuantizer):
+        return codec.quantizer.encode(latents, None, theirs.shape[1])
     forced = []
     for quantizer, first in _stacks(codec):
         residual = quantizer.input_projection(latents.float())

@@ -34,6 +34,21 @@ def enliven(model: nn.Module, wave: Tensor, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+@torch.no_grad()
+def enliven_stacks(*stacks: nn.Module, seed: int = 0) -> None:
+    """As `enliven`, of the stacks alone: signals about 1 in all layers, activations that bend them."""
+    torch.manual_seed(seed)
+    for stack in stacks:
+        for name, module in stack.named_modules():
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                _randomise(module, 0.3 if _ends_a_unit(name, module) else 1.0)
+            if hasattr(module, "beta"):
+                module.alpha.uniform_(-0.5, 0.5)
+                module.beta.uniform_(-0.5, 0.5)
+            elif hasattr(module, "alpha"):
+                module.alpha.uniform_(0.3, 2.0)
+
+
 def _ends_a_unit(name: str, module: nn.Module) -> bool:
     return module.kernel_size == (1,) and ("res_unit" in name or name.endswith("block.3"))
 

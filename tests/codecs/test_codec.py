@@ -211,7 +211,7 @@ def test_a_directory_says_which_kind_it_holds(tmp_path):
     (tmp_path / "codec.yaml").write_text(text.removeprefix("kind: codec\n"))  # as it was written before there were two
     assert load_codec(tmp_path).config == CodecConfig.of(MINI)
     (tmp_path / "codec.yaml").write_text(text.replace("kind: codec", "kind: opus"))
-    with pytest.raises(CheckpointError, match="'opus' is none of codec, spectral_codec, encodec-24khz"):
+    with pytest.raises(CheckpointError, match="'opus' is none of codec, spectral_codec, convnext_codec, encodec-24khz"):
         load_codec(tmp_path)
 
 

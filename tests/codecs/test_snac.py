@@ -354,5 +354,5 @@ def test_damaged_files_are_noticed(directory):
     assert codes.shape == (3, 36) and header.ratios == [1, 2, 4] and (codes[0, 9:] == -1).all()
     content = file.read_bytes()
     file.write_bytes(content.replace(b'"ratios": [1, 2, 4]', b'"ratios": [1, 2, 5]'))
-    with pytest.raises(DataError, match="cut short or damaged"):
+    with pytest.raises(DataError, match="header cannot be read"):
         read_codes(file)

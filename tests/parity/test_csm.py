@@ -9,6 +9,7 @@ import torch
 import vivavoce
 from peers import peer
 from proves import proves
+from published_models import mimi_config
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.systems.imports import csm
 from vivavoce.systems.imports.pairs import check
@@ -17,10 +18,6 @@ from vivavoce.tokenizers.pieces import SentencePieces
 
 transformers = peer("transformers")
 LEVELS, CARD, SPARE, TEXT, ROWS = 6, 64, 3, 100, 2
-MIMI = {
-    "num_filters": 4, "hidden_size": 64, "upsample_groups": 64, "num_hidden_layers": 1, "intermediate_size": 96,
-    "codebook_size": CARD, "codebook_dim": 48, "vector_quantization_hidden_dimension": 48, "num_quantizers": LEVELS,
-}  # fmt: skip
 ROPE = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16}  # fmt: skip
 
@@ -38,7 +35,7 @@ def their_model(tied=True, rope=ROPE):
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, codebook_pad_token_id=CARD + 2,
         codebook_eos_token_id=0, audio_token_id=98, audio_eos_token_id=99, bos_token_id=1, pad_token_id=98,
         tie_codebooks_embeddings=tied, rope_parameters=rope, depth_decoder_config=depth,
-        codec_config=transformers.MimiConfig(**MIMI).to_dict(),
+        codec_config=mimi_config(CARD, LEVELS),
     )  # fmt: skip
     model = transformers.CsmForConditionalGeneration(config).eval()
     chance = torch.Generator().manual_seed(6)
@@ -137,7 +134,8 @@ def test_a_frame_of_zeros_ends_the_turn(saved):
     def choose(hidden, pick, prefix=None, levels=None):
         frame = len(seen)
         seen.append(frame)
-        return torch.stack([stop[:, min(frame, 4)], nearly[:, min(frame, 4)]])
+        both = torch.stack([stop[:, min(frame, 4)], nearly[:, min(frame, 4)]])
+        return both[-len(hidden) :]  # who has ended is left out
 
     head.choose = choose
     ended, other = model.fill("speak", items, length=5)

@@ -85,6 +85,43 @@ def test_switches_as_transformers(tmp_path, options):
     check_modes(codec, wave, [320, 7, 1000, 10000])
 
 
+SIBLINGS = {
+    "encodec-32khz": {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]},
+    "audiogen-16khz": {"sampling_rate": 16000, "upsampling_ratios": [8, 5, 4, 2]},
+}
+AUDIOCRAFT = {"use_causal_conv": False, "use_conv_shortcut": False, "pad_mode": "constant", "codebook_size": 2048}
+
+
+@pytest.mark.parametrize("name, system", [
+    pytest.param("encodec-32khz", "musicgen-encodec-32k", marks=[
+        proves("musicgen-encodec-32k", "weights"), proves("musicgen-encodec-32k", "mechanism"),
+    ]),
+    pytest.param("audiogen-16khz", "audiogen-codec", marks=proves("audiogen-codec", "mechanism")),
+])  # fmt: skip
+def test_siblings_of_musicgen_and_audiogen_as_transformers(name, system, tmp_path):
+    """Not causal, zeros around, the input itself beside each unit, four codebooks of 2048 at 50 frames a second."""
+    rate = SIBLINGS[name]["sampling_rate"]
+    wave = speech_like(3, rate)
+    sizes = {**SIBLINGS[name], **AUDIOCRAFT, "target_bandwidths": [2.2]}
+    model = their_model(wave, num_filters=4, hidden_size=32, codebook_dim=32, **sizes)
+    model.save_pretrained(tmp_path)
+    codec = load_tokenizer(tmp_path)
+    assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (rate, 50, 4, 2048)
+    theirs = compare(model, codec, wave)
+    assert len(theirs.unique()) > 100
+    check_modes(codec, wave[..., : 10 * codec.hop + 77], [codec.hop, 7, 5000])
+    with torch.device("meta"):
+        published = build_codec(CodecConfig.of(PUBLISHED[name]))
+        whole = transformers.EncodecModel(transformers.EncodecConfig(num_filters=64, **sizes))
+    kept = codec.config.options()
+    for option, value in PUBLISHED[name].items():  # structure and switches of the narrow one are the published ones
+        if option not in ("filters", "dim", "quantizer"):
+            assert kept.get(option, getattr(CodecConfig(), option)) == value, option
+    count = sum(parameter.numel() for parameter in published.parameters())
+    gains = sum(p.numel() for key, p in whole.named_parameters() if key.endswith("original0"))
+    assert count == sum(parameter.numel() for parameter in whole.parameters()) - gains
+
+
 @proves("encodec", "weights")
 @torch.no_grad()
 def test_the_package_itself():

@@ -135,10 +135,10 @@ class Both:
         monkeypatch.setattr(lm, "sample_token", self.sample)
         draw = decoding.sample
 
-        def watched(logits, sampling, seed, counter, history=None):
+        def watched(logits, sampling, seed, counter, *more):
             for row in range(len(logits)):
                 self.ours.setdefault((int(seed[row]), int(counter[row])), logits[row])  # first: a held row is not heard
-            return draw(logits, sampling, seed, counter, history)
+            return draw(logits, sampling, seed, counter, *more)
 
         monkeypatch.setattr(decoding, "sample", watched)
         monkeypatch.setattr(model.system.ear, "codec", ToldCodes())
@@ -233,8 +233,8 @@ def test_a_conversation_read_at_once_is_the_conversation(models, monkeypatch):
     _, model, _ = models("published")
     drawn, draw = {}, decoding.sample
 
-    def watched(logits, sampling, seed, counter, history=None):
-        ids = draw(logits, sampling, seed, counter, history)
+    def watched(logits, sampling, seed, counter, *more):
+        ids = draw(logits, sampling, seed, counter, *more)
         drawn[int(counter[0])] = float(logits[0].double().log_softmax(-1)[ids[0]])
         return ids
 

@@ -9,16 +9,13 @@ import torch
 import vivavoce
 from peers import peer
 from proves import proves
+from published_models import mimi_config
 from vivavoce.errors import CheckpointError
 from vivavoce.systems.token_system import Cells
 from vivavoce.tokenizers.pieces import SentencePieces
 
 transformers = peer("transformers")
 ROWS, FRAMES, LEVELS, CARD, TEXT = 2, 13, 8, 64, 80
-MIMI = {
-    "num_filters": 4, "hidden_size": 64, "upsample_groups": 64, "num_hidden_layers": 1, "intermediate_size": 96,
-    "codebook_size": CARD, "codebook_dim": 48, "vector_quantization_hidden_dimension": 48, "num_quantizers": LEVELS,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,7 @@ def saved(tmp_path_factory):
     config = transformers.MoshiConfig(
         vocab_size=TEXT, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         audio_vocab_size=CARD, ffn_dim=96, num_codebooks=LEVELS, sliding_window=50,
-        audio_encoder_config=transformers.MimiConfig(**MIMI).to_dict(),
+        audio_encoder_config=mimi_config(CARD, LEVELS),
         depth_decoder_config={"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64},
     )  # fmt: skip
     model = transformers.MoshiForConditionalGeneration(config).eval()

@@ -46,6 +46,27 @@ def test_waveform(padding):
         assert (wave - theirs).abs().max() < 1e-4 * theirs.std()
 
 
+@proves("wavtokenizer", "mechanism")
+def test_a_body_that_is_told_a_bandwidth():
+    """Adaptive norms, as in Vocos over EnCodec's codes and in WavTokenizer: the package's answer for each setting."""
+    told = {**BODY, "adanorm_num_embeddings": 4}
+    body, head = VocosBackbone(**told).eval(), ISTFTHead(**HEAD, padding="same").eval()
+    with torch.no_grad():
+        for parameter in (*body.parameters(), *head.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {f"backbone.{key}": value for key, value in body.state_dict().items()}
+    state |= {f"head.{key}": value for key, value in head.state_dict().items()}
+    ours = from_vocos({**config("same"), "backbone": {"init_args": told}}, state)
+    x, waves = torch.randn(2, 30, 20), []
+    for which in range(4):
+        ours.condition = which
+        with torch.no_grad():
+            theirs = head(body(x.transpose(1, 2), bandwidth_id=torch.tensor([which])))
+            waves.append(ours(x)[..., 0])
+        assert (waves[-1] - theirs).abs().max() < 1e-4 * theirs.std()
+    assert not torch.allclose(waves[0], waves[3], atol=1e-2)
+
+
 def test_a_published_directory(tmp_path):
     import yaml
 

@@ -72,8 +72,9 @@ def test_a_causal_encoder_streams_its_units():
 
 
 def test_what_cannot_be_done_is_said(codec, units):
+    normed = build_encoder({"kind": "mfcc", "normalize": True})
     with pytest.raises(RequestError, match="whole signals"):
-        codec.encoder_state(1)
+        UnitCodec(UnitTokenizer(normed, torch.zeros(8, 39))).encoder_state(1)
     with pytest.raises(RequestError, match="no vocoder"):
         UnitCodec(units).decode(torch.zeros(1, 1, 3, dtype=torch.int64))
     with pytest.raises(RequestError, match="units have one"):

@@ -14,3 +14,10 @@ def test_pad_words_and_the_end_of_pads_are_ids_of_their_own():
     assert marked.text([0, 3, 2, 0, 3, 1, 0]) == "two one" == plain.text([0, 2, 0, 1])
     with pytest.raises(RequestError, match="'three' is not in the vocabulary: one, two"):
         marked.encode("three")
+
+
+def test_one_word_may_stand_for_all_others():
+    some = WordVocabulary(["one", "<unk>", "two"], unknown="<unk>")
+    assert some.encode("two or one") == [3, 2, 1] and some.text([3, 2, 1]) == "two <unk> one" and len(some) == 4
+    with pytest.raises(RequestError, match="'else' is to stand for unknown words"):
+        WordVocabulary(["one"], unknown="else")

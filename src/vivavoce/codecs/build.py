@@ -17,6 +17,8 @@ from vivavoce.nn.transformer import Transformer, TransformerConfig
 from vivavoce.quantizers import Quantizer, build_quantizer
 from vivavoce.schema.parts import configured
 
+GRIDS = ("fsq", "scalar", "residual_fsq", "binary")  # quantizers without codebooks of so many entries
+
 
 @dataclass(frozen=True)
 class CodecConfig(SEANetConfig):
@@ -65,6 +67,8 @@ class CodecConfig(SEANetConfig):
 def quantizer_of(width: int, codebooks: int, codebook_size: int, options: Mapping[str, Any]) -> Quantizer:
     """The quantizer of a codec: residual, unless `options` name another kind; they win over the sizes."""
     sizes = {"kind": "rvq", "width": width, "codebooks": codebooks, "codebook_size": codebook_size}
+    if options.get("kind") in GRIDS:  # whose points are counted in another way
+        sizes = {"width": width}
     return build_quantizer({**sizes, **options})
 
 

@@ -71,12 +71,27 @@ class ChunkedCodec(Codec):
         scales = torch.ones(len(x), max(len(self.chunks(size)) for size in sizes), device=x.device)
         for length, places in self._alike(sizes):
             pieces = torch.stack([x[row, start : start + length] for row, _, start, _ in places]).transpose(1, 2)
-            scale = self._scale(pieces)
-            # Calls the stacks, not `encode`: a chunk is not cut again.
-            found = self.quantizer.encode(self.encode_latents(pieces / scale[:, None, None]), None, self.codebooks)
+            found, scale = self.encode_chunks(pieces)
             for (row, number, _, at), some, own in zip(places, found, scale):
-                codes[row, :, at : at + some.shape[1]], scales[row, number] = some, own.float()
+                codes[row, :, at : at + some.shape[1]], scales[row, number] = some, own
         return codes, scales
+
+    @torch.no_grad()
+    def encode_chunks(self, pieces: Tensor) -> tuple[Tensor, Tensor]:
+        """Chunks [N, C, S] of one length -> codes [N, K, ceil(S / hop)] and their scales [N], float32."""
+        pieces = self._channels_last(pieces).transpose(1, 2)
+        scale = self._scale(pieces)
+        # Calls the stacks, not `encode`: a chunk is not cut again.
+        latents = self.encode_latents(pieces / scale[:, None, None])
+        return self.quantizer.encode(latents, None, self.codebooks), scale.float()
+
+    @torch.no_grad()
+    def decode_chunks(self, codes: Tensor, scales: Tensor | None) -> Tensor:
+        """Codes [N, K, T] of chunks of one length and their scales [N] -> their sound [N, C, T x hop], float32."""
+        found = self.decode_latents(self._dequantize(codes)).float()
+        if scales is None:
+            return found * (LOUDNESS if self.normalize else 1.0)
+        return found * scales.to(found.device)[:, None, None]
 
     @torch.no_grad()
     def decode(self, codes: Tensor, lengths: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
@@ -85,7 +100,7 @@ class ChunkedCodec(Codec):
         scales [B, chunks]: as encoding gave them; without them every chunk is as loud as the next (`LOUDNESS`).
         Neighbours fade into each other. Raises `RequestError` for a number of frames that no signal has.
         """
-        codes = codes.to(self._home(self.decoder)[0])
+        codes = self._checked(codes).to(self._home(self.decoder)[0])
         if lengths is not None:
             check_lengths(lengths, len(codes), None)
         sizes = [self._samples(codes.shape[2])] * len(codes) if lengths is None else lengths.tolist()
@@ -100,15 +115,10 @@ class ChunkedCodec(Codec):
         weights = torch.zeros(len(codes), 1, whole, device=sound.device)
         for length, places in self._alike(sizes):
             count = -(-length // self.hop)
-            found = self.decode_latents(
-                self._dequantize(torch.stack([codes[row, :, at : at + count] for row, _, _, at in places]))
-            ).float()
-            if scales is None:
-                found = found * (LOUDNESS if self.normalize else 1.0)
-            else:
-                found = found * torch.stack([scales[row, number] for row, number, _, _ in places])[:, None, None]
+            own = None if scales is None else torch.stack([scales[row, number] for row, number, _, _ in places])
+            found = self.decode_chunks(torch.stack([codes[row, :, at : at + count] for row, _, _, at in places]), own)
             for (row, _, start, _), piece in zip(places, found):
-                end, fade = start + piece.shape[1], self._fade(sizes[row])[: piece.shape[1]].to(piece.device)
+                end, fade = start + piece.shape[1], self.fade(sizes[row])[: piece.shape[1]].to(piece.device)
                 sound[row, :, start:end] += fade * piece
                 weights[row, :, start:end] += fade
         sound = sound / weights.clamp(min=1e-20)
@@ -128,8 +138,8 @@ class ChunkedCodec(Codec):
             for first in range(0, len(places), TOGETHER):
                 yield length, places[first : first + TOGETHER]
 
-    def _fade(self, samples: int) -> Tensor:
-        """The weight of each sample of a chunk: a triangle over the frames of the row's first one."""
+    def fade(self, samples: int) -> Tensor:
+        """The weight of each sample of a chunk, of a signal of `samples`: a triangle over the frames of the first."""
         size = -(-min(self.chunk, samples) // self.hop) * self.hop
         return 0.5 - (torch.linspace(0, 1, size + 2)[1:-1] - 0.5).abs()
 

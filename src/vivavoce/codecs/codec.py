@@ -174,7 +174,7 @@ class Codec(nn.Module):
 
         The waveform is float32 at least, whatever the decoder computes in; so is that of the steps.
         """
-        return self._decoded(codes, lengths)
+        return self._decoded(self._checked(codes), lengths)
 
     def decoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been decoded yet."""
@@ -188,7 +188,8 @@ class Codec(nn.Module):
 
         consume: as in `encode_step`.
         """
-        audio, state = self._steps(self.decoder, self._dequantize(codes), state, lengths, consume)
+        codes = self._checked(codes)
+        audio, state = self._steps(self.decoder, self._latents_of(codes, state), state, lengths, consume)
         return full_precision(audio).transpose(1, 2), state
 
     @torch.no_grad()
@@ -201,7 +202,7 @@ class Codec(nn.Module):
 
     def _decoded(self, codes: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
         """As `decode`, from a decoder's `state`."""
-        latents = self._dequantize(codes)
+        latents = self._latents_of(codes, state)
         if lengths is None:
             return full_precision(self.decode_latents(latents, None, state))
         check_lengths(lengths, len(codes), None)
@@ -213,9 +214,21 @@ class Codec(nn.Module):
         audio = full_precision(self.decode_latents(latents, counts, state))[..., : int(lengths.max())]
         return zero_padding(audio.transpose(1, 2), lengths).transpose(1, 2)
 
+    def _checked(self, codes: Tensor) -> Tensor:
+        """Codes as int64; `RequestError` unless they are whole numbers [B, K, T], B and K at least 1."""
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise RequestError(f"codes of type {codes.dtype}: integers expected, as encode gives them")
+        if codes.dim() != 3 or not len(codes) or not codes.shape[1]:
+            raise RequestError(f"codes {tuple(codes.shape)}: expected [batch, codebooks, frames], one of each at least")
+        return codes.long()
+
     def _frames_in(self, codes: Tensor) -> int:
         """Frames of codes [B, K, T]."""
         return codes.shape[2]
+
+    def _latents_of(self, codes: Tensor, state: State | None) -> Tensor:
+        """What the decoder hears of codes [B, K, T]; `state` is its own, None at the beginning."""
+        return self._dequantize(codes)
 
     def _dequantize(self, codes: Tensor) -> Tensor:
         """Quantized latents in the decoder's dtype."""
@@ -233,8 +246,11 @@ class Codec(nn.Module):
 
     @staticmethod
     def _home(module: Streaming) -> tuple[torch.device, torch.dtype]:
-        parameter = next(module.parameters())
-        return parameter.device, parameter.dtype
+        parameter = next(module.parameters(), None)
+        if parameter is not None:
+            return parameter.device, parameter.dtype
+        # A stack that learns nothing, as dMel's encoder, computes in float32 where its tables are.
+        return next((table.device for table in module.buffers()), torch.device("cpu")), torch.float32
 
     def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
         """The whole signal x [B, T, D] through a stack, all frames of every row; `state` to begin from."""

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from vivavoce.errors import RecipeError
+from vivavoce.nn.mdct import MDCT
+from vivavoce.nn.stft import phases, spectrum_of
 
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
@@ -118,6 +120,46 @@ class BandDiscriminator(nn.Module):
         return self.post(torch.cat(ends, dim=-1)), features
 
 
+class SpectrumDiscriminator(nn.Module):
+    """2-D convolutions over (time, frequency) of log-amplitudes, of phases, or of MDCT coefficients.
+
+    of: `amplitude` and `phase` (windows of `size` samples every size / 4; APCodec's, arXiv:2402.10533, section III-B-1)
+    or `mdct` (`size` coefficients a frame; MDCTCodec's, arXiv:2411.00464, section 2.3). Several sizes make it
+    multi-resolution. Kernels as those of `STFTDiscriminator`.
+    """
+
+    window: Tensor
+
+    def __init__(self, size: int = 512, filters: int = 32, of: str = "amplitude"):
+        super().__init__()
+        if of not in ("amplitude", "phase", "mdct"):
+            raise RecipeError(f"of: {of!r} is none of amplitude, phase, mdct")
+        self.size, self.of = size, of
+        self.mdct = MDCT(size) if of == "mdct" else None
+        self.register_buffer("window", torch.hann_window(size), persistent=False)
+        layers = [_conv(1, filters, (3, 9))]
+        layers += [_conv(filters, filters, (3, 9), stride=(1, 2), dilation=(d, 1)) for d in (1, 2, 4)]
+        layers += [_conv(filters, filters, (3, 3))]
+        self.convs = nn.ModuleList(layers)
+        self.post = _conv(filters, 1, (3, 3))
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        y, features = self._image(wave.reshape(-1, wave.shape[-1]).float())[:, None], []
+        for conv in self.convs:
+            y = F.leaky_relu(conv(y), 0.2)
+            features.append(y)
+        return self.post(y), features
+
+    def _image(self, wave: Tensor) -> Tensor:
+        """Waveforms [B, S] -> [B, frames, bins]."""
+        if self.mdct is not None:
+            return self.mdct(wave[..., None])
+        spectrum = spectrum_of(wave, self.window, self.size // 4)
+        if self.of == "phase":
+            return phases(spectrum)
+        return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-10).log() / 2
+
+
 class Discriminators(nn.Module):
     """Several discriminators. `level`: DAC's preparation (mean removed, peak 0.8), so that loudness is not judged."""
 
@@ -133,7 +175,12 @@ class Discriminators(nn.Module):
         return [member(wave) for member in self.members]
 
 
-KINDS = {"stft": STFTDiscriminator, "period": PeriodDiscriminator, "band": BandDiscriminator}
+KINDS = {
+    "stft": STFTDiscriminator,
+    "period": PeriodDiscriminator,
+    "band": BandDiscriminator,
+    "spectrum": SpectrumDiscriminator,
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "encodec": {"members": [{"kind": "stft", "size": size} for size in (1024, 2048, 512, 256, 128)]},

@@ -2,6 +2,16 @@
 
 from typing import Any
 
+_AUDIOCRAFT = {
+    "filters": 64,
+    "dim": 128,
+    "lstm": 2,
+    "causal": False,
+    "codebooks": 4,
+    "codebook_size": 2048,
+    "quantizer": {"start_iterations": 50},
+}
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     # arXiv:2210.13438; facebookresearch/encodec, encodec_model_24khz. 1.5 kb/s (two codebooks) unless told otherwise.
     "encodec-24khz": {
@@ -36,6 +46,35 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "codebook_size": 1024,
         "quantizer": {"dropout": 1.0, "dropout_levels": [2, 4, 8, 16], "start_iterations": 50},
         "use_codebooks": 2,
+    },
+    # arXiv:2306.05284, section 3.1; facebookresearch/audiocraft, config/model/encodec/default.yaml: EnCodec without
+    # causality, with MusicGen's strides; all four codebooks.
+    "encodec-32khz": {
+        "sample_rate": 32000,
+        "ratios": [8, 5, 4, 4],
+        **_AUDIOCRAFT,
+    },
+    # facebookresearch/audiocraft, encodec_large_nq4_s320.yaml: AudioGen's (arXiv:2209.15352) as it was published.
+    "audiogen-16khz": {
+        "sample_rate": 16000,
+        "ratios": [8, 5, 4, 2],
+        **_AUDIOCRAFT,
+    },
+    # arXiv:2308.16692; ZhangXInFD/SpeechTokenizer, speechtokenizer/model.py with speechtokenizer_hubert_avg's
+    # config.json.
+    "speechtokenizer": {
+        "sample_rate": 16000,
+        "filters": 64,
+        "ratios": [8, 5, 4, 2],
+        "dim": 1024,
+        "true_skip": False,
+        "lstm": 2,
+        "both_ways": True,
+        "causal": False,
+        "pad_mode": "reflect",
+        "codebooks": 8,
+        "codebook_size": 1024,
+        "quantizer": {"start_iterations": 50},
     },
     # arXiv:2107.03312, section III and figure 3: strides 2, 4, 5, 8, dilations 1, 3, 9, one model for 3 to 18 kb/s; 6
     # (eight codebooks) unless told otherwise. The width of the latents is our choice.

@@ -4,12 +4,29 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from vivavoce.codecs.bicodec import BiCodecConfig, build_bicodec
+from vivavoce.codecs.bigcodec import BigCodecConfig, build_bigcodec
 from vivavoce.codecs.build import CodecConfig, build_codec
 from vivavoce.codecs.codec import Codec
+from vivavoce.codecs.convnext import ConvNeXtConfig, build_convnext_codec
 from vivavoce.codecs.dac import DACConfig, build_dac
+from vivavoce.codecs.facodec import PUBLISHED_FACODEC, FACodecConfig, build_facodec
+from vivavoce.codecs.feature_codec import PUBLISHED_FEATURE, FeatureConfig, build_feature_codec
+from vivavoce.codecs.mel_codec import PUBLISHED_MEL, MelCodecConfig, build_mel_codec
 from vivavoce.codecs.published import PUBLISHED, PUBLISHED_DAC, PUBLISHED_SNAC
+from vivavoce.codecs.seanet_vocos import PUBLISHED_SEANET_VOCOS, SEANetVocosConfig, build_seanet_vocos
 from vivavoce.codecs.snac import SNACConfig, build_snac
+from vivavoce.codecs.snake_vocos import PUBLISHED_SNAKE_VOCOS, SnakeVocosConfig, build_snake_vocos
 from vivavoce.codecs.spectral import SpectralConfig, build_spectral_codec
+from vivavoce.codecs.spectrum_codec import PUBLISHED_SPECTRUM, SpectrumConfig, build_spectrum_codec
+from vivavoce.codecs.ticodec import TiCodecConfig, build_ticodec
+from vivavoce.codecs.transformer_codec import (
+    PUBLISHED_TRANSFORMER,
+    TransformerCodecConfig,
+    build_transformer_codec,
+)
+from vivavoce.codecs.xcodec import XCodecConfig, build_xcodec
+from vivavoce.codecs.xcodec2 import XCodec2Config, build_xcodec2
 from vivavoce.schema.parts import build_part
 
 
@@ -23,16 +40,51 @@ def _spectral(**options: Any) -> Codec:
     return build_spectral_codec(options)
 
 
+def _convnext(**options: Any) -> Codec:
+    return build_convnext_codec(options)
+
+
 # `codec`: the SEANet family, by its switches, `dac` and `snac` likewise; a published name: with the published sizes.
 CODECS: dict[str, Callable[..., Codec]] = {
     "codec": partial(_codec, {}),
     "spectral_codec": _spectral,
+    "convnext_codec": _convnext,
     **{name: partial(_codec, options) for name, options in PUBLISHED.items()},
     "dac": partial(_codec, {}, build_dac),
     **{name: partial(_codec, options, build_dac) for name, options in PUBLISHED_DAC.items()},
     "snac": partial(_codec, {}, build_snac),
     **{name: partial(_codec, options, build_snac) for name, options in PUBLISHED_SNAC.items()},
 }
+
+
+# By configuration: what a codec directory names.
+KINDS: dict[type, str] = {
+    CodecConfig: "codec",
+    SpectralConfig: "spectral_codec",
+    ConvNeXtConfig: "convnext_codec",
+    DACConfig: "dac",
+    SNACConfig: "snac",
+}
+
+# Further families: kind -> (configuration, how to build it, its published sizes).
+FAMILIES: dict[str, tuple[type, Callable[..., Codec], Mapping[str, Mapping[str, Any]]]] = {
+    "feature_codec": (FeatureConfig, build_feature_codec, PUBLISHED_FEATURE),
+    "transformer_codec": (TransformerCodecConfig, build_transformer_codec, PUBLISHED_TRANSFORMER),
+    "spectrum_codec": (SpectrumConfig, build_spectrum_codec, PUBLISHED_SPECTRUM),
+    "mel_codec": (MelCodecConfig, build_mel_codec, PUBLISHED_MEL),
+    "snake_vocos": (SnakeVocosConfig, build_snake_vocos, PUBLISHED_SNAKE_VOCOS),
+    "ticodec": (TiCodecConfig, build_ticodec, {}),
+    "bicodec": (BiCodecConfig, build_bicodec, {}),
+    "bigcodec": (BigCodecConfig, build_bigcodec, {}),
+    "xcodec": (XCodecConfig, build_xcodec, {}),
+    "xcodec2": (XCodec2Config, build_xcodec2, {}),
+    "seanet_vocos": (SEANetVocosConfig, build_seanet_vocos, PUBLISHED_SEANET_VOCOS),
+    "facodec_stacks": (FACodecConfig, build_facodec, PUBLISHED_FACODEC),
+}
+for _kind, (_config, _build, _published) in FAMILIES.items():
+    CODECS[_kind], KINDS[_config] = partial(_codec, {}, _build), _kind
+    CODECS.update({name: partial(_codec, options, _build) for name, options in _published.items()})
+
 
 
 def codec_of(config: Mapping[str, Any]) -> Codec:
@@ -42,6 +94,5 @@ def codec_of(config: Mapping[str, Any]) -> Codec:
 
 def config_of(codec: Codec) -> dict[str, Any] | None:
     """What `codec_of` builds the same codec from, or None of one that was not built from a configuration."""
-    kinds = {CodecConfig: "codec", SpectralConfig: "spectral_codec", DACConfig: "dac", SNACConfig: "snac"}
-    kind = kinds.get(type(codec.config))
+    kind = KINDS.get(type(codec.config))
     return None if kind is None else {"kind": kind, **codec.config.options()}

@@ -16,6 +16,7 @@ from vivavoce.nn.elu import ELU
 from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.nn.whole_signal import BidirectionalLSTM
 
 ACTIVATIONS = {"tanh": nn.Tanh, "elu": ELU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU}
 
@@ -28,7 +29,8 @@ class SEANetConfig:
     doubled by every stride. last_kernel: of the last convolution of both stacks (sample_kernel: of the decoder's, where
     it differs). compress: width over width of the bottleneck in residual units. true_skip: residual units
     add their input itself, not a 1x1 convolution of it. trim_right: share of a transposed convolution's overlap cut at
-    the right, for causal stacks. lstm: layers between the convolutions and the latents. norm: `none` (a weight
+    the right, for causal stacks. lstm: layers between the convolutions and the latents; both_ways: those of the encoder
+    run back too, which makes it hear the whole signal (SpeechTokenizer). norm: `none` (a weight
     normalisation is fused) or `time`, over all frames of the signal behind every convolution, which cannot be streamed.
     """
 
@@ -51,6 +53,7 @@ class SEANetConfig:
     final_activation: str | None = None
     norm: str = "none"
     sample_kernel: int | None = None
+    both_ways: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "ratios", tuple(self.ratios))
@@ -119,7 +122,10 @@ def encoder(config: SEANetConfig) -> Chain:
         parts += _residuals(config, width)
         parts += [_activation(config, width), _conv(config, width, 2 * width, 2 * ratio, ratio)]
         width *= 2
-    if config.lstm:
+    if config.lstm and config.both_ways:
+        parts.append(BidirectionalLSTM(width, config.lstm))
+        width *= 2
+    elif config.lstm:
         parts.append(LSTM(width, config.lstm))
     parts += [_activation(config, width), _conv(config, width, config.dim, config.last_kernel)]
     return (WholeChain if config.norm == "time" else Chain)(*parts)

@@ -19,6 +19,7 @@ from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Streaming
 from vivavoce.nn.transformer import Transformer
+from vivavoce.nn.whole_signal import BidirectionalLSTM
 from vivavoce.quantizers import ResidualVectorQuantizer, SplitResidualVectorQuantizer
 
 Style = Literal["transformers", "original"]
@@ -116,7 +117,7 @@ def _layer(own: dict[str, Tensor], source: Published, part: Streaming, ours: str
         stem = f"{theirs}.norm" if style == "transformers" else f"{theirs}.{convolution}.norm"
         for kind in ("weight", "bias"):
             own[f"{ours}.norm.{kind}"] = source.take(f"{stem}.{kind}")
-    elif isinstance(part, LSTM):
+    elif isinstance(part, LSTM | BidirectionalLSTM):
         for name, _ in part.lstm.named_parameters():
             own[f"{ours}.lstm.{name}"] = source.take(f"{theirs}.lstm.{name}")
     elif isinstance(part, Residual | WholeResidual):

@@ -122,6 +122,7 @@ class SNAC(MultiRateCodec):
         self, codes: Tensor, lengths: Tensor | None = None, seeds: Sequence[int] | Tensor | None = None
     ) -> Tensor:
         """As any codec's; seeds [B]: of each row's noise."""
+        codes = self._checked(codes)
         return self._decoded(codes, lengths, self.decoder_state(len(codes), seeds))
 
 

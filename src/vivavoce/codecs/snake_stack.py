@@ -79,6 +79,9 @@ class SnakeConfig:
         }
 
 
+Activate = Callable[[int], Streaming]  # of a width: the activation of its frames
+
+
 def snake(width: int) -> Pointwise:
     """The activation of frames of `width`."""
     return Pointwise(Snake(width), width)
@@ -90,24 +93,24 @@ def centred(inputs: int, width: int, kernel: int, dilation: int = 1, groups: int
     return Conv(inputs, width, kernel, dilation=dilation, groups=groups, left=side, right=side)
 
 
-def residuals(width: int, depthwise: bool = False) -> list[Streaming]:
+def residuals(width: int, depthwise: bool = False, activate: Activate = snake) -> list[Streaming]:
     """Three residual units of kernel 7 with dilations 1, 3, 9."""
     groups = width if depthwise else 1
     units = [
-        Chain(snake(width), centred(width, width, 7, dilation, groups), snake(width), centred(width, width, 1))
+        Chain(activate(width), centred(width, width, 7, dilation, groups), activate(width), centred(width, width, 1))
         for dilation in DILATIONS
     ]
     return [Residual(unit) for unit in units]
 
 
-def downward(config: SnakeConfig, depthwise: bool = False) -> list[Streaming]:
+def downward(config: SnakeConfig, depthwise: bool = False, activate: Activate = snake) -> list[Streaming]:
     """Waveform [B, S, 1] -> frames [B, S / hop, encoded], for whole hops: units, activation, stride, and again."""
     width = config.encoder_dim
     parts: list[Streaming] = [centred(1, width, 7)]
     for rate in config.encoder_rates:
         left = rate - rate // 2
         down = Conv(width, 2 * width, 2 * rate, rate, left=left, right=rate // 2, complete=False)
-        parts += [*residuals(width, depthwise), snake(width), down]
+        parts += [*residuals(width, depthwise, activate), activate(width), down]
         width *= 2
     return parts
 
@@ -117,19 +120,22 @@ def upward(
     short: bool = False,
     depthwise: bool = False,
     behind: Callable[[int, int], list[Streaming]] = lambda width, number: [],
+    activate: Activate = snake,
+    bounded: bool = True,
 ) -> list[Streaming]:
-    """Frames [B, T, decoder_dim] -> waveform [B, S, 1] in [-1, 1]: activation, transposed stride, units, and again.
+    """Frames [B, T, decoder_dim] -> waveform [B, S, 1]: activation, transposed stride, units, and again.
 
     short: both ends of a transposed convolution lose ceil(stride / 2) frames, so that an odd stride gives one frame
     fewer than T x stride (DAC); else its right end loses floor(stride / 2). behind: of a width and the stride's number
-    makes what stands between a stride and its units.
+    makes what stands between a stride and its units. bounded: a last tanh keeps the waveform in [-1, 1].
     """
     width = config.decoder_dim
     parts: list[Streaming] = []
     for number, rate in enumerate(config.decoder_rates):
         left = rate - rate // 2
         right = left if short else rate // 2
-        parts += [snake(width), ConvTranspose(width, width // 2, 2 * rate, rate, left=left, right=right)]
+        parts += [activate(width), ConvTranspose(width, width // 2, 2 * rate, rate, left=left, right=right)]
         width //= 2
-        parts += [*behind(width, number), *residuals(width, depthwise)]
-    return [*parts, snake(width), centred(width, 1, 7), Pointwise(nn.Tanh(), 1)]
+        parts += [*behind(width, number), *residuals(width, depthwise, activate)]
+    last: list[Streaming] = [Pointwise(nn.Tanh(), 1)] if bounded else []
+    return [*parts, activate(width), centred(width, 1, 7), *last]

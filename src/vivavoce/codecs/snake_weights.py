@@ -4,7 +4,7 @@ Two ways of naming: `original` (the packages descript-audio-codec and snac, whos
 `transformers` (DacModel). Our chains have their parts in the same order; those without weights are passed over.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.seanet_weights import Published, Style
 from vivavoce.codecs.snake_stack import DILATIONS, SnakeConfig
+from vivavoce.nn.antialiased import AntiAliased
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.local_attention import LocalAttention
 from vivavoce.nn.noise import Noise
@@ -31,10 +32,9 @@ def fill_snake(codec: Codec, tensors: Mapping[str, Tensor], style: Style, where:
     source = Published(tensors, where)
     own: dict[str, Tensor] = {}
     for stack, chain in (("encoder", codec.encoder), ("decoder", codec.decoder)):
-        parts = [(place, part) for place, part in enumerate(chain) if any(True for _ in part.parameters())]
-        stems = numbered(stack, [part for _, part in parts]) if style == "original" else named(stack, codec.config)
-        for (place, part), stem in zip(parts, stems, strict=True):
-            _part(own, source, part, f"{stack}.parts.{place}", stem, style)
+        parts = [part for part in chain if any(True for _ in part.parameters())]
+        stems = numbered(stack, parts) if style == "original" else named(stack, stack, codec.config)
+        take_parts(own, source, chain, stack, stems, style)
     for number in range(codec.quantizer.codebooks):
         theirs, ours = f"quantizer.quantizers.{number}", f"quantizer.levels.{number}"
         for mine, name in (("input_projection", "in_proj"), ("output_projection", "out_proj")):
@@ -43,6 +43,15 @@ def fill_snake(codec: Codec, tensors: Mapping[str, Tensor], style: Style, where:
         own[f"{ours}.entries"] = source.take(f"{theirs}.codebook.weight")
     load_module(codec, own, where)
     source.finish()
+
+
+def take_parts(
+    own: dict[str, Tensor], source: Published, chain: Chain, ours: str, stems: Iterable[str], style: Style
+) -> None:
+    """The parts of a chain that have weights, named `ours` here and by `stems`, one each, there."""
+    parts = [(place, part) for place, part in enumerate(chain) if any(True for _ in part.parameters())]
+    for (place, part), stem in zip(parts, stems, strict=True):
+        _part(own, source, part, f"{ours}.parts.{place}", stem, style)
 
 
 def numbered(stack: str, parts: list[Streaming]) -> Iterator[str]:
@@ -64,16 +73,16 @@ def _block(parts: list[Streaming], at: int, stack: str) -> int:
     return len(DILATIONS) + 2 + isinstance(parts[at + 2], Noise)
 
 
-def named(stack: str, config: SnakeConfig) -> Iterator[str]:
-    """What transformers' DacModel calls each part."""
+def named(stack: str, prefix: str, config: SnakeConfig) -> Iterator[str]:
+    """What transformers' DacModel calls each part of a stack, `encoder` or `decoder`, which it calls `prefix`."""
     units = [f"res_unit{number}" for number in range(1, len(DILATIONS) + 1)]
     inside = [*units, "snake1", "conv1"] if stack == "encoder" else ["snake1", "conv_t1", *units]
     rates = config.encoder_rates if stack == "encoder" else config.decoder_rates
-    yield f"{stack}.conv1"
+    yield f"{prefix}.conv1"
     for number in range(len(rates)):
-        yield from (f"{stack}.block.{number}.{name}" for name in inside)
-    yield f"{stack}.snake1"
-    yield f"{stack}.conv2"
+        yield from (f"{prefix}.block.{number}.{name}" for name in inside)
+    yield f"{prefix}.snake1"
+    yield f"{prefix}.conv2"
 
 
 def _part(
@@ -83,6 +92,9 @@ def _part(
     if isinstance(part, Conv | ConvTranspose):
         for kind in ("weight", "bias"):
             own[f"{ours}.{kind}"] = source.take(f"{theirs}.{kind}")
+    elif isinstance(part, AntiAliased):
+        for kind in ("alpha", "beta"):
+            own[f"{ours}.parts.1.function.{kind}"] = source.take(f"{theirs}.act.{kind}").flatten()
     elif isinstance(part, Pointwise) and isinstance(part.function, Snake):
         own[f"{ours}.function.alpha"] = source.take(f"{theirs}.alpha").flatten()
     elif isinstance(part, Residual):

@@ -1,7 +1,7 @@
 """Other people's codec checkpoints: from their configuration to ours, then weights by name.
 
 - directories that transformers' `save_pretrained` wrote (`config.json`, `model.safetensors`): encodec, mimi; dac
-  and SNAC's own directories by `snake_codecs`
+  and SNAC's own directories by `snake_codecs`, xcodec and xcodec2 by `semantic_codecs`
 - Kyutai's own file of Mimi, named by the moshi package's modules (`tokenizer-….safetensors`)
 """
 
@@ -19,26 +19,27 @@ from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.nn.weights import read_safetensors
 from vivavoce.pretrained import CONFIG, read_json, read_weights
+from vivavoce.tokenizers.semantic_codecs import xcodec2_from_transformers, xcodec_from_transformers
 from vivavoce.tokenizers.snake_codecs import dac_from_transformers, is_snac, snac_from_package
 
 PAD_MODES = {"constant": "zeros", "replicate": "replicate", "reflect": "reflect"}
 
 
 def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
-    """A codec from a directory with transformers' `config.json` of model_type encodec, mimi or dac, or with SNAC's."""
+    """A codec from a directory with transformers' `config.json` of one of these model types, or with SNAC's."""
     path = folder / CONFIG
     config = read_json(path)
     kind = config.get("model_type")
     if kind is None and is_snac(config):
         return snac_from_package(folder, config, allow_pickle)
-    if kind not in CONFIGURATIONS and kind != "dac":
-        known = ", ".join([*CONFIGURATIONS, "dac"])
+    if kind not in CONFIGURATIONS and kind not in OTHERS:
+        known = ", ".join([*CONFIGURATIONS, *OTHERS])
         raise CheckpointError(f"{path}: model_type {kind!r} is no codec known here; there are {known}")
     tensors = read_weights(folder, allow_pickle)
-    if kind != "dac":
+    if kind in CONFIGURATIONS:
         return codec_of_transformers(config, tensors, str(path))
     try:
-        return dac_from_transformers(folder, config, tensors)
+        return OTHERS[kind](config, tensors, str(path))
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing") from None
     except RecipeError as error:
@@ -154,6 +155,11 @@ def _mimi(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConf
 
 
 CONFIGURATIONS = {"encodec": _encodec, "mimi": _mimi}
+OTHERS = {
+    "dac": dac_from_transformers,
+    "xcodec": xcodec_from_transformers,
+    "xcodec2": xcodec2_from_transformers,
+}
 
 
 def from_kyutai(path: Path) -> Codec:

@@ -28,8 +28,9 @@ def load_tokenizer(
     """A trained codec, or units with their vocoder, ready to encode and decode.
 
     name: a directory (ours with `codec.yaml` or `units.json`; transformers' with `config.json`, model_type encodec,
-    mimi or dac; SNAC's; Google's with Lyra V2's TFLite files), Kyutai's Mimi file `tokenizer-….safetensors` or a
-    directory with it, a weights file `….pth` of descript-audio-codec, or a hub id `owner/name[@revision]`.
+    mimi, dac, xcodec or xcodec2; SNAC's; Google's with Lyra V2's TFLite files), Kyutai's Mimi file
+    `tokenizer-….safetensors` or a directory with it, a weights file `….pth` of descript-audio-codec, or a hub id
+    `owner/name[@revision]`.
     codebooks: how many to use (None: what the reference emits by default). dtype: of everything but the quantizer,
     which stays float32. allow_pickle: read a foreign pickled checkpoint, by weights-only loading.
 

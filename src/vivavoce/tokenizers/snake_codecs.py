@@ -20,8 +20,8 @@ from vivavoce.nn.weights import read_pickled_tree
 from vivavoce.pretrained import CONFIG, PICKLE, has_safetensors, read_weights
 
 
-def dac_from_transformers(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codec:
-    """DAC from what transformers' `config.json` says, and the tensors beside it."""
+def dac_from_transformers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Codec:
+    """DAC from what transformers' `config.json` says, and the tensors beside it; `CheckpointError` names `where`."""
     down = config["downsampling_ratios"]
     arguments = {
         "sample_rate": int(config["sampling_rate"]),
@@ -40,7 +40,7 @@ def dac_from_transformers(folder: Path, config: Mapping[str, Any], tensors: Mapp
         },
     }
     codec = build_dac(DACConfig.of(arguments))
-    fill_snake(codec, tensors, "transformers", str(folder))
+    fill_snake(codec, tensors, "transformers", where)
     return codec.eval()
 
 

@@ -23,6 +23,7 @@ def build_units(
     vocoder: Mapping[str, Any] | None = None,
     centers: str | None = None,
     source: str | None = None,
+    int8: str | None = None,
     **who: int,
 ) -> UnitCodec:
     """A `UnitCodec` of an encoder's frames at `layer` and `clusters` centers, with a `vocoder` of as many units.
@@ -32,8 +33,8 @@ def build_units(
     place of all this. end: whether an id beyond the units ends an utterance. who: `speaker`, `language` of the vocoder.
     """
     if source is not None:
-        if encoder is not None or vocoder is not None or centers is not None:
-            raise RecipeError("encoder, vocoder, centers beside `source`: they come from there")
+        if encoder is not None or vocoder is not None or centers is not None or int8 is not None:
+            raise RecipeError("encoder, vocoder, centers, int8 beside `source`: they come from there")
         codec = UnitCodec.load(local_place(source, "units", ["units.json", "*.safetensors", "vocoder.json"]), **who)
         codec.end = codec.codebook_size if end else None
         return codec
@@ -45,7 +46,7 @@ def build_units(
     points = torch.randn(clusters, hearing.width) if centers is None else read_centers(centers)
     if len(points) != clusters:
         raise RecipeError(f"centers: {centers} holds {len(points)}, and clusters says {clusters}")
-    units = UnitTokenizer(hearing, points, layer, dict(encoder))
+    units = UnitTokenizer(hearing, points, layer, dict(encoder), int8=int8)
     voice = None
     if vocoder is not None:
         voice = build_vocoder({"kind": "unit_hifigan", **vocoder, "units": clusters})
@@ -86,6 +87,8 @@ def self_contained(codec: UnitCodec, options: Mapping[str, Any]) -> dict[str, An
         "layer": codec.units.layer,
         "end": codec.end is not None,
     }
+    if codec.units.int8:
+        found["int8"] = codec.units.int8
     if codec.vocoder is not None:
         found["vocoder"] = asdict(codec.vocoder.config)
     return {**found, **who}

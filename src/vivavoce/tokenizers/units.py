@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivavoce.encoders.pieces import PieceStream
 from vivavoce.encoders.streaming import StreamingEncoder
 from vivavoce.encoders.units import CONFIG, UnitTokenizer, deduplicate
 from vivavoce.errors import CheckpointError, RequestError
@@ -88,6 +89,7 @@ class UnitCodec(nn.Module):
 
         encoder = self.units.encoder
         kind = f"{type(encoder).__name__} {encoder.width} {self.frame_rate}, layer {self.units.layer}"
+        kind += f", int8 {self.units.int8}" if self.units.int8 else ""
         digest = hashlib.sha256(kind.encode())
         hash_tensors(digest, self.units.state_dict())
         return digest.hexdigest()[:16]
@@ -101,27 +103,39 @@ class UnitCodec(nn.Module):
         return self.units.encode(wave, lengths)
 
     def encoder_state(self, batch: int) -> State:
-        """State of `batch` signals; raises `RequestError` for an encoder that hears whole signals only."""
+        """State of `batch` signals; of an encoder that hears whole ones, in pieces: their units come a minute late.
+
+        Raises `RequestError` for an encoder that has no pieces either.
+        """
         encoder = self.units.encoder
-        if not isinstance(encoder, StreamingEncoder):
+        if isinstance(encoder, StreamingEncoder):
+            return encoder.module.initial_state(batch)
+        if encoder.piece is None:
             raise RequestError("these units are made of whole signals: their encoder looks ahead without end")
-        return encoder.module.initial_state(batch)
+        return self._pieces().initial_state(batch, self.units.centers.device)
 
     @torch.no_grad()
     def encode_step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """A chunk [B, 1, S], any S -> units [B, 1, T] and the next state; `state.emitted` [B] counts valid ones."""
-        frames, state = self._streaming().step(wave.transpose(1, 2), state, lengths)
+        encoder = self.units.encoder
+        if not isinstance(encoder, StreamingEncoder):
+            codes, state = self._pieces().step(wave, state, lengths)
+            return codes[:, None], state
+        frames, state = encoder.module.step(wave.transpose(1, 2), state, lengths)
         return self._nearest(frames)[:, None], state
 
     @torch.no_grad()
     def encode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
         """End the signal (of `rows` [B] bool): the last units [B, 1, T], counted by `state.emitted`."""
-        frames, state = self._streaming().flush(state, rows)
+        encoder = self.units.encoder
+        if not isinstance(encoder, StreamingEncoder):
+            codes, state = self._pieces().flush(state, rows)
+            return codes[:, None], state
+        frames, state = encoder.module.flush(state, rows)
         return self._nearest(frames)[:, None], state
 
-    def _streaming(self):
-        self.encoder_state(0)
-        return self.units.encoder.module
+    def _pieces(self) -> PieceStream:
+        return PieceStream(self.units.encoder, self.units.heard)
 
     def _nearest(self, frames: Tensor) -> Tensor:
         return self.units.nearest(frames)

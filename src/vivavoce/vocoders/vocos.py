@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.audio.mel import mel_filters
-from vivavoce.errors import CheckpointError, RecipeError
+from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
 from vivavoce.nn.weights import read_pickle
+from vivavoce.vocoders.attention_prenet import AttentionPrenet
 from vivavoce.vocoders.hifigan import centred
 from vivavoce.vocoders.istft import TrimmedISTFT
 
@@ -24,7 +25,9 @@ EPSILON = 1e-6
 @dataclass(frozen=True)
 class VocosConfig:
     """Sizes; the defaults are vocos-mel-24khz's. padding: "center" or "same" (frames x hop samples), as published, or
-    "causal": no look-ahead anywhere, frames x hop samples."""
+    "causal": no look-ahead anywhere, frames x hop samples. conditions: settings, such as bitrates, of which the norms
+    are told one (0: none). prenet: attention over all frames behind the first convolution, in `groups` of norms
+    (WavTokenizer), which makes it hear whole signals."""
 
     inputs: int = 100
     width: int = 512
@@ -34,10 +37,15 @@ class VocosConfig:
     hop: int = 256
     padding: Literal["center", "same", "causal"] = "center"
     sample_rate: int = 24000
+    conditions: int = 0
+    prenet: bool = False
+    groups: int = 32
 
     def __post_init__(self):
         if self.padding not in ("center", "same", "causal"):
             raise RecipeError(f"padding: {self.padding!r} is none of center, same, causal")
+        if self.prenet and self.padding == "causal":
+            raise RecipeError("prenet: its attention hears whole signals, so that padding cannot be causal")
 
 
 class Scale(nn.Module):
@@ -51,6 +59,28 @@ class Scale(nn.Module):
         return x * self.gain
 
 
+class ConditionedNorm(nn.Module):
+    """A layer norm whose gains and biases are those of one of several settings, `which`."""
+
+    def __init__(self, width: int, conditions: int):
+        super().__init__()
+        self.scale, self.shift = nn.Embedding(conditions, width), nn.Embedding(conditions, width)
+        nn.init.ones_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+        self.which = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        y = nn.functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
+        return y * self.scale.weight[self.which] + self.shift.weight[self.which]
+
+
+def _norm(config: VocosConfig) -> nn.Module:
+    if config.conditions:
+        return ConditionedNorm(config.width, config.conditions)
+    return nn.LayerNorm(config.width, EPSILON)
+
+
 class Vocos(Chain):
     """Frames [B, T, inputs] -> waveform [B, samples, 1].
 
@@ -62,13 +92,14 @@ class Vocos(Chain):
         width, causal = config.width, config.padding == "causal"
         parts: list[Streaming] = [
             Conv(config.inputs, width, 7) if causal else centred(config.inputs, width, 7),
-            Pointwise(nn.LayerNorm(width, EPSILON), width),
+            *([AttentionPrenet(width, config.groups)] if config.prenet else []),
+            Pointwise(_norm(config), width),
         ]
         for _ in range(config.layers):
             left, right = (6, 0) if causal else (3, 3)
             depthwise = Conv(width, width, 7, groups=width, left=left, right=right, complete=False)
             mix = nn.Sequential(
-                nn.LayerNorm(width, EPSILON), nn.Linear(width, config.hidden), nn.GELU(),
+                _norm(config), nn.Linear(width, config.hidden), nn.GELU(),
                 nn.Linear(config.hidden, width), Scale(width, 1 / config.layers),
             )
             parts.append(Residual(Chain(depthwise, Pointwise(mix, width))))
@@ -88,6 +119,19 @@ class Vocos(Chain):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def condition(self) -> int:
+        """The setting that the norms are told, from 0 (WavTokenizer's `bandwidth_id`)."""
+        return next((module.which for module in self.modules() if isinstance(module, ConditionedNorm)), 0)
+
+    @condition.setter
+    def condition(self, which: int) -> None:
+        if not 0 <= which < max(1, self.config.conditions):
+            raise RequestError(f"condition {which}: this Vocos is told one of {self.config.conditions}, from 0")
+        for module in self.modules():
+            if isinstance(module, ConditionedNorm):
+                module.which = which
+
     def log_mel(self, wave: Tensor) -> Tensor:
         """The published front end: wave [B, samples] -> natural logarithm of mel magnitudes [B, T, inputs].
 
@@ -106,8 +150,8 @@ class Vocos(Chain):
 def load_vocos(directory: str | Path, allow_pickle: bool = False) -> Vocos:
     """A published Vocos (config.yaml, pytorch_model.bin), in evaluation mode.
 
-    The checkpoint is a pickle: it is read only with `allow_pickle`, by weights-only loading. Models that are told a
-    bandwidth (those over EnCodec's codes) are not supported. Raises `CheckpointError`.
+    The checkpoint is a pickle: it is read only with `allow_pickle`, by weights-only loading. Models over EnCodec's
+    codes take its quantized latents and have a `condition`, the bandwidth. Raises `CheckpointError`.
     """
     import yaml
 
@@ -135,11 +179,10 @@ def from_vocos(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Vocos:
             hop=head["hop_length"],
             padding=head.get("padding", "same"),
             sample_rate=front.get("sample_rate", 24000),
+            conditions=body.get("adanorm_num_embeddings") or 0,
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"not a Vocos config: {error} is missing") from None
-    if body.get("adanorm_num_embeddings"):
-        raise CheckpointError("a Vocos that is told a bandwidth (adanorm_num_embeddings) is not supported")
     model = Vocos(sizes)
     names = {"parts.0": "backbone.embed", "parts.1.function": "backbone.norm"}
     for i in range(sizes.layers):
@@ -152,6 +195,9 @@ def from_vocos(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Vocos:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             stem, _, leaf = key.rpartition(".")
+            if stem.endswith((".scale", ".shift")):  # of a conditioned norm
+                stem, _, kind = stem.rpartition(".")
+                leaf = f"{kind}.{leaf}"
             name = names[key] if key in names else f"{names[stem]}.{leaf}"
             if name not in state or state[name].shape != parameter.shape:
                 found = tuple(state[name].shape) if name in state else "missing"

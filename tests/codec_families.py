@@ -1,0 +1,94 @@
+"""Narrow codecs of every family of `vivavoce.codecs.registry.FAMILIES` and of the scalar SEANet: structure stays."""
+
+import torch
+from torch import Tensor, nn
+
+from codec_parity import speech_like
+from vivavoce.codecs import Codec, codec_of
+
+SSL = {
+    "source": None, "conv_widths": [8] * 7, "width": 16, "layers": 2, "heads": 2, "hidden": 16,
+    "position_kernel": 8, "position_groups": 2,
+}  # fmt: skip
+VOCODER = {"width": 8, "hidden": 12, "layers": 2}
+BLOCKS = {"sample_rate": 8000, "width": 8, "hidden": 12, "layers": 2, "dim": 6, "codebook_size": 16}
+FOCAL = {
+    "features": {**SSL, "relative_buckets": 16}, "layer": 2, "hidden": [12, 8, 6], "past": 8, "dim": 6,
+    "quantizer": {"bits": 6}, "vocoder": VOCODER,
+}  # fmt: skip
+BERT = {"kind": "w2v_bert", "body": {"layers": 1, "width": 12, "heads": 2, "feedforward": 16}}
+SEANET = {"filters": 2, "lstm": 1, "dim": 8, "codebook_size": 32}
+PRENET = {"vocoder": {**VOCODER, "groups": 4}}
+NARROW = {
+    "bigcodec": {"encoder_dim": 2, "decoder_dim": 16, "encoder_rates": [10, 16], "decoder_rates": [16, 10],
+                 "latent_dim": 8, "codebook_size": 32, "lstm": 1, "quantizer": {"codebook_width": 4}},
+    "xcodec": {"encoder_dim": 2, "decoder_dim": 16, "encoder_rates": [20, 16], "decoder_rates": [20, 16],
+               "latent_dim": 6, "codebooks": 2, "codebook_size": 32,
+               "semantic": {"kind": "hubert", **SSL}, "blocks": 1},
+    "xcodec2": {"encoder_dim": 2, "encoder_rates": [16, 20], "width": 8, "layers": 1, "heads": 2, "feedforward": 12,
+                "groups": 4, "semantic": BERT},
+    "wavtokenizer-75": {**SEANET, **PRENET},
+    "language-codec": {**SEANET, **PRENET, "codebooks": 4},
+    "simvq": {**SEANET, **PRENET},
+    "ticodec": {**SEANET, "voice_width": 12, "voice_codes": 4, "voice_size": 16},
+    "bicodec": {"decoder_dim": 16, "encoder_rates": [16, 20], "decoder_rates": [20, 16], "latent_dim": 10,
+                "codebook_size": 32, "semantic": {"kind": "wav2vec2", **SSL},
+                "layers": [0, 2], "width": 8, "hidden": 12, "blocks": 2, "queries": 3, "speaker": 12,
+                "quantizer": {"codebook_width": 4}},
+    "speechtokenizer": SEANET,
+    "focalcodec-50hz": FOCAL,
+    "focalcodec-12.5hz": FOCAL,
+    "feature_codec": {
+        **FOCAL, "features": {"kind": "causal_mel", "widths": [12], "stem": 8, "mels": 12}, "layer": None,
+        "causal": True, "ahead": 3, "quantizer": {"kind": "binary", "bits": 6},
+        "vocoder": {**VOCODER, "fft_size": 640},
+    },
+    "repcodec": {"features": SSL, "layer": 1, "hidden": [12, 8], "dim": 8, "quantizer": {"codebook_size": 32},
+                 "vocoder": VOCODER},
+    "maskgct-semantic": {"features": {**SSL, "kind": "hubert"}, "layer": 1, "hidden": [12], "layers": 2, "inner": 16,
+                         "dim": 8, "quantizer": {"codebook_size": 32, "codebook_width": 4}, "vocoder": VOCODER},
+    "maskgct-acoustic": {"sample_rate": 8000, "encoder_dim": 2, "latent_dim": 8, "codebooks": 3, "codebook_size": 16,
+                         "vocoder": VOCODER},
+    "ts3-50hz": {"width": 16, "layers": [2], "heads": 2, "feedforward": 24, "window": 4, "dim": 8,
+                 "quantizer": {"codebook_size": 64, "codebook_width": 4}},
+    "taae": {"width": 16, "layers": [1, 1], "heads": 2, "feedforward": 24, "window": 4},
+    "apcodec": BLOCKS,
+    "apcodec, causal": {**BLOCKS, "causal": True},
+    "mdctcodec": BLOCKS,
+    "mdctcodec, causal": {**BLOCKS, "causal": True},
+    "dmel": {"vocoder": VOCODER},
+    "facodec": {
+        "sample_rate": 8000, "encoder_dim": 2, "decoder_dim": 16, "latent_dim": 8, "codebook_size": 16,
+        "timbre": {"layers": 1, "heads": 2, "feedforward": 12}, "quantizer": {"codebook_width": 4},
+    },
+    "codec": {"filters": 2, "dim": 8, "ratios": [8, 5, 4, 2], "quantizer": {"kind": "scalar", "levels": 19}},
+}  # fmt: skip
+
+
+def narrow(name: str, seed: int = 0, **options) -> Codec:
+    """A codec whose latents of speech spread over its codes."""
+    torch.manual_seed(seed)
+    codec = codec_of({"kind": name.split(",")[0], **NARROW[name], **options}).eval()
+    for parameter in codec.parameters():
+        if parameter.dim() == 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.3)  # gains and biases that begin at the identity
+    width = getattr(codec.quantizer, "frames", codec.quantizer).width  # without what comes once
+    heavy = [module for module in codec.encoder.modules() if getattr(module, "weight", None) is not None]
+    layers = [module for module in heavy if len(module.weight) == width]
+    if layers:
+        wave = speech_like(0.5, codec.sample_rate)
+        with torch.no_grad():
+            latents = codec.encode_latents(wave)[0, :, :width]
+            layers[-1].weight.div_(latents.std(0).clamp(min=1e-4).view(-1, *[1] * (layers[-1].weight.dim() - 1)))
+            layers[-1].bias.sub_(codec.encode_latents(wave)[0, :, :width].mean(0))
+    return codec
+
+
+def hard_signals(rate: int) -> Tensor:
+    """Silence, a constant, a full-scale square wave, one click: [4, 1, 0.2 s]."""
+    size = rate // 5
+    waves = torch.zeros(4, 1, size)
+    waves[1] = 1.0
+    waves[2, 0] = torch.sign(torch.sin(torch.arange(size) * 0.2) + 1e-9)
+    waves[3, 0, size // 2] = 1.0
+    return waves

@@ -1,0 +1,18 @@
+"""What tests of codec recipes share."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from codecs_recipes import clips
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Instead of recorded corpora, some sounds like speech."""
+
+    def read(corpora, rate, apart, pack):
+        return SimpleNamespace(clips=clips(rate), held_out=clips(rate)[:1], speakers=["a", "b", "c"])
+
+    monkeypatch.setattr("vivavoce.data.recordings.read_recordings", read)
+    monkeypatch.setattr("vivavoce.data.recordings.excerpts", lambda held_out, *args, **options: held_out)

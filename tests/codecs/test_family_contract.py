@@ -1,0 +1,89 @@
+"""What every codec promises, over the families of transformers, spectra, features and factors."""
+
+import pytest
+import torch
+
+from codec_families import NARROW, hard_signals, narrow
+from codec_parity import check_modes, speech_like
+from vivavoce.codecs import codec_of
+from vivavoce.codecs.registry import FAMILIES, config_of
+from vivavoce.errors import RecipeError, RequestError
+from vivavoce.quantizers.binary import BinaryQuantizer
+from vivavoce.quantizers.grids import ResidualScalarQuantizer, ScalarQuantizer
+
+
+@pytest.fixture(scope="module")
+def codecs():
+    made = {}
+    return lambda name: made.setdefault(name, narrow(name))
+
+
+def test_the_zoo_has_every_family():
+    published = {name: kind for kind, (_, _, sizes) in FAMILIES.items() for name in (kind, *sizes)}
+    assert {published.get(name.split(",")[0]) for name in NARROW} - {None} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NARROW)
+@torch.no_grad()
+def test_whole_streamed_and_batched_are_the_same(codecs, name):
+    codec = codecs(name)
+    wave = speech_like(0.25, codec.sample_rate)
+    assert len(codec.encode(wave)[:, 0].unique()) > 2
+    check_modes(codec, wave, [codec.hop, 7, 3 * codec.hop, 1000])
+
+
+@pytest.mark.parametrize("name", NARROW)
+@torch.no_grad()
+def test_lengths_are_exact(codecs, name):
+    codec = codecs(name)
+    wave = speech_like(0.3, codec.sample_rate)
+    for samples in (1, codec.hop - 1, codec.hop, codec.hop + 1):
+        codes = codec.encode(wave[..., :samples])
+        assert codes.shape == (1, codec.codebooks, codec.frames(samples))
+        assert codec.frames(samples) == (
+            samples // codec.hop + 1 if name in ("dmel", "xcodec2") else -(-samples // codec.hop)
+        )
+        sound = codec.decode(codes, lengths=torch.tensor([samples]))
+        assert sound.shape == (1, 1, samples) and sound.dtype == torch.float32
+    sizes = torch.arange(1, 100_001)
+    assert bool((codec.frames(sizes) * codec.hop >= sizes).all())
+
+
+@pytest.mark.parametrize("name", NARROW)
+@torch.no_grad()
+def test_hard_signals_and_any_codes_give_sound(codecs, name):
+    codec = codecs(name)
+    waves = hard_signals(codec.sample_rate)
+    assert codec.encode_latents(waves).isfinite().all()
+    assert codec.decode(codec.encode(waves)).isfinite().all()
+    chance = torch.Generator().manual_seed(0)
+    sizes = torch.tensor(codec.codebook_sizes)[None, :, None]
+    codes = (torch.rand(20, codec.codebooks, 3, generator=chance) * sizes).long()
+    assert codec.decode(codes).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["focalcodec-50hz", "taae", "dmel", "facodec", "codec", "xcodec", "xcodec2",
+                                  "language-codec", "simvq", "ticodec", "bicodec"])
+def test_malformed_codes_are_refused(codecs, name):
+    codec = codecs(name)
+    good = torch.zeros(1, codec.codebooks, 3, dtype=torch.int64)
+    for bad, why in ((good.float(), "integers"), (good[0], "expected"), (good - 1, "another tokenizer"),
+                     (good + codec.codebook_size, "another tokenizer"), (good.repeat(1, 2, 1), "codebooks")):
+        with pytest.raises(RequestError, match=why):
+            codec.decode(bad)
+    with pytest.raises(RequestError, match="need"):
+        codec.decode(good, lengths=torch.tensor([10 * codec.hop]))
+    if isinstance(codec.quantizer, BinaryQuantizer | ScalarQuantizer | ResidualScalarQuantizer):
+        with pytest.raises(RequestError, match="not finite"):
+            codec.quantize(torch.full((1, 2, codec.quantizer.width), float("nan")))
+
+
+@pytest.mark.parametrize("name", [name for name in NARROW if name not in ("codec", "speechtokenizer")])
+def test_options_build_the_same_again(codecs, name):
+    codec = codecs(name)
+    again = codec_of(config_of(codec)).eval()
+    again.load_state_dict(codec.state_dict())
+    wave = speech_like(0.1, codec.sample_rate)
+    assert torch.equal(again.encode(wave), codec.encode(wave))
+    with pytest.raises(RecipeError, match="'widht' is unknown"):
+        codec_of({"kind": name.split(",")[0], "widht": 3})
