@@ -111,7 +111,7 @@ def test_the_loss_is_that_of_moshi_finetune(talks):
     """text: cross entropy weighted by 1, pads and ends of pads by 0.5; audio: the first level by 100; the sum."""
     task = task_of(stereo(talks))
     batch = task.batch(0, 0, 1)
-    predictions, _ = task.predict(batch)
+    predictions = task.predict(batch)
     (text,), (voice,) = predictions["text"], predictions["voice"]
     goal = text.targets[:, 0]
     weight = torch.where((goal == PAD) | (goal == END), 0.5, 1.0) * text.loss[:, 0]
@@ -162,9 +162,9 @@ def test_what_is_left_out_reaches_no_prediction(talks):
     """With the text left out, the voice is predicted as if there were none: whatever stood there."""
     task = task_of(stereo(talks))
     batch = task.batch(0, 0, 1)
-    whole = task.predict(batch)[0]["voice"][0].logits
+    whole = task.predict(batch)["voice"][0].logits
     batch.cells.values["text"] = torch.full_like(batch.cells.values["text"], -1)
-    without = task.predict(batch)[0]["voice"][0].logits
+    without = task.predict(batch)["voice"][0].logits
     assert not torch.allclose(whole[0], without[0], atol=1e-4)
 
 

@@ -73,7 +73,7 @@ def test_half_a_share_is_half_of_both_losses():
     with torch.no_grad():
         nats, told, both = (float(task.loss(batch, 0)["loss"]) for task in (plain, *tasks))
     assert both == pytest.approx(0.25 * told + 0.75 * nats, rel=1e-5)
-    predictions, _ = plain.predict(batch)
+    predictions = plain.predict(batch)
     (first, *_), flat = predictions["voice"], []
     for part in scored(first):
         flat.append(F.cross_entropy(part.logits, part.targets, reduction="sum"))

@@ -75,8 +75,8 @@ def test_resumed_run_is_the_same_to_the_bit(tmp_path, make, cut):
     step_b, b = everything(cut_run)
     assert step_a == step_b == 40
     assert_same_bits(a, b)
-    strip = [{k: v for k, v in m.items() if k != "seconds"} for m in read_metrics(whole.metrics)]
-    assert strip == [{k: v for k, v in m.items() if k != "seconds"} for m in read_metrics(cut_run.metrics)]
+    strip = [{k: v for k, v in m.items() if k not in ("seconds", "mfu")} for m in read_metrics(whole.metrics)]
+    assert strip == [{k: v for k, v in m.items() if k not in ("seconds", "mfu")} for m in read_metrics(cut_run.metrics)]
 
 
 def test_workers_give_the_same_batches(tmp_path):
@@ -166,3 +166,51 @@ def test_a_run_is_held_against_a_second_process(tmp_path):
     run = RunDirectory.open(tmp_path)
     with run.training("fit"), pytest.raises(RequestError, match="another process"):
         train(tmp_path)
+
+
+def test_the_share_of_the_machine_is_logged_said_and_reported(tmp_path, capsys, monkeypatch):
+    """With a clock on which a step takes 2 s, and a machine that does 10,000 operations a second."""
+    from vivavoce.training import metrics
+
+    monkeypatch.setattr(metrics, "peak", lambda device, dtype: 10_000.0)
+    now = iter(range(10**6))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: 2.0 * next(now))
+    _, run = train(tmp_path, steps=21)
+    # two linear layers, 8 -> 16 -> 4, of 16 rows; the first one's input needs no gradient
+    done = 16 * 2 * (2 * 8 * 16 + 3 * 16 * 4)
+    shares = [line["mfu"] for line in read_metrics(run.metrics) if "loss" in line]
+    assert shares == [pytest.approx(done / 20_000)] * 3
+    assert f"fit: MFU {100 * done / 20_000:.0f}% of 0 GFLOP/s of float32 products" in capsys.readouterr().err
+    assert f"<th>MFU<th>last figures<tr><td>fit<td>21<td>0:00<td>{100 * done / 20_000:.0f}%" in run.report.read_text()
+
+
+def test_updates_that_come_later_are_counted_when_they_come(monkeypatch):
+    from vivavoce.training import metrics
+
+    monkeypatch.setattr(metrics, "peak", lambda device, dtype: 1e4)
+    now = iter(range(10**6))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: float(next(now)))
+    used = metrics.Utilisation("cpu")
+    matrix = torch.ones(10, 10)
+    found = []
+    for step, updates in enumerate(("g", "g", "cg", "cg", "cg", "g")):
+        used.begin()
+        for name in updates:
+            with used.counting() as counted:
+                counted.append(name)
+                for _ in range(3 if name == "c" else 1):
+                    matrix @ matrix
+        used.step(step)
+        found.append(used.latest())
+    # the first step counts g; c is new in the third step, and counted in the fourth
+    assert found == [0.2, 0.2, None, None, 0.8, 0.2]
+
+
+def test_no_machine_does_more_than_it_can(monkeypatch):
+    """Its peak was measured while it was busy: it is measured again, and is at least what has been done."""
+    from vivavoce.training import metrics
+
+    peaks = iter([100.0, 400.0, 500.0])
+    monkeypatch.setattr(metrics, "peak", lambda device, dtype, again=False: next(peaks))
+    used = metrics.Utilisation("cpu")
+    assert used._share([200.0, 1.0]) == 0.5 and used._share([1200.0, 2.0]) == 1.0 and used._share([300.0, 1.0]) == 0.5

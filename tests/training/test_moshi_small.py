@@ -31,7 +31,9 @@ def recipe(talks, **more):
 def test_it_has_all_that_moshi_has_and_the_words_of_the_data():
     full, small = read_recipe("moshi"), read_recipe("moshi-small")
     mine, theirs = (each.stages[0] for each in (small, full))
-    assert small.tokenizers["words"].options == {"words": vocabulary(), "end_of_pad": True}
+    assert small.tokenizers["words"].options == {
+        "words": [*vocabulary(), "<unk>"], "end_of_pad": True, "unknown": "<unk>",
+    }  # fmt: skip
     assert mine.layout.options["delays"] == {
         name: delay if name == "text" else delay[:4] for name, delay in theirs.layout.options["delays"].items()
     }

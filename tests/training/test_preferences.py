@@ -112,7 +112,7 @@ def test_weights_of_levels_weigh_log_probabilities():
     task = PreferenceTask("t", lm.system, pairs("delay"), 6, loss_weights={"voice": [1.0, 0.0, 0.0, 0.0]})
     batch = task.batch(0, 0, 1)
     first = task.logprobs(batch)[0]
-    predictions, _ = task.predict(batch)
+    predictions = task.predict(batch)
     only = row_logprobs(predictions, 12, {"voice": [2.0, 0, 0, 0]})
     torch.testing.assert_close(only.sums, 2 * first.sums)
     torch.testing.assert_close(only.of(True), first.of(True))

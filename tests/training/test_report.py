@@ -46,8 +46,9 @@ def test_plain_progress_says_rate_time_and_losses(capsys, monkeypatch):
     bar = Progress("listen", 100)
     for step in range(1, 101):
         now[0] += 1.0
-        bar.update(step, step / 100, {"loss": 0.5})
+        bar.update(step, step / 100, {"loss": 0.5}, 0.413 if step > 20 else None)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5  # every 20 s
     assert lines[0].startswith("listen: step 20/100  1.00 steps/s  1:20 left  loss 0.5")
+    assert lines[1].startswith("listen: step 40/100  1.00 steps/s  1:00 left  MFU 41%  loss 0.5")
     assert clock(3725) == "1:02:05"

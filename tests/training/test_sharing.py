@@ -41,7 +41,7 @@ def newest(directory):
 
 
 def logged(directory):
-    return [{k: v for k, v in line.items() if k not in ("seconds", "phase", "filled")}
+    return [{k: v for k, v in line.items() if k not in ("seconds", "phase", "mfu")}
             for line in read_metrics(RunDirectory(directory).metrics)]  # fmt: skip
 
 

@@ -109,25 +109,19 @@ def test_nothing_is_trained_written_or_drawn(tmp_path, capsys):
         assert done.value.code == 2 and expected in capsys.readouterr().err
 
 
-def test_windows_say_which_row_stands_where():
-    data = {"training.patterns.data.pack": True, "training.patterns.data.context": 100}
+def test_packed_rows_say_which_of_them_are_cut():
+    data = {"training.patterns.data.pack": True, "training.patterns.data.context": 80}
     recipe = read_recipe("layout-flat", "smoke", {**data, "training.patterns.tasks": {"joint": 1}})
     text = shown(recipe)
     task = task_for(recipe, recipe.training[0], assemble(recipe))
-    _, places = task.system.placed(task.batch(0, 0, 1).cells, "joint")
-    head = re.search(r"packed into (\d+) windows of (\d+) columns, (\d+)% empty", text)
-    windows = re.findall(r"^  window \d+: (.*)$", text, re.M)
-    assert len(windows) == int(head[1]) and int(head[2]) <= 100
-    found: dict[int, int] = {}
-    for window in windows:
-        end = 0
-        for row, start, stop in re.findall(r"row (\d+) \[(\d+), (\d+)\)", window):
-            assert int(start) == end
-            end = int(stop)
-            found[int(row)] = found.get(int(row), 0) + int(stop) - int(start)
-        empty = re.search(r"empty (\d+)", window)
-        assert end + (int(empty[1]) if empty else 0) == int(head[2])
-    assert found == dict(enumerate(places.columns.tolist()))
+    columns = task.system.placed(task.batch(0, 0, 1).cells, "joint")[1].columns.tolist()
+    assert f"packed: {sum(columns)} columns one behind another, none empty; rows see at most 80" in text
+    told = re.findall(r"^  row (\d+) is cut: (\d+) columns in pieces of ([\d, ]+)$", text, re.M)
+    long = {row: length for row, length in enumerate(columns) if length > 80}
+    assert 0 < len(long) < len(columns) and {int(row): int(length) for row, length, _ in told} == long
+    for _, length, parts in told:
+        sizes = [int(part) for part in parts.split(", ")]
+        assert sum(sizes) == int(length) and set(sizes[:-1]) == {80} and 0 < sizes[-1] <= 80
 
 
 def test_pairs_stand_side_by_side(tmp_path):

@@ -15,6 +15,7 @@ from vivavoce.systems import Model
 from vivavoce.training.dialogue_plans import aligned_plan, dialogues_plan, stereo_plan
 from vivavoce.training.plan import Load, Plan, codec_of, expect, has, not_there, options_of, planned
 from vivavoce.training.settings import PhaseSettings
+from vivavoce.training.ssl_plans import objectives
 from vivavoce.training.task import Task
 from vivavoce.training.token_plans import pattern_plan, preference_plan, store_plan
 from vivavoce.training.unit_plans import endings_plan, kmeans_plan, recordings_plan
@@ -81,23 +82,28 @@ def _recordings_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
         from vivavoce.data.recordings import excerpts, read_recordings
 
         found = read_recordings(corpora, rate, apart, pack)
-        return found.clips, excerpts(found.held_out, rate, 3 * rate, count=6)
+        said = {"speakers": found.speakers} if phase.objective.kind == "factors" else {}
+        return found.clips, excerpts(found.held_out, rate, 3 * rate, count=6), said
 
     return _codec_training(phase, codec, load)
 
 
 def _codec_training(phase: Phase, codec: Any, load: Load) -> Plan:
-    """Towards reconstruction, with or without discriminators, of clips and held-out ones."""
+    """Towards reconstruction, with or without discriminators, of clips and held-out ones, or what else a codec's
+    parts are to learn from them. `load`: clips, held-out ones, and perhaps further arguments of the task."""
     from vivavoce.training.codec_task import CodecTask
+    from vivavoce.training.factor_task import FactorTask
+    from vivavoce.training.feature_task import FeatureTask
 
-    options = phase.objective.options
+    options, tasks = phase.objective.options, {"features": FeatureTask, "factors": FactorTask}
+    task: type[CodecTask] = tasks.get(phase.objective.kind, CodecTask)
 
-    def make(clips: Any, held_out: Any, **more: Any) -> Task:
-        where, said = f"training.{phase.name}.objective", {**options, **more}
-        return made(where, CodecTask, codec, clips, held_out=held_out, batch=phase.batch, **said)
+    def make(clips: Any, held_out: Any, about: Mapping[str, Any] | None = None, **more: Any) -> Task:
+        where, said = f"training.{phase.name}.objective", {**options, **(about or {}), **more}
+        return made(where, task, codec, clips, held_out=held_out, batch=phase.batch, **said)
 
     def dry(clips: Any, held_out: Any) -> Task:
-        return make(clips, held_out, calibrate=False)  # there is nothing to calibrate on
+        return make(clips, held_out, calibrate=False, anew=False)  # nothing to calibrate on, and nothing changes
 
     plan = planned(phase, dry, ([torch.zeros(1, 1)], ()), load)
     return Plan(plan.task, lambda pack: make(*load(pack)))
@@ -204,6 +210,8 @@ TASKS = {
     ("adversarial", "speech_synthesis"): _codec_plan,
     ("reconstruction", "recordings"): _recordings_plan,
     ("adversarial", "recordings"): _recordings_plan,
+    ("features", "recordings"): _recordings_plan,
+    ("factors", "recordings"): _recordings_plan,
     ("next_token", "digit_conversations"): _conversation_plan,
     ("words", "digit_conversations"): _word_plan,
     ("next_token", "token_patterns"): pattern_plan,
@@ -219,6 +227,7 @@ TASKS = {
     ("distill", "dialogues"): dialogues_plan,
     ("distill", "stereo_dialogues"): stereo_plan,
     ("kmeans", "recordings"): kmeans_plan,
+    **objectives(),
 }
 
 

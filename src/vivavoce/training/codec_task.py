@@ -9,6 +9,8 @@ Both are this one task; `discriminators` makes it adversarial. A codec is what h
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.codecs.discriminators import build_discriminators
+from vivavoce.codecs.registry import codec_of, config_of
 from vivavoce.errors import DataError, RecipeError
 from vivavoce.training.adversarial import Judgement, discriminator_loss, feature_matching, generator_loss
 from vivavoce.training.balancer import Balancer
 from vivavoce.training.initialise import is_convolution, unit_variance
+from vivavoce.training.judges import judges_of
 from vivavoce.training.reconstruction import MultiScaleMel, MultiScaleSTFT
+from vivavoce.training.spectral_losses import TERMS, SpectralTerms
+from vivavoce.training.supervision import Supervision
 from vivavoce.training.task import Task, share, step_seed
 
 WEIGHTS = {"mel": 2.0, "wave": 0.1, "stft": 0.0, "adversarial": 4.0, "features": 4.0, "quantizer": 1.0}
+WEIGHTS |= {name: 0.0 for name in (*TERMS, "consistency")}
 
 
 class CodecTask(Task):
@@ -34,7 +40,15 @@ class CodecTask(Task):
     weights: over mel, wave (L1), stft, adversarial, features, quantizer; AudioCraft's by default. Without
       discriminators the first three are summed; with them the first five are shares of the gradient at the waveform
       (see Balancer); the quantizer's own loss is always added.
+      amplitude, phase, complex, mdct (see `SpectralTerms`) weigh like these where they are named. consistency: of
+      codecs that predict spectra (`SpectrumCodec`), how much those of the waveform may differ; always added.
+    spectra: fft_size and hop of amplitude, phase, complex and mdct.
+    through: `codes`, or `features`: of a `FeatureCodec`, the vocoder alone, on features that are not quantized.
+    discriminators: a preset or members (`build_discriminators`). judges_from: a run directory whose trained ones, in
+      their form, are taken instead: a trained codec adapts to other voices with the judges that it had.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
+    speed: crops are played at random between these factors of their speed, pitch and formants with it: voices between
+      those of few speakers.
     turns: share of the steps in which the discriminators are updated (2/3 in EnCodec).
     judge_seconds: length of the piece of each crop that the discriminators hear, another one each step (default: all of
       it): on a CPU they cost more than the codec, which learns better from longer crops.
@@ -42,7 +56,13 @@ class CodecTask(Task):
       that already reconstructs well would be led astray by them.
     keep_codes: encoder and codebooks stay as they are and only the decoder learns, so that models of the codes that
       were trained before remain good.
+    anew: the decoder begins from fresh weights, whatever was trained before (APCodec+, arXiv:2410.22807: the codes of
+      a whole codec, then a decoder of its own for them).
     calibrate: first scale the codec's weights to unit variance on these clips (see `initialise`): for fresh ones only.
+    codebooks: a schedule of the bit rate, [[step, count], …]: from each step on so many codebooks learn; before the
+      first all of them, whatever number the codec uses otherwise. Rates in between are the quantizer's dropout.
+    supervision: what else it learns from: distillation, feature_reconstruction, time_invariance, each with its weight
+      and options (see `supervision`); always added, and in the log under their names.
     """
 
     name = "codec"
@@ -57,47 +77,68 @@ class CodecTask(Task):
         batch: int = 16,
         seed: int = 0,
         level: tuple[float, float] = (0.0, 0.0),
+        speed: tuple[float, float] = (1.0, 1.0),
         mel: str | Mapping[str, Any] = "encodec",
         weights: Mapping[str, float] | None = None,
+        spectra: Mapping[str, int] | None = None,
+        through: str = "codes",
         discriminators: str | Mapping[str, Any] | None = None,
+        judges_from: str | None = None,
         adversarial: str = "hinge",
         turns: float = 2 / 3,
         judge_first: int = 0,
         judge_seconds: float | None = None,
         decay: float = 0.999,
         keep_codes: bool = False,
+        anew: bool = False,
         calibrate: bool = False,
+        codebooks: Sequence[Sequence[int]] = (),
+        supervision: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         if not len(clips):
             raise DataError("a codec cannot be trained on no clips: the list is empty")
         unknown = [key for key in weights or {} if key not in WEIGHTS]
         if unknown:
             raise RecipeError(f"weights name '{unknown[0]}'; a codec has {', '.join(WEIGHTS)}")
+        if not 0 < speed[0] <= speed[1]:
+            raise RecipeError(f"speed is {list(speed)}: two factors above 0, the smaller one first")
+        if through not in ("codes", "features") or (through == "features" and not hasattr(codec, "uncoded")):
+            raise RecipeError(f"through is {through!r}: codes, or features of a codec that has some")
+        self.schedule = _schedule(codebooks, codec)
         self.codec = codec
+        self.way = codec.uncoded() if through == "features" else codec
         self.clips, self.held_out = clips, held_out
         self.samples_per_crop = round(seconds * self.codec.sample_rate)
-        self.batch_size, self.seed, self.level = batch, seed, level
+        self.batch_size, self.seed, self.level, self.speed = batch, seed, level, speed
         self.weights = {**WEIGHTS, **(weights or {})}
         self.mel = MultiScaleMel(self.codec.sample_rate, mel)
         self.stft = MultiScaleSTFT()
-        self.judges = None
-        if discriminators:
-            with torch.random.fork_rng():
-                torch.manual_seed(step_seed(seed, "discriminators"))
-                self.judges = build_discriminators(discriminators)
+        self.terms = SpectralTerms(self.weights, **(spectra or {}))
+        with torch.random.fork_rng():
+            torch.manual_seed(step_seed(seed, "discriminators"))
+            self.judges = judges_of(discriminators, judges_from)
         self.adversarial, self.keep_codes = adversarial, keep_codes
         self.turns, self.judge_first = turns, judge_first
         self.judged = self.samples_per_crop if judge_seconds is None else round(judge_seconds * codec.sample_rate)
-        shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features")}
+        shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features", *TERMS)}
         self.balancer = Balancer(shares, decay=decay) if self.judges is not None else None
+        self.supervision = None
+        if supervision:
+            with torch.random.fork_rng():
+                torch.manual_seed(step_seed(seed, "supervision"))
+                self.supervision = Supervision(codec, supervision)
+        if anew:
+            self._begin_anew()
         if calibrate:
             self._calibrate()
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"codec": self.codec} if self.judges is None else {"codec": self.codec, "discriminators": self.judges}
+        found = {"codec": self.codec, "supervision": self.supervision, "discriminators": self.judges}
+        return {name: module for name, module in found.items() if module is not None}
 
     def optimizers(self) -> Mapping[str, Sequence[str]]:
-        return {name: (name,) for name in self.modules()}
+        codec = ("codec",) if self.supervision is None else ("codec", "supervision")
+        return {"codec": codec} if self.judges is None else {"codec": codec, "discriminators": ("discriminators",)}
 
     def batch(self, step: int, rank: int, world: int) -> Tensor:
         """Crops [batch / world, channels, samples]; clips that are shorter are followed by silence."""
@@ -107,8 +148,17 @@ class CodecTask(Task):
             clip = self.clips[int(torch.randint(len(self.clips), (), generator=chance))]
             low, high = self.level
             gain = 10 ** ((low + (high - low) * float(torch.rand((), generator=chance))) / 20)
-            rows.append(gain * crop(clip, self.samples_per_crop, chance))
+            rows.append(gain * self._crop(clip, chance))
         return torch.stack(rows)
+
+    def _crop(self, clip: Tensor, chance: torch.Generator) -> Tensor:
+        """A crop of the clip, played at one of the speeds."""
+        low, high = self.speed
+        if low == high == 1:
+            return crop(clip, self.samples_per_crop, chance)
+        factor = low * (high / low) ** float(torch.rand((), generator=chance))
+        heard = round(self.samples_per_crop * factor)
+        return played(crop(clip, heard, chance), self.samples_per_crop)
 
     def show(self, batch: Tensor) -> list[str]:
         rate = self.codec.sample_rate
@@ -127,6 +177,15 @@ class CodecTask(Task):
             )
         return lines
 
+    def _begin_anew(self) -> None:
+        """Weights of a decoder of the same configuration that has learned nothing."""
+        options = config_of(self.codec)
+        if options is None:
+            raise RecipeError("anew: this codec was not built from a configuration, so there is no other like it")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step_seed(self.seed, "decoder"))
+            self.codec.decoder.load_state_dict(codec_of(options).decoder.state_dict())
+
     def _calibrate(self) -> None:
         """Unit variance up to the latents, the clips' own standard deviation at the waveform."""
         wave = self.batch(0, 0, 1)[:4]
@@ -137,37 +196,62 @@ class CodecTask(Task):
             self.codec.decoder, lambda: self.codec.decode_latents(latents[0]), last=last, scale=float(wave.std())
         )
 
-    def resynthesize(self, wave: Tensor) -> tuple[Tensor, Any]:
-        """Waveform through the codec, of the same length, and what the quantizer said."""
+    def codebooks_at(self, step: int) -> int | None:
+        """How many codebooks learn in a step (rows of quantizer dropout may use fewer); None: those in use."""
+        if self.keep_codes:
+            return None  # the decoder learns what it will hear
+        found = getattr(getattr(self.codec, "quantizer", None), "codebooks", None)
+        for first, count in self.schedule:
+            found = count if step >= first else found
+        return found
+
+    def resynthesize(self, wave: Tensor, codebooks: int | None = None) -> tuple[Tensor, Any]:
+        """Waveform through the codec, of the same length, and what the quantizer said; codebooks None: those in use."""
+        with in_use(self.codec, codebooks):
+            return self._through(wave)
+
+    def _through(self, wave: Tensor) -> tuple[Tensor, Any]:
         if self.keep_codes:
             self.codec.quantizer.eval()  # a codebook in training mode moves with what it is shown
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.keep_codes):
-            quantized = self.codec.quantize(self.codec.encode_latents(wave))
-        return self.codec.decode_latents(quantized.latents)[..., : wave.shape[-1]], quantized
+            self.latents = self.way.encode_latents(wave)
+            quantized = self.way.quantize(self.latents)
+        if self.weights["consistency"] and hasattr(self.codec, "inconsistency"):
+            spectra = self.codec.spectra(quantized.latents)
+            made = self.codec.synthesize(spectra)
+            apart = self.weights["consistency"] * self.codec.inconsistency(spectra, made)
+            return made[..., : wave.shape[-1]], replace(quantized, loss=quantized.loss + apart)
+        return self.way.decode_latents(quantized.latents)[..., : wave.shape[-1]], quantized
 
     def updates(self, batch: Tensor, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         if self.judges is not None and step < self.judge_first:
             with torch.no_grad():
-                estimate, _ = self.resynthesize(batch)
+                estimate, _ = self.resynthesize(batch, self.codebooks_at(step))
             verdicts = self._judge(batch, step), self._judge(estimate, step)
             yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial)}
             return
         self.mel.to(batch.device)
         self.stft.to(batch.device)
-        estimate, quantized = self.resynthesize(batch)
+        self.terms.to(batch.device)
+        estimate, quantized = self.resynthesize(batch, self.codebooks_at(step))
         quantizer = quantized.loss
+        taught = {} if self.supervision is None else self.supervision(self.codec, batch, self.latents, quantized)
         # With discriminators the losses hang on a leaf: one judgement serves both updates, the codec's graph only one.
         heard = estimate if self.judges is None else estimate.detach().requires_grad_(estimate.requires_grad)
         losses = {
             name: function(heard, batch)
             for name, function in (("mel", self.mel), ("wave", F.l1_loss), ("stft", self.stft))
             if self.weights[name]
-        }
+        } | self.terms(heard, batch)
         logs = {**{name: value.detach() for name, value in losses.items()}, "quantizer": quantizer.detach()}
+        logs |= {name: value.detach() for name, value in taught.items()}
+        besides = self.weights["quantizer"] * quantizer
+        if self.supervision is not None:
+            besides = besides + self.supervision.total(taught)
         logs |= {name: value.detach() for name, value in health(quantized).items()}
         if self.judges is None or self.balancer is None:
             total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-            yield "codec", {"loss": total + self.weights["quantizer"] * quantizer, **logs}
+            yield "codec", {"loss": total + besides, **logs}
             return
         turn = step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6
         with torch.set_grad_enabled(turn):
@@ -177,7 +261,7 @@ class CodecTask(Task):
         total, shares = self.balancer({k: v for k, v in losses.items() if self.weights[k]}, heard, onto=estimate)
         logs |= {name: losses[name].detach() for name in ("adversarial", "features")}
         logs |= {name: torch.tensor(share, device=batch.device) for name, share in shares.items()}
-        yield "codec", {"loss": total + self.weights["quantizer"] * quantizer, **logs}
+        yield "codec", {"loss": total + besides, **logs}
         if turn:
             yield "discriminators", {"loss": discriminator_loss(real, fake, self.adversarial)}
 
@@ -235,6 +319,33 @@ class CodecTask(Task):
             self.balancer.load_state_dict(state["balancer"])
 
 
+@contextmanager
+def in_use(codec: Any, codebooks: int | None) -> Iterator[None]:
+    """The codec with that many codebooks in use inside, with its own number afterwards; None changes nothing."""
+    if codebooks is None or codebooks == codec.codebooks:
+        yield
+        return
+    before = codec.codebooks
+    codec.codebooks = codebooks
+    try:
+        yield
+    finally:
+        codec.codebooks = before
+
+
+def _schedule(codebooks: Sequence[Sequence[int]], codec: Any) -> list[tuple[int, int]]:
+    """Pairs of a step and a number of codebooks, checked."""
+    found: list[tuple[int, int]] = []
+    most = getattr(getattr(codec, "quantizer", None), "codebooks", 0)
+    for pair in codebooks:
+        first, count = pair if len(pair) == 2 else (-1, -1)
+        if first < 0 or not 1 <= count <= most or (found and first <= found[-1][0]):
+            told = [list(each) for each in codebooks]
+            raise RecipeError(f"codebooks is {told}: pairs of a step and 1 to {most}, in order")
+        found.append((int(first), int(count)))
+    return found
+
+
 def crop(clip: Tensor, size: int, chance: torch.Generator) -> Tensor:
     """`size` samples of a clip [channels, samples] from a random place; a shorter one is padded at the right."""
     spare = clip.shape[-1] - size
@@ -242,6 +353,15 @@ def crop(clip: Tensor, size: int, chance: torch.Generator) -> Tensor:
         return F.pad(clip, (0, -spare))
     start = int(torch.randint(spare + 1, (), generator=chance))
     return clip[..., start : start + size]
+
+
+def played(wave: Tensor, size: int) -> Tensor:
+    """wave [channels, samples] stretched to `size` samples, by its spectrum: what lies above the new half rate goes."""
+    if wave.shape[-1] == size:
+        return wave
+    spectrum = torch.fft.rfft(wave)
+    bins = min(spectrum.shape[-1], size // 2 + 1)
+    return torch.fft.irfft(spectrum[..., :bins], n=size) * (size / wave.shape[-1])
 
 
 def codebook_use(codes: Tensor) -> tuple[int, float]:

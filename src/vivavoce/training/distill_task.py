@@ -69,7 +69,7 @@ class DistillTask(TokenTask):
         assert self.teacher is not None
         self.teacher.stage.to(next(self.system.stage.parameters()).device)
         with torch.no_grad():
-            theirs, _ = self.predict(batch, self.teacher)
+            theirs = self.predict(batch, self.teacher)
         told = {
             name: [replace(one, teacher=other.logits) for one, other in zip(several, theirs[name], strict=True)]
             for name, several in predictions.items()

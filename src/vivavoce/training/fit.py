@@ -3,6 +3,7 @@
 Such a phase stands in a run directory like any other: a checkpoint, a line in the metrics, done once.
 """
 
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from torch import nn
 
 from vivavoce.training import checkpoint
 from vivavoce.training.distributed import Ranks
-from vivavoce.training.metrics import MetricsLog
+from vivavoce.training.metrics import MetricsLog, Utilisation
 from vivavoce.training.run_directory import RunDirectory
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task
@@ -47,7 +48,12 @@ def fit_phase(
         folder = run.checkpoints(settings.name)
         if ranks.first and not checkpoint.is_finished(folder):
             began, step = time.monotonic(), settings.steps or 1
-            figures = dict(task.fit())
+            used = Utilisation(settings.device)
+            used.begin()
+            with used.counting() as counted:
+                counted.append(settings.name)
+                figures = dict(task.fit())
+            used.step(0)
             saved = checkpoint.Checkpoint(
                 step=step,
                 elapsed=max(time.monotonic() - began, 60 * (settings.minutes or 0.0)),
@@ -56,7 +62,9 @@ def fit_phase(
                 state={"optimizers": {}, "task": {}, "window": {}},
                 needs=dict(needs or {}),
             )
-            MetricsLog(run, settings.name, 0).write(step, {f"evaluate/{key}": value for key, value in figures.items()})
+            figures = {f"evaluate/{key}": value for key, value in figures.items()}
+            MetricsLog(run, settings.name, 0).write(step, {**figures, "mfu": used.whole or 0.0})
+            print(f"{settings.name}: {used}", file=sys.stderr, flush=True)
             checkpoint.save(saved, folder, settings.keep)
             write_report(run)
     ranks.wait()

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from vivavoce.training.distributed import Ranks
 from vivavoce.training.ema import WeightAverage
 from vivavoce.training.errors import Interrupted, TrainingError
 from vivavoce.training.freezing import freeze, train_mode
-from vivavoce.training.metrics import MetricsLog, Window
+from vivavoce.training.metrics import MetricsLog, Utilisation, Window
 from vivavoce.training.optimizers import build_optimizer, factor, set_rate
 from vivavoce.training.progress import Progress
 from vivavoce.training.run_directory import RunDirectory
@@ -104,6 +104,7 @@ class Phase:
         )
         self.step, self.elapsed, self.tokens, self.finished = 0, 0.0, 0, False
         self.window = Window()
+        self.used: Utilisation | None = None  # while it trains
 
     # -- what is on disk --
 
@@ -210,23 +211,28 @@ class Phase:
         if self.step:
             bar.say(f"goes on after step {self.step}")
         train_mode(self.modules)
+        (progress,) = ranks.agree(self.progress())
+        self.used = Utilisation(self.device, getattr(torch, settings.dtype)) if progress < 1 else None
         began = time.monotonic() - self.elapsed
         saved_at = time.monotonic()
-        (progress,) = ranks.agree(self.progress())
         try:
             while progress < 1:
+                tokens = self.tokens
+                if self.used is not None:
+                    self.used.begin()
                 values = self.advance(source, progress)
+                if self.used is not None:
+                    self.used.step(self.step, self.tokens - tokens)
                 self.step += 1
                 self.elapsed = time.monotonic() - began
                 last, (self.elapsed, progress) = values, ranks.agree(self.elapsed, self.progress())
                 done, stop = progress >= 1, ranks.any(bool(signals))
                 self.window.add(values)
                 if log is not None and (self.step % settings.log_every == 0 or done):
-                    spent = {"tokens": self.tokens} if self.tokens else {}
-                    log.write(self.step, {**self.window.means(), **spent, "seconds": self.elapsed})
+                    log.write(self.step, {**self.window.means(), **self._spent()})
                 elif self.step % settings.log_every == 0:
                     self.window.means()
-                bar.update(self.step, progress, last)
+                bar.update(self.step, progress, last, self.used.whole if self.used else None)
                 if self.step % settings.evaluate_every == 0 or done:
                     self._evaluate(log, bar)
                 if self.step % settings.sample_every == 0 or done:
@@ -242,6 +248,8 @@ class Phase:
                         "the same command goes on"
                     )
         finally:
+            if self.used is not None and self.used.whole is not None:
+                bar.say(str(self.used))
             bar.close()
         if not self.finished:  # the budget had been spent before the first step
             self.save(finished=True)
@@ -249,6 +257,13 @@ class Phase:
             from vivavoce.training.report import write_report
 
             write_report(self.run)
+
+    def _spent(self) -> dict[str, float]:
+        """What a line of the metrics says of time: tokens, the share of the machine (`mfu`), seconds."""
+        spent: dict[str, float] = {"tokens": self.tokens} if self.tokens else {}
+        if self.used is not None and (share := self.used.latest()) is not None:
+            spent["mfu"] = share
+        return {**spent, "seconds": self.elapsed}
 
     def progress(self) -> float:
         """Share of the budget that is spent, 0 to 1."""
@@ -273,27 +288,29 @@ class Phase:
             total = torch.zeros((), device=self.device)
             sums: dict[str, Tensor] = {}
             name = None
-            for part, update in enumerate(updates):
-                share = self.ranks.rank * settings.accumulate + part
-                seed_everything(step_seed(settings.seed, settings.name, self.step, number, share))
-                with self._precision():
-                    item = next(update, None)
-                if item is None:
-                    continue
-                if name is None:
-                    name = item[0]
-                    optimizer, parameters = self._owner(name)
-                    optimizer.zero_grad(set_to_none=True)
-                losses = dict(item[1])
-                weight = losses.pop("weight", None)
-                tokens = tokens + losses.pop("tokens", 0)
-                loss = losses["loss"] if weight is None else losses["loss"] * weight.detach()
-                # only this optimizer's parameters: a generator's loss leaves no gradient in the discriminator
-                loss.backward(inputs=None if settings.shard else parameters)
-                count = torch.ones((), device=self.device) if weight is None else weight.detach().float()
-                total = total + count
-                for key, value in losses.items():
-                    sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().float() * count
+            with self._counting() as counted:
+                for part, update in enumerate(updates):
+                    share = self.ranks.rank * settings.accumulate + part
+                    seed_everything(step_seed(settings.seed, settings.name, self.step, number, share))
+                    with self._precision():
+                        item = next(update, None)
+                    if item is None:
+                        continue
+                    if name is None:
+                        name = item[0]
+                        counted.append(name)
+                        optimizer, parameters = self._owner(name)
+                        optimizer.zero_grad(set_to_none=True)
+                    losses = dict(item[1])
+                    weight = losses.pop("weight", None)
+                    tokens = tokens + losses.pop("tokens", 0)
+                    loss = losses["loss"] if weight is None else losses["loss"] * weight.detach()
+                    # only this optimizer's parameters: a generator's loss leaves no gradient in the discriminator
+                    loss.backward(inputs=None if settings.shard else parameters)
+                    count = torch.ones((), device=self.device) if weight is None else weight.detach().float()
+                    total = total + count
+                    for key, value in losses.items():
+                        sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().float() * count
             if name is None:
                 self.ranks.sum([tokens])
                 self.tokens += int(tokens)
@@ -312,6 +329,10 @@ class Phase:
                 self.average.update(self.step)
             self._share_buffers()
             number += 1
+
+    def _counting(self) -> AbstractContextManager[list[str]]:
+        """Around an update, whose name the list takes: its operations may be counted."""
+        return nullcontext([]) if self.used is None else self.used.counting()
 
     def _owner(self, name: str):
         if name not in self.optimizers:

@@ -1,4 +1,5 @@
-"""Metrics: `metrics.jsonl`, the truth that survives a kill, and TensorBoard events, a view of it."""
+"""Metrics: `metrics.jsonl`, the truth that survives a kill, TensorBoard events, a view of it, and the share of the
+machine that is used."""
 
 import io
 import json
@@ -6,11 +7,15 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vivavoce.errors import MissingExtra, need
+from vivavoce.nn.flops import FlopCount, peak
 from vivavoce.training.run_directory import RunDirectory, append, write_text
 
 
@@ -116,3 +121,78 @@ class Window:
         means = {key: total / count for key, (total, count) in self.sums.items()}
         self.sums = {}
         return means
+
+
+class Utilisation:
+    """MFU: which share of the products that the machine can do (`peak`) a run's networks have done.
+
+    Operations are counted in a first step and every `EVERY` steps (`counting`), by the name of the update and, where
+    the task says how many tokens it is of, for each of them; `step` adds what the others have done since `begin`.
+    Counted steps are slower, and stand for all only where there are no others.
+    """
+
+    EVERY = 100
+
+    def __init__(self, device: torch.device | str, dtype: torch.dtype = torch.float32):
+        self.device, self.dtype, self.threads = device, dtype, torch.get_num_threads()
+        self.peak = peak(device, dtype)
+        self._each: dict[str, float] = {}  # of an update, or of one of its tokens
+        self._counted: dict[str, float] = {}
+        self._names: list[str] = []
+        self._due, self._began = True, 0.0
+        self._window, self._whole, self._counting = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]  # operations, seconds
+
+    def begin(self) -> None:
+        """A step begins, its batch included."""
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def counting(self) -> Iterator[list[str]]:
+        """Around one update; the list takes its name."""
+        names: list[str] = []
+        if not self._due:
+            yield names
+        else:
+            with FlopCount() as count:
+                yield names
+            for name in names:
+                self._counted[name] = self._counted.get(name, 0.0) + count.total
+        self._names += names
+
+    def step(self, step: int, tokens: int = 0) -> None:
+        """Step number `step` (from 0) is done."""
+        seconds = time.perf_counter() - self._began
+        names, self._names = self._names, []
+        per = tokens or 1
+        if self._due:
+            self._each.update({name: total / per for name, total in self._counted.items()})
+            self._counted = {}
+        known = all(name in self._each for name in names)
+        for sums in ((self._counting,) if self._due else (self._window, self._whole)) if known else ():
+            sums[0] += per * sum(self._each[name] for name in names)
+            sums[1] += seconds
+        self._due = not known or (step + 1) % self.EVERY == 0
+
+    def latest(self) -> float | None:
+        """The share since the last call; None where nothing was measured."""
+        sums, self._window = self._window, [0.0, 0.0]
+        return self._share(sums if sums[1] or self._whole[1] else self._counting)
+
+    @property
+    def whole(self) -> float | None:
+        """The share of all steps until now."""
+        return self._share(self._whole if self._whole[1] else self._counting)
+
+    def _share(self, sums: Sequence[float]) -> float | None:
+        if not sums[1]:
+            return None
+        rate = sums[0] / sums[1]
+        if rate > self.peak:  # the machine had other work when it was measured
+            self.peak = max(rate, peak(self.device, self.dtype, again=True))
+        return rate / self.peak
+
+    def __str__(self) -> str:
+        """For the terminal."""
+        kind = str(self.dtype).removeprefix("torch.")
+        most = f"{self.peak / 1e9:.0f} GFLOP/s of {kind} products, {self.threads} thread(s)"
+        return f"MFU {100 * (self.whole or 0.0):.0f}% of {most}"

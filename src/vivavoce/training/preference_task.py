@@ -173,8 +173,8 @@ class PreferenceTask(TokenTask):
 
     def logprobs(self, batch: PairBatch, system: TokenSystem | None = None) -> tuple[RowLogprobs, dict[str, Any]]:
         """Of every row, the log-probability of its continuation; and what `predict` gives."""
-        predictions, filled = self.predict(batch, system)
-        return row_logprobs(predictions, len(batch.tasks), self.weights), {"predictions": predictions, **filled}
+        predictions = self.predict(batch, system)
+        return row_logprobs(predictions, len(batch.tasks), self.weights), predictions
 
     def referred(self, batch: PairBatch) -> RowLogprobs | None:
         """The same by the reference; None without one."""
@@ -241,7 +241,7 @@ class PreferenceTask(TokenTask):
 
     def compare(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of every pair [N], and means to log: rewards, their margin, how often the chosen one's is larger."""
-        ours, more = self.logprobs(batch)
+        ours, predictions = self.logprobs(batch)
         theirs, half = self.referred(batch), len(batch.tasks) // 2
         mine = ours.of(self.normalised)
         refs = theirs.of(self.normalised) if theirs is not None else None
@@ -254,10 +254,10 @@ class PreferenceTask(TokenTask):
         logged = {"chosen": rewards[:half].mean(), "rejected": rewards[half:].mean(), "margin": margin.mean(),
                   "accuracy": (margin > 0).float().mean()}  # fmt: skip
         if self.likelihood:
-            chosen = {name: [_upto(one, half) for one in several] for name, several in more["predictions"].items()}
+            chosen = {name: [_upto(one, half) for one in several] for name, several in predictions.items()}
             nats = stream_losses(chosen, self.weights).total
             each, logged["nats"] = each + self.likelihood * nats, nats.detach()
-        return each, {**logged, **{key: value for key, value in more.items() if key == "filled"}}
+        return each, logged
 
     def loss(self, batch: PairBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
         each, logged = self.compare(batch)

@@ -31,8 +31,9 @@ class Progress:
             self.bar.start()
             self.id = self.bar.add_task(name, total=1.0, text="")
 
-    def update(self, step: int, progress: float, values: Mapping[str, float]) -> None:
-        """After `step` steps, when `progress` (0 to 1) of the budget is spent."""
+    def update(self, step: int, progress: float, values: Mapping[str, float], mfu: float | None = None) -> None:
+        """After `step` steps, when `progress` (0 to 1) of the budget is spent; mfu: share of the machine that is used,
+        where it is known."""
         if not self.shown:
             return
         now = time.monotonic()
@@ -41,7 +42,7 @@ class Progress:
         if now - self.drawn < (0.2 if self.bar else PLAIN_SECONDS) and progress < 1:
             return
         self.drawn = now
-        text = self._text(step, progress, values, now)
+        text = self._text(step, progress, values, now, mfu)
         if self.bar:
             self.bar.update(self.id, completed=progress, text=text)
         else:
@@ -60,14 +61,15 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def _text(self, step: int, progress: float, values: Mapping[str, float], now: float) -> str:
+    def _text(self, step: int, progress: float, values: Mapping[str, float], now: float, mfu: float | None) -> str:
         assert self.first is not None
         spent = now - self.began
         steps, share = step - self.first[0], progress - self.first[1]
         rate = f"{steps / spent:.2f} steps/s" if spent > 0 and steps else "-- steps/s"
         left = f"{clock(spent * (1 - progress) / share)} left" if share > 0 else "-- left"
         losses = "  ".join(f"{key} {value:.4g}" for key, value in list(values.items())[:SHOWN])
-        return f"step {step}{f'/{self.steps}' if self.steps else ''}  {rate}  {left}  {losses}"
+        used = "" if mfu is None else f"MFU {100 * mfu:.0f}%  "
+        return f"step {step}{f'/{self.steps}' if self.steps else ''}  {rate}  {left}  {used}{losses}"
 
 
 def clock(seconds: float) -> str:

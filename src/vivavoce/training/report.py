@@ -76,9 +76,12 @@ def _summary(run: RunDirectory, lines: list[dict[str, Any]], phases: list[str]) 
         last: dict[str, float] = {}
         for line in mine:
             last.update({k: v for k, v in line.items() if k == "loss" or k.startswith("evaluate/")})
+        used = [line["mfu"] for line in mine if line.get("mfu") is not None]
+        share = f"{100 * sum(used) / len(used):.0f}%" if used else ""
         figures = ", ".join(f"{k.removeprefix('evaluate/')} {v:.4g}" for k, v in last.items() if v is not None)
-        rows.append(f"<tr><td>{html.escape(phase)}<td>{mine[-1]['step']}<td>{clock(seconds)}<td>{html.escape(figures)}")
-    table = "<table><tr><th>phase<th>steps<th>time<th>last figures" + "".join(rows) + "</table>"
+        rows.append(f"<tr><td>{html.escape(phase)}<td>{mine[-1]['step']}<td>{clock(seconds)}"
+                    f"<td>{share}<td>{html.escape(figures)}")
+    table = "<table><tr><th>phase<th>steps<th>time<th>MFU<th>last figures" + "".join(rows) + "</table>"
     notes = run.path / "code.json"
     if notes.exists():
         code: Mapping[str, Any] = json.loads(notes.read_text())[-1]

@@ -6,10 +6,10 @@ gradients are summed by `Ranks`. Checkpoints are whole tensors, so that any numb
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vivavoce.errors import RecipeError
 from vivavoce.nn.transformer import Transformer
@@ -59,25 +59,27 @@ def shard(modules: Mapping[str, nn.Module], ranks: Ranks, where: str) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that is spread over the processes; all of them must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast(Any, tensor).full_tensor() if divided(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return cast(Any, tensor).to_local() if divided(tensor) else tensor
 
 
 def divided(tensor: Tensor) -> bool:
-    """Whether processes have a part of it each."""
-    return isinstance(tensor, DTensor)
+    """Whether processes have a part of it each: a DTensor, whose module takes a second to import where none is."""
+    return hasattr(tensor, "full_tensor")
 
 
 def like(own: Tensor, tensor: Tensor) -> Tensor:
     """A whole tensor, which every process has, spread as `own` is."""
-    if not isinstance(own, DTensor):
+    if not divided(own):
         return tensor
-    here = tensor.to(device=own.device, dtype=own.dtype)
-    return distribute_tensor(here, own.device_mesh, own.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    here, spread_one = tensor.to(device=own.device, dtype=own.dtype), cast(Any, own)
+    return distribute_tensor(here, spread_one.device_mesh, spread_one.placements, src_data_rank=None)
 
 
 def spread(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ def clip(parameters: Iterable[nn.Parameter], most: float, ranks: Ranks) -> Tenso
     squares = {True: torch.zeros(()), False: torch.zeros(())}
     for gradient in gradients:
         part = local(gradient).float().square().sum()
-        squares[isinstance(gradient, DTensor)] = squares[isinstance(gradient, DTensor)].to(part.device) + part
+        squares[divided(gradient)] = squares[divided(gradient)].to(part.device) + part
     ranks.sum([squares[True]])
     norm = (squares[True] + squares[False].to(squares[True].device)).sqrt()
     if most < float("inf"):

@@ -4,7 +4,7 @@ A cell is written `v1.3=17`: cell 3 of level 1 of `voice` holds id 17 (text stre
 is scored, with its weight where that is not 1; `<7>` is a literal, `.` an empty place.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vivavoce.layouts import LITERAL, PADDING, Places
 from vivavoce.layouts.show import short_names
+from vivavoce.lm.packed import pieces
 
 WIDTH = 118  # characters of a line
 COLUMNS, ROWS = 48, 4  # of a batch that are shown, at most
@@ -166,17 +167,13 @@ def _ids(grid: Grid, row: int, name: str) -> list[int]:
     return [i for i in ids if i >= 0 and i != places.streams[number].end]
 
 
-def window_lines(windows: Iterable[Sequence[Any]], width: int, titles: Callable[[int], str]) -> list[str]:
-    """Which rows stand where in the windows that they are packed into."""
-    lines = []
-    for number, pieces in enumerate(windows):
-        parts = []
-        for piece in pieces:
-            cut = f" from its column {piece.start}" if piece.start else ""
-            parts.append(f"{titles(piece.document)} [{piece.place}, {piece.place + piece.length}){cut}")
-        used = sum(piece.length for piece in pieces)
-        parts += [f"empty {width - used}"] if used < width else []
-        lines.append(f"  window {number}: " + " | ".join(parts))
+def packed_lines(columns: Sequence[int], window: int, titles: Callable[[int], str]) -> list[str]:
+    """Rows that are read one behind another, and which of them are cut."""
+    lines = [f"packed: {sum(columns)} columns one behind another, none empty; rows see at most {window}"]
+    for row, length in enumerate(columns):
+        if length > window:
+            parts = ", ".join(str(size) for size in pieces([length], window))
+            lines.append(f"  {titles(row)} is cut: {length} columns in pieces of {parts}")
     return lines
 
 

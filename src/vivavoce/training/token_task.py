@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivavoce.data.packing import fit
 from vivavoce.errors import DataError, RecipeError, RequestError
 from vivavoce.layouts import Places
 from vivavoce.lm.grid import Prediction
+from vivavoce.lm.packed import WHOLE
 from vivavoce.systems.token_system import PROMPT, Cells, TokenSystem
 from vivavoce.training.batches import to_device
 from vivavoce.training.objectives import Mean, Scored, StreamLosses, Weight, level_weights, next_cell, stream_losses
-from vivavoce.training.show_batch import Grid, cell_weights, grid_lines, window_lines
+from vivavoce.training.show_batch import Grid, cell_weights, grid_lines, packed_lines
 from vivavoce.training.task import Task, step_seed
 
 
@@ -37,10 +37,10 @@ class TokenTask(Task):
 
     tasks: task of the stage -> weight; by weight each batch is one task's (`mix` batches), or each row (rows).
     loss_weights: stream -> weight, or one a level; mean: as `stream_losses` has it. With `streams`, processes that
-    share a batch average their own part of it each. held_out: as source, for `evaluate`. pack: columns of a window in
-    which the backbone reads rows side by side, none seeing another (None: each row by itself, padded to the longest).
-    module: what the trained network is called in the run directory. pad_weight: weight of the ids of text that say no
-    word (`pad`, `end_of_pad` of its tokenizer) against those of words, for all texts or by stream.
+    share a batch average their own part of it each. held_out: as source, for `evaluate`. The backbone reads rows one
+    behind another, none seeing another, without padding; pack: columns that it sees at most: longer rows are cut (None:
+    whole rows). module: what the trained network is called in the run directory. pad_weight: weight of the ids of text
+    that say no word (`pad`, `end_of_pad` of its tokenizer) against those of words, for all texts or by stream.
     """
 
     counts_tokens = True
@@ -86,7 +86,7 @@ class TokenTask(Task):
         self.mean, self.mix, self.module = mean, mix, module
         self.even = mix == "batches" or len(self.tasks) == 1
         self.each: Callable[[Scored], Tensor] = partial(next_cell, label_smoothing=label_smoothing)
-        self.pack = None if pack is None else partial(fit, window=pack)
+        self.pack = pack
         self.pads = pad_weights(system, pad_weight, f"training.{name}.objective.pad_weight")
 
     def modules(self):
@@ -111,11 +111,11 @@ class TokenTask(Task):
         return tuple(names[int(n)] for n in np.broadcast_to(drawn, count))
 
     def loss(self, batch: TokenBatch, step: int) -> dict[str, Tensor]:
-        predictions, filled = self.predict(batch)
+        predictions = self.predict(batch)
         losses = self.losses(predictions, batch)
         weight = losses.weight if batch.counts else torch.zeros_like(losses.weight)
         tokens = scored(predictions) * batch.counts
-        return {"loss": losses.total, "weight": weight, "tokens": tokens, **losses.means(), **filled}
+        return {"loss": losses.total, "weight": weight, "tokens": tokens, **losses.means()}
 
     def losses(self, predictions: Mapping[str, Sequence[Prediction]], batch: TokenBatch) -> StreamLosses:
         """What is minimised, of predictions of the batch."""
@@ -129,26 +129,20 @@ class TokenTask(Task):
             if name in predictions
         }
 
-    def predict(
-        self, batch: TokenBatch, system: TokenSystem | None = None
-    ) -> tuple[dict[str, list[Prediction]], dict[str, Tensor]]:
-        """The predictions of every stream (one for each task) in the columns that are learned; and of packed rows which
-        share of the windows they fill."""
+    def predict(self, batch: TokenBatch, system: TokenSystem | None = None) -> dict[str, list[Prediction]]:
+        """The predictions of every stream (one for each task) in the columns that are learned."""
         system = system or self.system
         found: dict[str, list[Prediction]] = {}
-        filled: list[float] = []
         for task in dict.fromkeys(batch.tasks):
             rows = [row for row, mine in enumerate(batch.tasks) if mine == task]
             cells, known = batch.cells, batch.known
             if len(rows) < len(batch.tasks):
                 cells, known = taken(cells, rows), {n: frames[rows] for n, frames in (known or {}).items()}
-            read = system.read(cells, task, with_left_out(system, cells, known), self.pack)
+            read = system.read(cells, task, with_left_out(system, cells, known), self.pack or WHOLE)
             for name in system.stage.order:
                 one = system.stage.predict(name, read, read.loss[name].any(-1))
                 found.setdefault(name, []).append(one)
-            filled += [read.filled] if read.filled is not None else []
-        device = next(system.stage.parameters()).device
-        return found, {"filled": torch.tensor(sum(filled) / len(filled), device=device)} if filled else {}
+        return found
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Nats a token of held-out cells, of all streams together and of each."""
@@ -160,7 +154,7 @@ class TokenTask(Task):
             cells = to_device(self.held_out(0), device)
             count = next(iter(cells.lengths.values())).shape[0]
             with torch.no_grad():
-                predictions, _ = self.predict(TokenBatch(cells, (task,) * count))
+                predictions = self.predict(TokenBatch(cells, (task,) * count))
                 losses = stream_losses(predictions, self.weights)
             prefix = "" if len(self.tasks) == 1 else f"{task}_"
             figures[f"{prefix}nats"] = float(losses.total)
@@ -204,13 +198,8 @@ class TokenTask(Task):
         own = "its own layout" if task in self.system.layouts else "the stage's layout"
         lines = [f"task {task}, in {own}; mean over {self.mean}", *grid_lines(grid)]
         if self.pack is not None:
-            begin = self.system.stage.begin is not None
-            windows = self.pack((places.columns if begin else (places.columns - 1).clamp(min=0)).tolist())
-            width = max((piece.place + piece.length for pieces in windows for piece in pieces), default=0)
-            used = sum(piece.length for pieces in windows for piece in pieces)
-            share = used / max(len(windows) * width, 1)
-            lines += ["", f"packed into {len(windows)} windows of {width} columns, {1 - share:.0%} empty"]
-            lines += window_lines(windows, width, lambda document: titles[document])
+            columns = places.columns if self.system.stage.begins else (places.columns - 1).clamp(min=0)
+            lines += ["", *packed_lines(columns.tolist(), self.pack, lambda row: titles[row])]
         return lines
 
 

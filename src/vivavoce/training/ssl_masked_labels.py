@@ -1,0 +1,118 @@
+"""HuBERT's objective: the label of every hidden frame, told from what stands around it (arXiv:2106.07447)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.encoders.base import Trunk
+from vivavoce.errors import RecipeError
+from vivavoce.nn.streaming import valid
+from vivavoce.training.ssl_labels import Labels
+from vivavoce.training.ssl_masking import Masking
+from vivavoce.training.ssl_mixing import mixed
+from vivavoce.training.ssl_task import Objective
+
+
+class MaskedLabels(Objective):
+    """Cross entropy of the labels of hidden frames; equation 1 to 3 of the paper.
+
+    The logit of a label is the cosine of the projected frame and the label's vector (`projected` wide), over
+    `temperature`. hidden, shown: weights of hidden frames and of those that can be heard (1 and 0: alpha = 1).
+    penalty: of the mean square of the local frames. local_gradient: factor of what the local half learns by. Several
+    `targets` have a head each, and their losses are averaged. mixing: probability that a row has noise, or a piece of
+    another row, over it, while its labels stay (WavLM, arXiv:2110.13900, section III.C).
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        targets: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        mask: Mapping[str, Any] | None = None,
+        temperature: float = 0.1,
+        projected: int = 256,
+        hidden: float = 1.0,
+        shown: float = 0.0,
+        penalty: float = 10.0,
+        local_gradient: float = 0.1,
+        mixing: float = 0.0,
+    ):
+        super().__init__()
+        several = [targets] if isinstance(targets, Mapping) else list(targets)
+        if not several:
+            raise RecipeError("targets: name at least one, as {encoder: {kind: mfcc}, clusters: 100}")
+        self.masking = Masking(**(mask or {}))
+        self.labels = [Labels(**each) for each in several]
+        self.temperature, self.hidden, self.shown = temperature, hidden, shown
+        self.penalty, self.local_gradient, self.mixing = penalty, local_gradient, mixing
+        self.mask_vector = nn.Parameter(torch.rand(trunk.width))
+        self.projections = nn.ModuleList(nn.Linear(trunk.width, projected) for _ in several)
+        self.vectors = nn.ParameterList(nn.Parameter(torch.randn(each.clusters, projected)) for each in self.labels)
+
+    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        wave = batch["wave"]
+        if self.mixing:
+            wave = mixed(wave, batch["lengths"], batch["seeds"], self.mixing)
+        frames, counts = trunk.local(wave, batch["lengths"])
+        penalty = mean_square(frames, counts)
+        x = trunk.embed(trunk.local_norm(scaled_gradient(frames, self.local_gradient)))
+        mask = batch["mask"] & valid(counts, x.shape[1])
+        x = trunk.context(torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), counts)
+        loss, accuracy = self.judge(x, mask, counts, batch["labels"])
+        return {
+            "loss": loss + self.penalty * penalty,
+            "labels": loss.detach(),
+            "accuracy": accuracy,
+            "local_square": penalty.detach(),
+        }
+
+    def judge(self, x: Tensor, mask: Tensor, counts: Tensor, labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The encoder's frames [B, T, D], what of them was hidden [B, T] and the labels of every maker [B, T] -> the
+        cross entropy, and the share of hidden frames of which the label is right."""
+        total, right, asked = x.new_zeros((), dtype=torch.float32), x.new_zeros(()), x.new_zeros(())
+        inside = valid(counts, x.shape[1])
+        for goals, projection, vectors in zip(labels, self.projections, self.vectors):
+            for hidden, weight in ((True, self.hidden), (False, self.shown)):
+                where = inside & (mask == hidden) & (goals >= 0)
+                if not weight or not bool(where.any()):
+                    continue
+                logits = cosines(projection(x[where]), vectors) / self.temperature
+                goal = goals[where]
+                total = total + weight * F.cross_entropy(logits, goal) / len(self.labels)
+                if hidden:
+                    right, asked = right + (logits.argmax(-1) == goal).sum(), asked + len(goal)
+        return total, (right / asked.clamp(min=1)).detach()
+
+
+def cosines(x: Tensor, vectors: Tensor) -> Tensor:
+    """Cosine of every frame [..., D] with every vector [V, D]: [..., V], in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x.float(), dim=-1) @ F.normalize(vectors.float(), dim=-1).t()
+
+
+def mean_square(frames: Tensor, counts: Tensor) -> Tensor:
+    """Mean square of frames [B, T, C] over those that count [B]."""
+    inside = valid(counts, frames.shape[1])[..., None]
+    return (frames.float().square() * inside).sum() / (inside.sum().clamp(min=1) * frames.shape[2])
+
+
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
+    """x itself; what learns by it learns by `factor` times its gradient."""
+    if factor == 1.0 or not x.requires_grad:
+        return x
+    if factor == 0.0:
+        return x.detach()
+    return _ScaledGradient.apply(x, factor)  # type: ignore[no-any-return]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:  # type: ignore[override]
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None

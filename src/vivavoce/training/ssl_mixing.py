@@ -1,0 +1,36 @@
+"""Rows heard through others: WavLM's utterance mixing (arXiv:2110.13900, section III.C, algorithm 1)."""
+
+import torch
+from torch import Tensor
+
+
+def mixed(wave: Tensor, lengths: Tensor, seeds: Tensor, probability: float, noise: float = 0.1) -> Tensor:
+    """Rows [B, samples], each with `probability` under a piece of another row, or of noise.
+
+    The piece is at most half as long as the row and stands anywhere in it. Another row's piece is from 5 dB louder to
+    5 dB softer than the row; with the share `noise` it is white noise instead, -5 to 20 dB below it. A row alone only
+    meets noise. seeds [B]: of each row's chance.
+    """
+    result = wave.clone()
+    rows = len(wave)
+    for row, (length, seed) in enumerate(zip(lengths.tolist(), seeds.tolist())):
+        chance = torch.Generator().manual_seed(seed)
+        if length < 2 or float(torch.rand((), generator=chance)) >= probability:
+            continue
+        size = int(torch.randint(1, length // 2 + 1, (), generator=chance))
+        start = int(torch.randint(length - size + 1, (), generator=chance))
+        if rows == 1 or float(torch.rand((), generator=chance)) < noise:
+            piece = torch.randn(size, generator=chance).to(wave)
+            ratio = -5 + 25 * float(torch.rand((), generator=chance))
+        else:
+            other = (row + 1 + int(torch.randint(rows - 1, (), generator=chance))) % rows
+            theirs = int(lengths[other])
+            size = min(size, theirs)
+            if size < 1:
+                continue
+            begin = int(torch.randint(theirs - size + 1, (), generator=chance))
+            piece = wave[other, begin : begin + size]
+            ratio = -5 + 10 * float(torch.rand((), generator=chance))
+        power = wave[row, :length].square().mean() / piece.square().mean().clamp(min=1e-10)
+        result[row, start : start + size] += piece * (power * 10 ** (-ratio / 10)).sqrt()
+    return result

@@ -1,0 +1,142 @@
+"""What else a codec learns from: features of a self-supervised encoder, and that a voice stays the same.
+
+Each term is called with the codec, the waveforms, the latents before and what the quantizer made of them, and gives a
+scalar. Sources: SpeechTokenizer (arXiv:2308.16692, section 3.3; speechtokenizer/trainer/loss.py), Mimi
+(arXiv:2410.00037, section 3.3.2), X-Codec (arXiv:2408.17175, section 3.2), TiCodec (arXiv:2310.00014, section 2.3).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.encoders.registry import build_encoder
+from vivavoce.errors import RecipeError
+from vivavoce.nn.still import KeepsStill
+from vivavoce.quantizers import Quantized, ResidualVectorQuantizer, SplitResidualVectorQuantizer
+from vivavoce.schema.parts import made
+
+
+def first_level(quantizer: nn.Module, latents: Tensor, quantized: Quantized) -> Tensor:
+    """What the first codebook alone makes of latents [B, T, D], gradients passed straight through it: [B, T, D]."""
+    part = quantizer.semantic if isinstance(quantizer, SplitResidualVectorQuantizer) else quantizer
+    if not isinstance(part, ResidualVectorQuantizer):
+        raise RecipeError(f"a {type(quantizer).__name__} has no first level to teach: a residual quantizer is needed")
+    points = part.input_projection(latents.float())
+    entries = part.books()[0].lookup(quantized.codes[:, 0])
+    return part.output_projection(points + (entries - points).detach())
+
+
+def along_features(said: Tensor, target: Tensor) -> Tensor:
+    """-log sigmoid(cosine) of each feature's course over time, the mean: [B, T, D] both (SpeechTokenizer, equation 3).
+
+    The paper's first version has it with the other sign.
+    """
+    return -F.logsigmoid(F.cosine_similarity(said, target, dim=1)).mean()
+
+
+def along_frames(said: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine of each frame's features, the mean: [B, T, D] both (Mimi)."""
+    return (1 - F.cosine_similarity(said, target, dim=2)).mean()
+
+
+AXES = {"features": along_features, "frames": along_frames}
+
+
+class Distillation(KeepsStill, nn.Module):
+    """The first codebook learns to tell what a frozen `teacher` hears.
+
+    teacher: an encoder as recipes name it; layer: one of its layers, None for the last, "all" for the mean of all (the
+    published SpeechTokenizer's). axis: `features` or `frames`. Frames of a faster teacher are averaged; a linear map
+    leads from the latents to its width.
+    """
+
+    still = ("teacher",)
+
+    def __init__(self, codec: Any, teacher: Mapping[str, Any], axis: str = "features", layer: Any = "all"):
+        super().__init__()
+        if axis not in AXES:
+            raise RecipeError(f"axis '{axis}': choose one of {', '.join(AXES)}")
+        self.teacher = build_encoder(teacher).requires_grad_(False)
+        self.teacher.check_layer(layer)
+        if self.teacher.sample_rate != codec.sample_rate:
+            raise RecipeError(
+                f"the teacher hears {self.teacher.sample_rate} Hz, the codec {codec.sample_rate}: they must agree"
+            )
+        self.axis, self.layer = axis, layer
+        self.project = nn.Linear(codec.quantizer.width, self.teacher.width)
+
+    @torch.no_grad()
+    def targets(self, wave: Tensor, frames: int) -> Tensor:
+        """Of waveforms [B, 1, S], at most so many frames: [B, T, width]."""
+        lengths = torch.full((len(wave),), wave.shape[-1], device=wave.device)
+        heard = self.teacher(wave[:, 0], lengths, self.layer)
+        heard = heard.mean(1) if self.layer == "all" else heard
+        if heard.shape[1] > 1.5 * frames:
+            return F.adaptive_avg_pool1d(heard.transpose(1, 2), frames).transpose(1, 2)
+        return heard[:, :frames]
+
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+        """How little the first level says of what the teacher hears."""
+        said = self.project(first_level(codec.quantizer, latents, quantized))
+        target = self.targets(wave, said.shape[1])
+        return AXES[self.axis](said[:, : target.shape[1]], target)
+
+
+class FeatureReconstruction(nn.Module):
+    """The quantized latents must tell the semantic features that went in (X-Codec, BiCodec): mean squared distance."""
+
+    def __init__(self, codec: Any):
+        super().__init__()
+        if not hasattr(codec, "decoded_features"):
+            raise RecipeError("feature_reconstruction: this codec does not decode semantic features")
+
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+        """Of the features that the codec decodes to those that it heard."""
+        said, target = codec.decoded_features(quantized.latents), codec.semantic_features(wave)
+        return F.mse_loss(said.float(), target.float())
+
+
+class TimeInvariance(nn.Module):
+    """The voice of one half of a crop is that of the other (TiCodec)."""
+
+    def __init__(self, codec: Any):
+        super().__init__()
+        if not hasattr(codec, "invariance"):
+            raise RecipeError("time_invariance: this codec has no voice that could stay the same")
+
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+        """1 - cosine."""
+        return codec.invariance(wave)
+
+
+KINDS: Mapping[str, type[nn.Module]] = {
+    "distillation": Distillation,
+    "feature_reconstruction": FeatureReconstruction,
+    "time_invariance": TimeInvariance,
+}
+
+
+class Supervision(nn.Module):
+    """Terms by kind, each with its `weight` (default 1) and its own options."""
+
+    def __init__(self, codec: Any, terms: Mapping[str, Mapping[str, Any]]):
+        super().__init__()
+        unknown = [kind for kind in terms if kind not in KINDS]
+        if unknown:
+            raise RecipeError(f"supervision: '{unknown[0]}' is unknown; there are {', '.join(KINDS)}")
+        said = {kind: dict(options or {}) for kind, options in terms.items()}
+        self.weights = {kind: float(options.pop("weight", 1.0)) for kind, options in said.items()}
+        self.terms = nn.ModuleDict(
+            {kind: made(f"supervision.{kind}", KINDS[kind], codec, **options) for kind, options in said.items()}
+        )
+
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> dict[str, Tensor]:
+        """Each term's loss, not weighted."""
+        return {kind: term(codec, wave, latents, quantized) for kind, term in self.terms.items()}
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Their weighted sum."""
+        return torch.stack([self.weights[kind] * value for kind, value in losses.items()]).sum()
