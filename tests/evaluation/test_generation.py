@@ -11,7 +11,6 @@ import torch
 import vivavoce
 from published_models import ctc_recogniser, text_lm
 from vivavoce.audio import Audio, read, write
-from vivavoce.cli import main
 from vivavoce.errors import DataError, RecipeError, RequestError
 from vivavoce.evaluation import evaluate, task
 from vivavoce.evaluation.diversity import auto_bleu, repeated_ngrams, self_bleu, spoken_words, written_words
@@ -39,18 +38,6 @@ class Voice:
 
     def resynth(self, audio):
         return SimpleNamespace(audio=audio)
-
-
-@pytest.fixture
-def command(capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_limits_are_for_each_group():
 def test_wrong_requests_are_named():
     with pytest.raises(RequestError, match="needs the verb 'echo'; this model has sing"):
         evaluate(type("M", (), {"verbs": {"sing": "native"}})(), Halves())
-    with pytest.raises(RequestError, match="task 'nothing' does not exist: one of digits"):
+    with pytest.raises(RequestError, match="task 'nothing' does not exist: one of codec, digits"):
         task("nothing")
     with pytest.raises(RequestError, match=r"task resynthesis: .*colour"):
         task("resynthesis", colour="red")

@@ -115,6 +115,7 @@ class Task(ABC):
 
 # name -> (module, class)
 TASKS = {
+    "codec": ("vivavoce.evaluation.codec", "CodecQuality"),
     "digits": ("vivavoce.evaluation.digits", "Digits"),
     "footprint": ("vivavoce.evaluation.footprint", "Footprint"),
     "generation": ("vivavoce.evaluation.generation", "Generation"),
@@ -122,6 +123,7 @@ TASKS = {
     "pairwise_likelihood": ("vivavoce.evaluation.likelihood", "PairwiseLikelihood"),
     "resynthesis": ("vivavoce.evaluation.resynthesis", "Resynthesis"),
     "turn_taking": ("vivavoce.evaluation.turn_taking", "TurnTaking"),
+    "units": ("vivavoce.evaluation.units", "Units"),
     "unit_likelihood": ("vivavoce.evaluation.unit_likelihood", "UnitLikelihood"),
 }
 
