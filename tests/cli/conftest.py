@@ -6,20 +6,7 @@ import pytest
 import torch
 
 import vivavoce
-from abuse import TRAIN
-from vivavoce.cli import main
-
-
-@pytest.fixture
-def command(capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        return left.value.code, *capsys.readouterr()
-
-    return call
+from abuse import trained_run
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +25,4 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A finished run of a small language model."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    with pytest.raises(SystemExit) as left:
-        main([*TRAIN, "--run", str(folder)])
-    assert left.value.code == 0
-    return folder
+    return trained_run(tmp_path_factory.mktemp("run") / "run")

@@ -6,6 +6,7 @@ The model is `mini` at its smoke size, untrained: what it says does not matter h
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -213,15 +214,18 @@ def test_codes(model, tmp_path, capsys):
     def saying(**changes) -> bytes:
         """The same codes under another header."""
         header = json.dumps({**told, **changes}).encode()
-        return good[:4] + len(header).to_bytes(4, "little") + header + good[8 + size :]
+        crc = zlib.crc32(header).to_bytes(4, "little")
+        return good[:4] + len(header).to_bytes(4, "little") + header + crc + good[12 + size :]
 
     damaged = {
-        "cut.vvc": good[:-3],
+        "header.vvc": good[:20] + b"x" + good[21:],
+        "codes.vvc": good[:-20] + bytes([good[-20] ^ 1]) + good[-19:],
+        "cut.vvc": good[: 12 + size + 10],
         "text.vvc": b"hello",
         "empty.vvc": b"",
         "audio.vvc": audio.read_bytes(),
         "more-codebooks.vvc": saying(sizes=told["sizes"] * 9),
-        "no-codebooks.vvc": saying(sizes=[], frames=10**12, crc32=0),
+        "no-codebooks.vvc": saying(sizes=[], frames=10**12),
         "sizes-text.vvc": saying(sizes="abc"),
         "sizes-zero.vvc": saying(sizes=[0] * len(told["sizes"])),
         "sizes-other.vvc": saying(sizes=[size - 1 for size in told["sizes"]]),
@@ -233,10 +237,13 @@ def test_codes(model, tmp_path, capsys):
         "rate-zero.vvc": saying(sample_rate=0),
         "rate-text.vvc": saying(sample_rate="x"),
         "rate-other.vvc": saying(sample_rate=8000),
-        "scales.vvc": saying(scales=[1.0]),
-        "scales-text.vvc": saying(scales=["x"]),
+        "scales.vvc": saying(scaled=True),
+        "scales-text.vvc": saying(scaled="x"),
+        "ratios.vvc": saying(ratios=[1, 2]),
+        "model.vvc": saying(model=["AAAA"] * len(told["sizes"])),
+        "model-text.vvc": saying(model=["?"] * len(told["sizes"])),
         "unknown.vvc": saying(colour="red"),
-        "list.vvc": good[:4] + (3).to_bytes(4, "little") + b"[1]" + good[8 + size :],
+        "list.vvc": good[:4] + (3).to_bytes(4, "little") + b"[1]" + zlib.crc32(b"[1]").to_bytes(4, "little"),
     }
     for name, content in damaged.items():
         raw(tmp_path, name, content)

@@ -1,9 +1,16 @@
 """`vivavoce tokenize`: a corpus to a store by name, going on with a begun one, one line for what is wrong."""
 
+import json
+import math
+import os
+import re
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import vivavoce
@@ -31,7 +38,10 @@ class Sign:
 def run(command, monkeypatch):
     """The command with tokenizers called sign0 and sign1."""
 
-    def load(name, codebooks=None, device="cpu", dtype=torch.float32):
+    def load(name, codebooks=None, device="cpu", dtype=torch.float32, allow_pickle=False):
+        if name == "pickled" and not allow_pickle:
+            raise CheckpointError("a pickle: --allow-pickle")
+        name = "sign0" if name == "pickled" else name
         if not name.startswith("sign"):
             raise CheckpointError(f"{name}: no such tokenizer")
         return Sign(float(name[4:]))
@@ -89,6 +99,90 @@ def test_a_codec_directory(pack, tmp_path, capsys):
         read = TokenStore(store, {"voice": vivavoce.load_tokenizer(tmp_path / "codec", codebooks=levels)})
         assert {row.streams["voice"][0].shape[0] for row in read} == {levels} and read.specs["voice"].size == 16
         assert [row.text[0] for row in read].count(None) == 1 and all("AN4" in row.license for row in read)
+
+
+def test_pickles_only_when_asked(run, corpus, tmp_path):
+    assert run("pickled", corpus, "-o", tmp_path / "store", *FOLDER)[0] == 1
+    assert run("pickled", corpus, "-o", tmp_path / "store", *FOLDER, "--allow-pickle")[0] == 0
+
+
+def test_what_it_would_take(run, corpus, tmp_path):
+    """The sample is the whole of so small a corpus; its figures go up with the hours."""
+    code, said, complaints = run("sign0", corpus, "--estimate", "--sample", "0.5", "--json", *FOLDER)
+    told = json.loads(said)
+    here, large = told["estimates"]
+    seconds = sum(0.5 + 0.1 * i for i in range(5))
+    assert code == 0 and "skipped" not in complaints.replace("skipped bad", "")
+    assert told["sample"]["clips"] == 5 and here["hours"] == pytest.approx(seconds / 3600)
+    assert told["sample"]["hours_per_second"] == pytest.approx(told["sample"]["hours"] / told["sample"]["seconds"])
+    assert large["hours"] == 100_000 and large["bytes"] / here["bytes"] == pytest.approx(100_000 / here["hours"], 1e-3)
+    assert large["process_hours"] == pytest.approx(100_000 / told["sample"]["hours_per_second"] / 3600)
+    assert large["processes_for_7_days"] == math.ceil(large["process_hours"] / 168)
+    assert not (tmp_path / "store").exists()
+    code, said, _ = run("sign0", corpus, "--estimate", "--hours", "5", "--days", "0.5", *FOLDER)
+    assert code == 0 and re.search(r"sample: 5 clips, .* h/s", said)
+    assert re.search(r"5 h: .* 1 process in 0.5 days", said)
+
+
+def test_its_speed_is_told(run, corpus, tmp_path):
+    code, said, _ = run("sign0", corpus, "-o", tmp_path / "a", *FOLDER)
+    assert code == 0 and re.search(r"0.00097\d* h at [\d.e-]+ h/s", said)
+    told = json.loads(run("sign0", corpus, "-o", tmp_path / "b", "--json", *FOLDER)[1])
+    assert told["rows"] == 5 and told["hours_per_second"] > 0
+
+
+def test_a_recording_is_decoded_once_for_all_tokenizers(run, tmp_path, monkeypatch):
+    """Short ones and long ones, which go through in pieces."""
+    from vivavoce.audio import files
+
+    opened, original = [], files.opened
+    monkeypatch.setattr(files, "opened", lambda place: opened.append(str(place)) or original(place))
+    monkeypatch.setattr("vivavoce.data.tokenize._LONG", 1.0)
+    (tmp_path / "corpus").mkdir()
+    rng = np.random.default_rng(0)
+    for name, seconds in (("short", 0.5), ("long", 2.0)):
+        wave = 0.1 * rng.standard_normal((1, round(8000 * seconds))).astype(np.float32)
+        vivavoce.write(tmp_path / "corpus" / f"{name}.wav", vivavoce.Audio(wave, 8000))
+    assert run("a=sign0", "b=sign1", "c=sign2", tmp_path / "corpus", "-o", tmp_path / "store", *FOLDER)[0] == 0
+    assert sorted(name.rpartition("/")[2] for name in opened) == ["long.wav", "short.wav"]
+    assert TokenStore(tmp_path / "store").lengths("c").tolist() == [200, 50]
+
+
+PEAK = """
+import resource, sys
+from vivavoce.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as left:
+    assert left.code == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(os.environ.get("VIVAVOCE_LONG") != "1", reason="an hour of audio: make check-long")
+def test_an_hour_takes_no_more_memory_than_a_minute_or_two(tmp_path):
+    from small_codecs import small
+    from vivavoce.codecs import save_codec
+
+    save_codec(small("causal", ratios=[8, 8, 4]), tmp_path / "codec")
+    peaks = {}
+    for name, minutes in (("minutes", 2), ("hour", 60)):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "a.wav"
+        with soundfile.SoundFile(file, "w", 8000, 1) as out:
+            for minute in range(minutes):
+                out.write(0.1 * np.random.default_rng(minute).standard_normal(8000 * 60))
+        for what, arguments in {
+            "tokenize": ["tokenize", tmp_path / "codec", file.parent, "-o", tmp_path / f"{name}-store", *FOLDER],
+            "encode": ["encode", tmp_path / "codec", file, "-o", tmp_path / f"{name}.vvc"],
+            "decode": ["decode", tmp_path / "codec", tmp_path / f"{name}.vvc", "-o", tmp_path / f"{name}.wav"],
+        }.items():
+            command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks[name, what] = int(done.stderr.split()[-1]) / 1024
+    for what in ("tokenize", "encode", "decode"):
+        assert peaks["hour", what] < peaks["minutes", what] + 60, peaks  # MiB; the hour's samples alone are 110
+    assert len(vivavoce.read(tmp_path / "hour.wav")) == 60 * 60 * 8000
 
 
 def test_several_tokenizers_are_several_streams(run, corpus, tmp_path):

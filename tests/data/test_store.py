@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -431,6 +432,18 @@ def test_unreadable_clips_are_skipped_and_counted(good, tmp_path):
     assert all("clip" in reason or "no such file" in reason for _, reason in result.skipped)
     with pytest.raises(DataError, match=r"stands for .*: ids must differ"):
         tokenize([good, good], {"voice": codec()}, tmp_path / "other", quiet=True)
+
+
+def test_of_two_that_make_a_store_one_writes_and_the_other_finds_its_rows(good, tmp_path, capfd):
+    """As all processes of a training do."""
+    clips = [replace(good, id=f"c{number}") for number in range(6)]
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(tokenize, clips, {"voice": Loudness()}, tmp_path, batch_seconds=1, quiet=True)
+                for _ in range(2)]  # fmt: skip
+        found = [each.result() for each in both]
+    assert sorted(each.fresh for each in found) == [0, 6] and [each.rows for each in found] == [6, 6]
+    assert [row.id for row in TokenStore(tmp_path)] == [clip.id for clip in clips]
+    assert "another process writes here" in capfd.readouterr().err
 
 
 def test_fingerprints_follow_the_weights(good, tmp_path):

@@ -15,6 +15,7 @@ IMPORT_NAMES = {
     "huggingface_hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
     "espeakng-loader": "espeakng_loader",
+    "praat-parselmouth": "parselmouth",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {

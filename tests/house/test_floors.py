@@ -13,7 +13,7 @@ from house.sources import FILES, PACKAGE, ROOT, imports, tree
 # From below; floors that share a line may use each other.
 FLOORS = [
     {"errors"},
-    {"hub"},
+    {"hub", "ray_cluster"},
     {"schema"},
     {"audio"},
     {"nn"},

@@ -26,7 +26,7 @@ from serving.realtime_clients.raw import connected
 from vivavoce.serving.cluster.names import replica_of
 
 SCRIPT = Path(__file__).with_name("ray_cluster.py")
-STARTED, ENDED = 180.0, 60.0  # seconds, on a machine that does something else too
+STARTED, ENDED = 300.0, 60.0  # seconds, on a machine that does something else too
 SETTINGS = {
     "model": "echo", "replicas": "2:3", "cpus": 0, "rows": 2, "queue": 4, "drain": 4, "local": True, "spare": 0,
     "look_back": 2, "upscale_delay": 1, "downscale_delay": 600, "session": 900, "idle": 600,

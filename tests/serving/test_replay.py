@@ -8,7 +8,6 @@ import pytest
 
 import vivavoce
 from serving.recording_bench import ME, Bench, record, run, spoken, watched
-from vivavoce.cli import main
 from vivavoce.dialogue.reply_rows import duplex_from_reply
 from vivavoce.dialogue.turn_policy import TurnPolicy
 from vivavoce.dialogue.turns import Piece
@@ -219,16 +218,6 @@ class Failing:
 
 
 # -- the command --
-
-
-@pytest.fixture
-def command(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_command_replays_and_compares(command, recorded, tmp_path):

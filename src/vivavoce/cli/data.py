@@ -148,6 +148,50 @@ def align(
 
 
 @GROUP.command()
+def phones(
+    place: str = typer.Argument(..., help="A corpus of single-channel clips with texts."),
+    out: str = typer.Option(..., "-o", "--out", help="The manifest to write (.jsonl)."),
+    by: str = typer.Option("pocketsphinx", help="pocketsphinx (English), or textgrid:FOLDER with a tier 'phones'."),
+    speakers: str = typer.Option(None, help="Only these speakers, with commas between."),
+    license: str = typer.Option(None, help="Licence for rows that say none; a plain folder needs it."),
+    source: str = typer.Option(None, help="Source for rows that say none; a plain folder needs it."),
+) -> None:
+    """Find when each phone is said, and write a manifest that says it.
+
+    Clips without a text, or whose text does not fit, are reported, skipped and counted.
+    """
+    from vivavoce.data.corpora import open_corpus
+    from vivavoce.data.phones import time_phones
+
+    corpus = open_corpus(place, license=license, source=source)
+    _require_some(corpus, place)
+    names = [name.strip() for name in speakers.split(",")] if speakers else []
+    made = time_phones([clip for clip in corpus.clips if not names or clip.speaker in names], by, out)
+    report_skipped(made.skipped)
+    typer.echo(f"{out}: {made.rows} clips with phones, {len(corpus.skipped) + len(made.skipped)} skipped")
+
+
+@GROUP.command()
+def items(
+    place: str = typer.Argument(..., help="A manifest with phones ('phones' finds them)."),
+    out: str = typer.Option(..., "-o", "--out", help="The item file to write (.item)."),
+    kind: str = typer.Option("triphone", help="triphone (all three phones last) or phoneme (the middle one)."),
+) -> None:
+    """Write an item file for ABX, in the format of Libri-light and ZeroSpeech."""
+    from vivavoce.data.corpora import open_corpus
+    from vivavoce.data.phones import abx_tokens
+    from vivavoce.errors import DataError
+    from vivavoce.evaluation.abx import Token, write_items
+
+    found = [Token(*token) for token in abx_tokens(open_corpus(place).clips, kind)]
+    if not found:
+        raise DataError(f"{place}: no clip has phones: 'vivavoce data phones' finds them")
+    write_items(found, out)
+    phones, speakers = ({getattr(token, name) for token in found} for name in ("phone", "speaker"))
+    typer.echo(f"{out}: {len(found)} tokens, {len(phones)} phones, {len(speakers)} speakers")
+
+
+@GROUP.command()
 def stereo(
     place: str = typer.Argument(..., help="A corpus of two channels with words' times ('align' finds them)."),
     out: str = typer.Option(..., "-o", "--out", help="Folder for data.jsonl, wav and JSON; a second call goes on."),

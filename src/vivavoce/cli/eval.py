@@ -16,7 +16,12 @@ def register(app: typer.Typer) -> None:
 
     @app.command("eval")
     def evaluate_model(
-        model: str = typer.Argument("mini", help="mini, a model or run directory, or a hub id."),
+        models: list[str] = typer.Argument(
+            None,
+            metavar="[MODEL]...",
+            help="mini (default), a model or run directory, a hub id. Task codec takes several, also NAME:CODEBOOKS, "
+            "opus:KBITS.",
+        ),
         task: list[str] = typer.Option([], "--task", help="A task by name; repeatable. Default: the recipe's own."),
         data: str = typer.Option(
             None,
@@ -31,11 +36,17 @@ def register(app: typer.Typer) -> None:
         settings: list[str] = typer.Option(
             [], "--set", metavar="TASK.KEY=VALUE", help="A task's setting, as digits.groups=digits,sums; repeatable."
         ),
+        rules: str = typer.Option(
+            None, "--rules", metavar="RULES", help="Task codec: whose definitions, codec-superb or versa (default)."
+        ),
         limit: int = typer.Option(None, "--limit", min=1, help="At most so many items of each group."),
         as_json: bool = typer.Option(False, "--json", help="Print JSON lines, not a table."),
         device: str = DEVICE,
     ) -> None:
-        """Measure MODEL and print a table: value, 95 % interval, items, and the target where there is one."""
+        """Measure MODEL and print a table: value, 95 % interval, items, and the target where there is one.
+
+        Several codecs beside each other: vivavoce eval mini opus:6 --task codec --data DIR -o OUT
+        """
         import vivavoce
         from vivavoce.cli.options import placed
         from vivavoce.errors import DataError, RequestError
@@ -48,6 +59,18 @@ def register(app: typer.Typer) -> None:
         unknown = sorted({*task, *wanted} - set(TASKS))
         if unknown:
             raise RequestError(f"task '{unknown[0]}' does not exist: one of {', '.join(TASKS)}")
+        where = Path(data) if data else None
+        if rules is not None:
+            if task != ["codec"]:
+                raise RequestError("--rules are those of the task codec: give --task codec")
+            wanted.setdefault("codec", {})["rules"] = rules
+        if task == ["codec"]:
+            codecs, chosen = models or ["mini"], task_named("codec", **wanted.get("codec", {}))
+            compare_codecs(codecs, chosen, where, Path(out) if out else None, limit, device, as_json)
+            return
+        if len(models or []) > 1:
+            raise RequestError(f"{len(models)} models: only the task codec, by itself, compares several")
+        model = (models or ["mini"])[0]
         loaded = vivavoce.load(model, **placed(device))
         names = task or list(getattr(getattr(loaded, "recipe", None), "evaluation", None) or [])
         if not names:
@@ -55,7 +78,42 @@ def register(app: typer.Typer) -> None:
         if "footprint" in names:
             wanted.setdefault("footprint", {}).setdefault("model_name", model)
         tasks = [task_named(name, **wanted.get(name, {})) for name in names]
-        run_tasks(loaded, tasks, model, Path(data) if data else None, Path(out) if out else None, limit, as_json)
+        run_tasks(loaded, tasks, model, where, Path(out) if out else None, limit, as_json)
+
+
+def compare_codecs(
+    names: Sequence[str], task: Any, data: Path | None, out: Path | None, limit: int | None, device: str, as_json: bool
+) -> None:
+    """Measure codecs by name on the same clips; `out` gets results.jsonl, table.md, rate-quality.svg, report.html."""
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from vivavoce.cli.options import placed
+    from vivavoce.data.progress import progress
+    from vivavoce.evaluation.codec_models import codec_named
+    from vivavoce.evaluation.codec_report import compare, save, table
+    from vivavoce.evaluation.report import as_lines
+
+    place = str(placed(device)["device"])
+    codecs = {name: codec_named(name, place) for name in dict.fromkeys(names)}
+    with progress("codec", float(len(codecs)), "codecs", quiet=as_json) as advance:
+        seen: dict[str, float] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            advance(done / total - seen.get(name, 0.0))
+            seen[name] = done / total
+
+        measured = compare(codecs, task, data, out, limit, report)
+    if out is not None:
+        save(measured, task, out)
+    if as_json:
+        for codec in measured:
+            for line in as_lines(codec.results).splitlines():
+                sys.stdout.write(json.dumps({"codec": codec.name, "rules": task.rules, **json.loads(line)}) + "\n")
+        return
+    Console(width=None if sys.stdout.isatty() else 200).print(table(measured, f"codec, rules of {task.rules}"))
 
 
 def settings_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,9 @@ import typer
 DEVICE = typer.Option("auto", "--device", help="auto, cpu, cuda or mps.")
 DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: the model's own.")
 ENGINE = typer.Option("torch", "--engine", help="torch, or openvino: faster single steps on a CPU.")
-WEIGHTS = typer.Option("float32", "--weights", help="float32, or int8 with --engine openvino.")
+WEIGHTS = typer.Option("float32", "--weights", help="float32; int8 or int8-dynamic with --engine openvino.")
 JSON = typer.Option(False, "--json", help="Print a JSON object.")
+PICKLE = typer.Option(False, "--allow-pickle", help="Read other people's pickled weights too (weights-only loading).")
 
 
 def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
@@ -17,6 +18,11 @@ def placed(device: str = "auto", dtype: str | None = None) -> dict[str, Any]:
     from vivavoce.systems import devices
 
     return devices.placed(device, dtype)
+
+
+def pickled(allowed: bool) -> dict[str, Any]:
+    """The argument `allow_pickle` of what loads published weights, where it is allowed."""
+    return {"allow_pickle": True} if allowed else {}
 
 
 def value_or(args: Sequence[str], option: str, value: str) -> list[str]:

@@ -25,7 +25,7 @@ class Mixed(Clip):
         """The mean of the channels, [1, samples]."""
         return super().load(sample_rate).mono()
 
-    def blocks(self, seconds: float, sample_rate: int) -> Iterator[Audio]:
+    def blocks(self, seconds: float, sample_rate: int | None = None) -> Iterator[Audio]:
         """The same in blocks."""
         return (block.mono() for block in super().blocks(seconds, sample_rate))
 
@@ -40,7 +40,7 @@ class Parted(Clip):
         """The recording, [2, samples]."""
         return self._parted(super().load(sample_rate), 0)
 
-    def blocks(self, seconds: float, sample_rate: int) -> Iterator[Audio]:
+    def blocks(self, seconds: float, sample_rate: int | None = None) -> Iterator[Audio]:
         """The same in blocks."""
         first = 0
         for block in super().blocks(seconds, sample_rate):

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vivavoce.audio.waveform import MOST_CHANNELS
 from vivavoce.data.files import atomic
 from vivavoce.errors import AudioError, DataError
 
 if TYPE_CHECKING:
     from vivavoce.audio import Audio
+    from vivavoce.audio.files import Place
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class Clip:
     `audio` is the path as written in the manifest, relative to the manifest's `root`; `duration` in seconds;
     `text`, `speaker`, `language` None where unknown; `orig_sample_rate` the rate at which it was recorded, which
     bounds its bandwidth whatever the file's rate is. `license` and `source` are carried from corpus to token store.
-    `start` is where in the file the clip begins, 0 unless it is a piece of a longer recording; the times of its
-    segments count from there.
+    `start` is where in the file a piece of a longer recording begins, None of a clip that is its whole file; the times
+    of its segments count from there. `inside`: where in `audio`, a tar archive, the file lies: its first byte and its
+    size.
     """
 
     id: str
@@ -65,14 +69,22 @@ class Clip:
     orig_sample_rate: int | None = None
     channels: int = 1
     segments: tuple[Segment, ...] = ()
-    start: float = 0.0
+    start: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     root: str = ""
+    inside: tuple[int, int] | None = None
 
     @property
     def path(self) -> Path:
-        """Where the audio lies."""
+        """Where the audio lies, or the archive that it lies in."""
         return Path(self.root, self.audio)
+
+    @property
+    def place(self) -> Place:
+        """What `vivavoce.audio` reads it from."""
+        from vivavoce.audio.files import Inside
+
+        return self.path if self.inside is None else Inside(str(self.path), *self.inside)
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -84,19 +96,55 @@ class Clip:
         from vivavoce.audio import read
 
         try:
-            audio = _read_piece(self.path, self.start, self.duration) if self.start else read(self.path)
+            audio = self._piece() if self.start is not None else read(self.place)
             return audio if sample_rate is None else audio.resample(sample_rate)
         except AudioError as error:
             raise AudioError(f"clip '{self.id}': {error}") from error
 
-    def blocks(self, seconds: float, sample_rate: int) -> Iterator[Audio]:
-        """The waveform of a clip that is its whole file, in blocks, with memory for one; errors as `load`."""
+    def blocks(self, seconds: float, sample_rate: int | None = None) -> Iterator[Audio]:
+        """The waveform in blocks, with memory for one, at `sample_rate` Hz or the file's own; errors as `load`."""
         from vivavoce.audio import stream
 
         try:
-            yield from stream(self.path, seconds, sample_rate)
+            if self.start is not None:
+                yield from _resampled(self._pieces(seconds), sample_rate)
+            else:
+                yield from stream(self.place, seconds, sample_rate)
         except AudioError as error:
             raise AudioError(f"clip '{self.id}': {error}") from error
+
+    def _piece(self) -> Audio:
+        from vivavoce.audio import Audio
+
+        blocks = list(self._pieces(30.0))
+        if not blocks:
+            raise AudioError(f"{self.place}: no samples in the {self.duration} s from {self.start} s on")
+        return Audio(np.concatenate([block.samples for block in blocks], axis=1), blocks[0].sample_rate)
+
+    def _pieces(self, seconds: float) -> Iterator[Audio]:
+        """Seconds `start` to `start + duration` of a file in blocks, without decoding what lies before."""
+        import soundfile
+
+        from vivavoce.audio import Audio, check_waveform
+        from vivavoce.audio.files import opened
+
+        where, start = str(self.place), self.start or 0.0
+        try:
+            with opened(self.place) as file:
+                rate = file.samplerate
+                first, last = (round(time * rate) for time in (start, start + self.duration))
+                if first >= file.frames:
+                    raise AudioError(f"{where}: nothing there at {start} s, it ends at {file.frames / rate} s")
+                file.seek(first)
+                left = last - first
+                while left:
+                    samples = file.read(min(left, round(seconds * rate)), dtype="float32", always_2d=True).T
+                    left -= samples.shape[1]
+                    if not samples.shape[1]:
+                        break
+                    yield Audio(check_waveform(samples, where=where), rate)
+        except (soundfile.SoundFileError, OSError, TypeError) as error:
+            raise AudioError(f"{where}: cannot be read at {start} s: {error}") from error
 
     def relative_to(self, root: str | os.PathLike) -> Clip:
         """The same clip for a manifest in the folder `root`: paths within it become relative, others absolute."""
@@ -108,7 +156,7 @@ class Clip:
 
 _LONGEST = 1e6  # seconds, eleven days: what is beyond it are samples or milliseconds
 _NEEDED = ("id", "audio", "duration", "license", "source")
-_KNOWN = (*_NEEDED, "text", "speaker", "language", "orig_sample_rate", "channels", "segments", "start")
+_KNOWN = (*_NEEDED, "text", "speaker", "language", "orig_sample_rate", "channels", "segments", "start", "inside")
 _SEGMENT = ("start", "end", "text", "speaker", "channel", "words")
 
 
@@ -116,8 +164,10 @@ def to_row(clip: Clip) -> dict[str, Any]:
     """The clip as a manifest's row, unknown fields included."""
     row: dict[str, Any] = {name: getattr(clip, name) for name in _KNOWN[:9]}
     row["duration"] = round(clip.duration, 6)
-    if clip.start:
+    if clip.start is not None:
         row["start"] = round(clip.start, 6)
+    if clip.inside is not None:
+        row["inside"] = list(clip.inside)
     if clip.channels != 1:
         row["channels"] = clip.channels
     if clip.segments:
@@ -142,11 +192,13 @@ def from_row(row: Mapping[str, Any], where: str = "row", root: str | os.PathLike
         duration = float(row["duration"])
         segments = tuple(_segment(segment) for segment in row.get("segments") or ())
         rate = None if row.get("orig_sample_rate") is None else int(row["orig_sample_rate"])
-        channels, start = int(row.get("channels") or 1), float(row.get("start") or 0)
+        channels = int(row.get("channels") or 1)
+        start = None if row.get("start") is None else float(row["start"])
+        inside = None if row.get("inside") is None else _bytes(*row["inside"])
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(f"{where}: a number or segment cannot be read: {error!r}") from error
-    if not (0 <= duration <= _LONGEST and 0 <= start <= _LONGEST):
-        raise DataError(f"{where}: a duration of {row['duration']!r} s from {start} s on; seconds are expected")
+    if not (0 <= duration <= _LONGEST and 0 <= (start or 0) <= _LONGEST):
+        raise DataError(f"{where}: a duration of {row['duration']!r} s from {start or 0} s on; seconds are expected")
     if not 1 <= channels <= MOST_CHANNELS:
         raise DataError(f"{where}: {channels} channels; 1 to {MOST_CHANNELS} are possible")
     return Clip(
@@ -158,7 +210,28 @@ def from_row(row: Mapping[str, Any], where: str = "row", root: str | os.PathLike
         start=start,
         extra={name: value for name, value in row.items() if name not in _KNOWN},
         root=os.fspath(root),
+        inside=inside,
     )
+
+
+def _resampled(blocks: Iterator[Audio], sample_rate: int | None) -> Iterator[Audio]:
+    from vivavoce.audio import Audio, Resampler
+
+    resampler = None
+    for block in blocks:
+        if sample_rate is None:
+            yield block
+            continue
+        resampler = resampler or Resampler(block.sample_rate, sample_rate, block.channels)
+        yield Audio(resampler.step(block.samples), sample_rate)
+    if resampler is not None and sample_rate is not None:
+        yield Audio(resampler.flush(), sample_rate)
+
+
+def _bytes(start: Any, size: Any) -> tuple[int, int]:
+    if not (int(start) >= 0 and int(size) >= 0):
+        raise ValueError(f"bytes {start} and {size}")
+    return int(start), int(size)
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:
@@ -184,26 +257,6 @@ def _segment_row(segment: Segment) -> dict[str, Any]:
     if segment.words:
         row["words"] = [{"text": w.text, "start": round(w.start, 4), "end": round(w.end, 4)} for w in segment.words]
     return {**row, **segment.extra}
-
-
-def _read_piece(path: Path, start: float, duration: float) -> Audio:
-    """Seconds `start` to `start + duration` of a file, without decoding what lies before."""
-    import soundfile
-
-    from vivavoce.audio import Audio, check_waveform
-
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    try:
-        with soundfile.SoundFile(path) as file:
-            first, last = (round(time * file.samplerate) for time in (start, start + duration))
-            if first >= file.frames:
-                raise AudioError(f"{path}: nothing there at {start} s, it ends at {file.frames / file.samplerate} s")
-            file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True).T
-            return Audio(check_waveform(samples, where=str(path)), file.samplerate)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise AudioError(f"{path}: cannot be read at {start} s: {error}") from error
 
 
 def read_manifest(path: str | os.PathLike, root: str | os.PathLike | None = None) -> Iterator[Clip]:

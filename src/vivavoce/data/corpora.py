@@ -48,8 +48,8 @@ def open_corpus(
     language: str | None = None,
     verify: bool = False,
 ) -> Corpus:
-    """All clips of a manifest (`.jsonl`), a lhotse CutSet (`.jsonl.gz`), moshi-finetune's stereo dialogues, or a folder
-    in one of `LAYOUTS`.
+    """All clips of a manifest (`.jsonl`), a lhotse CutSet (`.jsonl.gz`) or Shar folder, moshi-finetune's stereo
+    dialogues, or a folder in one of `LAYOUTS`.
 
     `license`, `source` and `language` are for rows that bring none; a plain folder needs the first two. `verify`
     decodes every file to its end, not only its header. Raises `RequestError` for an unknown layout or a missing
@@ -64,6 +64,11 @@ def open_corpus(
 
         corpus = read_cuts(folder)
         corpus.clips = [_fill(clip, license, source, language) for clip in corpus.clips]
+    elif name == "shar":
+        from vivavoce.data.shar import read_shar
+
+        corpus = read_shar(folder)
+        corpus.clips = [_fill(clip, license, source, language) for clip in corpus.clips]
     elif name == "stereo":
         from vivavoce.data.stereo_dialogues import read_stereo
 
@@ -74,7 +79,7 @@ def open_corpus(
     elif name in LAYOUTS:
         corpus = _scan(folder, name, license, source, language)
     else:
-        raise RequestError(f"layout '{name}': there are auto, manifest, lhotse, stereo, {', '.join(LAYOUTS)}")
+        raise RequestError(f"layout '{name}': there are auto, manifest, lhotse, shar, stereo, {', '.join(LAYOUTS)}")
     if verify:
         _verify(corpus)
     if not corpus.clips and not corpus.skipped:
@@ -105,6 +110,10 @@ def detect(place: Path) -> str:
             with place.open("rb") as file:
                 return "lhotse" if b'"recording"' in file.readline() else "manifest"
         raise DataError(f"{place}: a manifest (.jsonl), a CutSet (.jsonl.gz) or a folder is expected")
+    from vivavoce.data.shar import is_shar
+
+    if is_shar(place):
+        return "shar"
     if (place / "manifest.jsonl").exists() or any((place / "manifests").glob("*.jsonl")):
         return "manifest"
     if (place / "metadata.csv").exists() and (place / "wavs").is_dir():
@@ -190,7 +199,7 @@ def _verify(corpus: Corpus) -> None:
     sound = []
     for clip in corpus.clips:
         try:
-            for _ in stream(clip.path, seconds=30.0):
+            for _ in stream(clip.place, seconds=30.0):
                 pass
             sound.append(clip)
         except AudioError as error:

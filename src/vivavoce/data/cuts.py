@@ -26,6 +26,8 @@ def to_cut(clip: Clip) -> Any:
     from lhotse.audio import AudioSource
     from lhotse.supervision import AlignmentItem
 
+    if clip.inside is not None:
+        raise AudioError(f"{clip.path}: inside an archive: lhotse reads the Shar folder itself")
     seconds, rate, channels = header(clip.path)
     recording = Recording(
         id=clip.id,
@@ -55,9 +57,9 @@ def to_cut(clip: Clip) -> Any:
     kind, channel = (MonoCut, 0) if channels == 1 else (MultiCut, list(range(channels)))
     custom = {name: getattr(clip, name) for name in _CUSTOM} | {"segmented": bool(clip.segments), "extra": clip.extra}
     # Durations in manifests are rounded: a cut of the whole file has all of its samples.
-    whole = clip.start == 0 and abs(clip.duration - seconds) < 0.01
-    duration = seconds if whole else min(clip.duration, seconds - clip.start)
-    return kind(clip.id, clip.start, duration, channel, supervisions, recording=recording, custom=custom)
+    start = clip.start or 0.0
+    duration = seconds if _is_whole(start, clip.duration, seconds) else min(clip.duration, seconds - start)
+    return kind(clip.id, start, duration, channel, supervisions, recording=recording, custom=custom)
 
 
 _CUSTOM = ("license", "source", "text", "speaker", "language", "orig_sample_rate")
@@ -117,27 +119,43 @@ def _to_clip(cut: Any) -> tuple[Clip | None, str]:
         return None, f"a {type(cut).__name__} that is not one piece of one audio file"
     if cut.recording.transforms:
         return None, "its recording is changed on the fly (resampled, perturbed)"
-    channels = 1 if isinstance(cut.channel, int) else len(cut.channel)
+    channels = _channels(cut)
     if channels != len(sources[0].channels):
         return None, f"{channels} of the {len(sources[0].channels)} channels of {sources[0].source}"
+    start = None if _is_whole(cut.start, cut.duration, cut.recording.duration) else cut.start
+    return clip_of(cut, sources[0].source, start), ""
+
+
+def _is_whole(start: float, duration: float, seconds: float) -> bool:
+    """Whether a piece is all of a file of `seconds`: durations in manifests are rounded."""
+    return start == 0 and abs(duration - seconds) < 0.01
+
+
+def _channels(cut: Any) -> int:
+    return 1 if isinstance(cut.channel, int) else len(cut.channel)
+
+
+def clip_of(cut: Any, audio: str, start: float | None, **where: Any) -> Clip:
+    """What a cut of one recording says of itself, its sound from `start` of the file `audio` on, or all of it
+    (`where`: root, inside of the clip)."""
     custom = dict(cut.custom or {})
     segments = tuple(_segment(supervision) for supervision in cut.supervisions)
     first = cut.supervisions[0] if cut.supervisions else None
     speakers = sorted({s.speaker for s in segments if s.speaker})
     words = [s.text for s in segments if s.text]
-    clip = Clip(
-        *(cut.id, sources[0].source, cut.duration),
+    return Clip(
+        *(cut.id, audio, cut.duration),
         *(custom.pop("license", "unknown"), custom.pop("source", None) or f"lhotse recording {cut.recording.id}"),
         text=custom.pop("text", " ".join(words) or None),
         speaker=custom.pop("speaker", "+".join(speakers) or None),
         language=custom.pop("language", first.language if first is not None else None),
         orig_sample_rate=custom.pop("orig_sample_rate", cut.recording.sampling_rate),
-        channels=channels,
+        channels=_channels(cut),
         segments=segments if custom.pop("segmented", True) else (),
-        start=cut.start,
+        start=start,
         extra={**custom.pop("extra", {}), **custom},
+        **where,
     )
-    return clip, ""
 
 
 def _segment(supervision: Any) -> Segment:

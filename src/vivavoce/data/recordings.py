@@ -14,9 +14,11 @@ from vivavoce.errors import AudioError, DataError
 
 @dataclass
 class Recordings:
-    """Waveforms [1, samples] by the speakers to learn from, and by those held out; what could not be read, and why."""
+    """Waveforms [1, samples] by the speakers to learn from, and by those held out; what could not be read, and why.
+    speakers: of each of `clips`, "" where not known."""
 
     clips: list[Tensor] = field(default_factory=list)
+    speakers: list[str] = field(default_factory=list)
     held_out: list[Tensor] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -40,6 +42,7 @@ def read_recordings(
             wave = _wave(clip, sample_rate, found.skipped)
             if wave is not None:
                 (found.held_out if clip.speaker in held_out else found.clips).append(wave)
+                found.speakers += [] if clip.speaker in held_out else [clip.speaker or ""]
     if missing:
         raise DataError(f"held_out: no clip of {', '.join(corpora)} is by '{sorted(missing)[0]}'")
     if not found.clips:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vivavoce.data import tokens
-from vivavoce.data.files import atomic, sweep
+from vivavoce.data.files import atomic, made_folder, sweep
 from vivavoce.data.store_index import FOLDER as INDEX
 from vivavoce.data.store_index import StoreIndex, open_index
 from vivavoce.data.tokens import FORMAT, StreamSpec, TokenRow
@@ -45,10 +45,7 @@ class TokenWriter:
     def __init__(self, folder: str | os.PathLike, specs: Mapping[str, StreamSpec], rows_per_shard: int = 1000):
         self._parquet = _parquet()
         self.folder, self.specs, self.rows_per_shard = Path(folder), dict(specs), rows_per_shard
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.folder}: cannot be made: {error.strerror}") from error
+        made_folder(self.folder)
         about = self.folder / "store.json"
         if about.exists():
             _match(_specs(self.folder), self.specs, f"{self.folder} was begun with", "now it is")

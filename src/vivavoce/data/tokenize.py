@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vivavoce.audio import Resampler
 from vivavoce.data.clips import Clip
 from vivavoce.data.corpora import check_ids
+from vivavoce.data.files import alone_in, made_folder
 from vivavoce.data.progress import progress
 from vivavoce.data.store import TokenWriter
 from vivavoce.data.tokens import StreamSpec, TokenRow, row_of
-from vivavoce.errors import AudioError, RequestError
+from vivavoce.errors import AudioError
+from vivavoce.tokenizers.blocks import BlockEncoder, Coded, coded, joined, ratios_of
 from vivavoce.tokenizers.fingerprint import fingerprint
+
+# Batches of clips -> each with its rows, in order, and what was skipped of it: (id, reason)
+Work = Callable[[Iterable[list[Clip]]], Iterator["Done"]]
 
 _LONG = 60.0  # seconds: longer clips go through in pieces, so that memory does not grow with them
 _PIECE = 10.0
@@ -23,12 +30,28 @@ _PIECE = 10.0
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What a call has done: rows in the store, rows made now, hours made now, and the clips left out with reasons."""
+    """What a call has done: rows in the store, rows made now, hours made now in how many seconds, and the clips left
+    out with reasons."""
 
     rows: int
     fresh: int
     hours: float
     skipped: tuple[tuple[str, str], ...]
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Hours of audio a second."""
+        return self.hours / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A batch of clips, the rows of those that could be read, and (id, reason) of the others."""
+
+    batch: list[Clip]
+    rows: list[TokenRow]
+    skipped: list[tuple[str, str]]
 
 
 def spec_of(tokenizer: Any, name: str) -> StreamSpec:
@@ -40,15 +63,9 @@ def spec_of(tokenizer: Any, name: str) -> StreamSpec:
     common = {"tokenizer": name, "fingerprint": fingerprint(tokenizer), "sample_rate": tokenizer.sample_rate}
     if hasattr(tokenizer, "codebook_sizes"):
         sizes = tokenizer.codebook_sizes
-        rates = tuple(float(tokenizer.frame_rate) * ratio for ratio in _ratios(tokenizer))
+        rates = tuple(float(tokenizer.frame_rate) * ratio for ratio in ratios_of(tokenizer))
         return StreamSpec(rates=rates, size=int(max(sizes)), **common)
     return StreamSpec(rates=(float(tokenizer.frame_rate),), width=int(tokenizer.width), **common)
-
-
-def _ratios(tokenizer: Any) -> tuple[int, ...]:
-    """Codes of each level in a frame."""
-    levels = len(tokenizer.codebook_sizes)
-    return tuple(getattr(tokenizer, "ratios", None) or (1,) * levels)[:levels]
 
 
 def tokenize(
@@ -59,39 +76,37 @@ def tokenize(
     batch_seconds: float = 60.0,
     rows_per_shard: int = 1000,
     quiet: bool = False,
+    work: Work | None = None,
 ) -> Tokenized:
     """Tokens of every clip for every stream (`tokenizers`: stream -> tokenizer), appended to `store` in corpus order.
 
-    A recording with more channels than the tokenizer takes gives every channel its own codes. Clips in the store are
-    passed over. `names` says what the tokenizers are called in the store; batches are of `batch_seconds` of audio,
-    padded. A clip that cannot be read is skipped, counted and reported. Raises `DataError` as `TokenWriter` does.
+    A recording with more channels than the tokenizer takes gives every channel its own codes; it is read and decoded
+    once for all tokenizers. Clips in the store are passed over; of several processes one writes, the others wait for it
+    and find its rows. `names` says what the tokenizers are called in the
+    store; batches are of `batch_seconds` of audio, padded. A clip that cannot be read is skipped, counted and reported.
+    work: does the batches elsewhere (see `vivavoce.data.workers`). Raises `DataError` as `TokenWriter` does.
     """
     specs = {stream: spec_of(t, (names or {}).get(stream, stream)) for stream, t in tokenizers.items()}
     check_ids(clips)
-    writer = TokenWriter(store, specs, rows_per_shard)
-    todo = [clip for clip in clips if clip.id not in writer.done]
-    total, hours = (sum(clip.duration for clip in some) / 3600 for some in (clips, todo))
-    skipped: list[tuple[str, str]] = []
-    made, spent = 0, 0.0
-    with progress("tokenize", total, "h", total - hours, quiet) as advance:
-        for batch, rows in encoded(todo, tokenizers, skipped, batch_seconds):
-            if rows:
-                writer.add(rows)
-            made, spent = made + len(rows), spent + sum(row.duration for row in rows) / 3600
-            advance(sum(clip.duration for clip in batch) / 3600)
-    writer.finish()
-    return Tokenized(len(writer.done), made, spent, tuple(skipped))
+    work = work or (lambda parts: (encode(part, tokenizers) for part in parts))
+    with alone_in(made_folder(store)):
+        writer = TokenWriter(store, specs, rows_per_shard)
+        todo = [clip for clip in clips if clip.id not in writer.done]
+        total, hours = (sum(clip.duration for clip in some) / 3600 for some in (clips, todo))
+        skipped: list[tuple[str, str]] = []
+        made, spent, begin = 0, 0.0, time.monotonic()
+        with progress("tokenize", total, "h", total - hours, quiet) as advance:
+            for done in work(batches(todo, batch_seconds)):
+                if done.rows:
+                    writer.add(done.rows)
+                skipped += done.skipped
+                made, spent = made + len(done.rows), spent + sum(row.duration for row in done.rows) / 3600
+                advance(sum(clip.duration for clip in done.batch) / 3600)
+        writer.finish()
+    return Tokenized(len(writer.done), made, spent, tuple(skipped), time.monotonic() - begin)
 
 
-def encoded(
-    clips: Sequence[Clip], tokenizers: Mapping[str, Any], skipped: list[tuple[str, str]], batch_seconds: float = 60.0
-) -> Iterator[tuple[list[Clip], list[TokenRow]]]:
-    """The clips in batches, and the rows of each; what cannot be read goes to `skipped`."""
-    for batch in _batches(clips, batch_seconds):
-        yield batch, _encode(batch, tokenizers, skipped)
-
-
-def _batches(clips: Sequence[Clip], seconds: float) -> Iterator[list[Clip]]:
+def batches(clips: Sequence[Clip], seconds: float = 60.0) -> Iterator[list[Clip]]:
     """Neighbours whose padded length together is at most `seconds`; clips over a minute alone."""
     batch: list[Clip] = []
     longest = 0.0
@@ -107,14 +122,18 @@ def _batches(clips: Sequence[Clip], seconds: float) -> Iterator[list[Clip]]:
         yield batch
 
 
+def encode(batch: list[Clip], tokenizers: Mapping[str, Any]) -> Done:
+    """The rows of a batch, for every stream (`tokenizers`: stream -> tokenizer)."""
+    skipped: list[tuple[str, str]] = []
+    rows = _encode_long(batch[0], tokenizers, skipped) if _is_long(batch[0]) else _encode(batch, tokenizers, skipped)
+    return Done(batch, rows, skipped)
+
+
+def _is_long(clip: Clip) -> bool:
+    return clip.duration > _LONG
+
+
 def _encode(batch: list[Clip], tokenizers: Mapping[str, Any], skipped: list[tuple[str, str]]) -> list[TokenRow]:
-    """The rows of a batch; unreadable clips go to `skipped`."""
-    if batch[0].duration > _LONG and not batch[0].start and all(map(_streams, tokenizers.values())):
-        try:
-            return [row_of(batch[0], {name: _encode_long(batch[0], t) for name, t in tokenizers.items()})]
-        except AudioError as error:
-            skipped.append((batch[0].id, str(error)))
-            return []
     sound, waves = [], []
     for clip in batch:
         try:
@@ -142,14 +161,6 @@ def _encode(batch: list[Clip], tokenizers: Mapping[str, Any], skipped: list[tupl
     return [row_of(clip, found) for clip, found in zip(sound, streams, strict=True)]
 
 
-def _streams(tokenizer: Any) -> bool:
-    """Whether it can encode in steps; one that hears whole signals only refuses a state."""
-    try:
-        return hasattr(tokenizer, "encoder_state") and tokenizer.encoder_state(1) is not None
-    except RequestError:
-        return False
-
-
 def _rows(samples: np.ndarray, channels: int) -> list[np.ndarray]:
     """Samples [C, n] as what a tokenizer of `channels` takes: itself, each channel alone, or mono repeated."""
     if samples.shape[0] == channels:
@@ -167,12 +178,11 @@ def _check_length(clip: Clip, samples: np.ndarray, tokenizer: Any) -> None:
     _rows(samples, tokenizer.channels)
 
 
-def _levels(codes: np.ndarray, frames: int, tokenizer: Any) -> np.ndarray | list[np.ndarray]:
-    """The first `frames` of codes [K, T]: [K, frames], or a list of levels where these differ in rate."""
-    ratios = _ratios(tokenizer)
-    if len(set(ratios)) == 1:
-        return codes[:, : frames * ratios[0]]
-    return [level[: frames * ratio] for level, ratio in zip(codes, ratios, strict=True)]
+def _kept(piece: Coded) -> Any:
+    """As a row keeps it: codes [K, frames], a list of levels where these differ in rate, or frames [T, D]."""
+    if piece.values is not None:
+        return piece.values
+    return piece.levels if len({len(level) for level in piece.levels}) > 1 else np.stack(piece.levels)
 
 
 def _encode_rows(rows: list[np.ndarray], tokenizer: Any) -> list[Any]:
@@ -185,32 +195,42 @@ def _encode_rows(rows: list[np.ndarray], tokenizer: Any) -> list[Any]:
         wave[index, :, : row.shape[1]] = torch.from_numpy(np.ascontiguousarray(row))
     with torch.inference_mode():
         found = tokenizer.encode(wave, lengths=lengths)
-    frames = [int(tokenizer.frames(int(length))) for length in lengths]
-    if found.is_floating_point():
-        return [found[i, :count].float().cpu().numpy() for i, count in enumerate(frames)]
-    return [_levels(found[i].cpu().numpy(), count, tokenizer) for i, count in enumerate(frames)]
+    return [_kept(coded(found[i], int(tokenizer.frames(int(n))), tokenizer)) for i, n in enumerate(lengths)]
 
 
-def _encode_long(clip: Clip, tokenizer: Any) -> list[Any]:
-    """A long recording through the tokenizer's steps, ten seconds at a time; codes of each row as `_levels`."""
-    import torch
+def _encode_long(clip: Clip, tokenizers: Mapping[str, Any], skipped: list[tuple[str, str]]) -> list[TokenRow]:
+    """The row of a long recording, ten seconds at a time: read once, resampled once for each rate."""
+    resamplers: dict[int, Resampler] = {}
+    encoders: dict[str, list[BlockEncoder]] = {}
+    pieces: dict[str, list[list[Coded]]] = {}
 
-    states: list[Any] = []
-    pieces: list[list[Any]] = []
+    def hear(rate: int, samples: np.ndarray) -> None:
+        for name, tokenizer in tokenizers.items():
+            if tokenizer.sample_rate != rate or not samples.shape[1]:
+                continue
+            rows = _rows(samples, tokenizer.channels)
+            if name not in encoders:
+                encoders[name], pieces[name] = [BlockEncoder(tokenizer) for _ in rows], [[] for _ in rows]
+            for encoder, found, row in zip(encoders[name], pieces[name], rows, strict=True):
+                piece = encoder.step(row)
+                if piece is not None:
+                    found.append(piece)
 
-    def keep(index: int, codes: Any, state: Any) -> None:
-        states[index] = state
-        pieces[index].append(_levels(codes[0].cpu().numpy(), int(state.emitted[0]), tokenizer))
-
-    with torch.inference_mode():
-        for block in clip.blocks(_PIECE, tokenizer.sample_rate):
-            rows = _rows(block.samples, tokenizer.channels)
-            if not states:
-                states, pieces = [tokenizer.encoder_state(1) for _ in rows], [[] for _ in rows]
-            for index, row in enumerate(rows):
-                keep(index, *tokenizer.encode_step(torch.from_numpy(np.ascontiguousarray(row))[None], states[index]))
-        for index, state in enumerate(states):
-            keep(index, *tokenizer.encode_flush(state))
-    if isinstance(pieces[0][0], list):
-        return [[np.concatenate(level) for level in zip(*some)] for some in pieces]
-    return [np.concatenate(some, axis=1) for some in pieces]
+    try:
+        for block in clip.blocks(_PIECE):
+            for rate in {tokenizer.sample_rate for tokenizer in tokenizers.values()}:
+                if rate not in resamplers:
+                    resamplers[rate] = Resampler(block.sample_rate, rate, block.channels)
+                hear(rate, resamplers[rate].step(block.samples))
+        for rate, resampler in resamplers.items():
+            hear(rate, resampler.flush())
+        if len(encoders) < len(tokenizers):
+            raise AudioError(f"clip '{clip.id}': no samples")
+    except AudioError as error:
+        skipped.append((clip.id, str(error)))
+        return []
+    streams = {
+        name: [_kept(joined([*found, encoder.flush()])) for encoder, found in zip(some, pieces[name], strict=True)]
+        for name, some in encoders.items()
+    }
+    return [row_of(clip, streams)]

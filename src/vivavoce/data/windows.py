@@ -14,7 +14,7 @@ import numpy as np
 
 from vivavoce.data.clips import Clip, Word
 from vivavoce.data.frame_text import frame_of
-from vivavoce.data.tokenize import encoded, spec_of
+from vivavoce.data.tokenize import batches, encode, spec_of
 from vivavoce.data.tokens import TokenRow
 from vivavoce.errors import DataError
 
@@ -111,8 +111,10 @@ def in_memory(clips: Sequence[Clip], codec: Any, stream: str, skipped: list[tupl
     """The codes of clips by a codec: 1.5 MB an hour and channel of eight levels at 12.5 Hz."""
     kind = spec_of(codec, stream).dtype
     rows = []
-    for _, some in encoded(clips, {stream: codec}, skipped):
-        for row in some:
+    for batch in batches(clips):
+        done = encode(batch, {stream: codec})
+        skipped += done.skipped
+        for row in done.rows:
             small: Mapping[str, Any] = {stream: [np.asarray(each).astype(kind) for each in row.streams[stream]]}
             rows.append(replace(row, streams=small))
     return Rows(rows)

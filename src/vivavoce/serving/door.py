@@ -117,12 +117,26 @@ def refusal(status: int, code: str, words: str) -> bytes:
     return f"{head}{again}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+class Watched:
+    """A protocol that remembers whether its peer takes nothing of what waits for it."""
+
+    stalled = False
+
+    def pause_writing(self) -> None:
+        """More waits than the transport's high-water mark."""
+        self.stalled = True
+        super().pause_writing()  # type: ignore[misc]
+
+    def resume_writing(self) -> None:
+        """The peer has read."""
+        self.stalled = False
+        super().resume_writing()  # type: ignore[misc]
+
+
 def protocols(keeper: Doorkeeper) -> tuple[type[H11Protocol], type[WebSocketsSansIOProtocol]]:
     """uvicorn's protocols of HTTP and WebSockets, watched by `keeper`."""
 
-    class Http(H11Protocol):
-        stalled = False
-
+    class Http(Watched, H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if keeper.full(self.connections, self.client[0] if self.client else None):
@@ -144,25 +158,7 @@ def protocols(keeper: Doorkeeper) -> tuple[type[H11Protocol], type[WebSocketsSan
                     return
             super().send_400_response(msg)
 
-        def pause_writing(self) -> None:
-            self.stalled = True
-            super().pause_writing()
-
-        def resume_writing(self) -> None:
-            self.stalled = False
-            super().resume_writing()
-
-    class Socket(WebSocketsSansIOProtocol):
-        stalled = False
-
-        def pause_writing(self) -> None:
-            self.stalled = True
-            super().pause_writing()
-
-        def resume_writing(self) -> None:
-            self.stalled = False
-            super().resume_writing()
-
+    class Socket(Watched, WebSocketsSansIOProtocol):
         async def send(self, message: Any) -> None:
             # To who has gone: asyncio would log each, and a conversation hears of the end by `receive`.
             if message["type"] == "websocket.send" and self.handshake_complete and self.transport.is_closing():

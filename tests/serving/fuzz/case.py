@@ -115,6 +115,13 @@ def frame(code: int, data: bytes = b"", fin: bool = True, mask: bytes | None = b
     return head + mask + mixed
 
 
+def in_bytes(words: str) -> bytes:
+    """A message of text in frames of one byte each."""
+    data = words.encode("utf-8", "replace")
+    last = len(data) - 1
+    return b"".join(frame(0 if at else TEXT, data[at : at + 1], fin=at == last) for at in range(len(data)))
+
+
 def text(words: str) -> bytes:
     """A text message of one frame."""
     return frame(TEXT, words.encode("utf-8", "surrogatepass"))

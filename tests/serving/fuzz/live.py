@@ -5,7 +5,7 @@ import random
 from functools import cache
 from typing import Any
 
-from serving.fuzz.case import TEXT, Case, frame, random_of, text, upgrade
+from serving.fuzz.case import Case, in_bytes, random_of, text, upgrade
 from serving.fuzz.frames import frames, openings
 from serving.fuzz.plain import plain, slow
 from serving.fuzz.realtime import pcm
@@ -70,10 +70,7 @@ def events(case: Case, rng: random.Random) -> Case:
         event = mutate(draw(rng.choice(kinds()), rng), rng, share)
         words = broken(event, rng) if damage and rng.random() < 0.5 else json.dumps(event)
         if rng.random() < 0.05:
-            data = words[:300].encode("utf-8", "replace")
-            case.send(b"".join(
-                frame(TEXT if at == 0 else 0, data[at : at + 1], fin=at == len(data) - 1) for at in range(len(data))
-            ))  # fmt: skip
+            case.send(in_bytes(words[:300]))
         else:
             case.message(words)
         if rng.random() < 0.2:

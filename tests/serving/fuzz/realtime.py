@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.fuzz.case import TEXT, Case, frame, random_of, request, text, upgrade
+from serving.fuzz.case import Case, frame, in_bytes, random_of, request, text, upgrade
 from serving.fuzz.frames import frames, openings
 from serving.fuzz.plain import plain, slow
 from serving.fuzz.schemas import draw, members
@@ -102,11 +102,8 @@ def events(case: Case, rng: random.Random, beta: bool) -> Case:
         words = broken(event, rng) if damage and rng.random() < 0.5 else json.dumps(event)
         if rng.random() < 0.05:
             case.send(frame(2, words.encode("utf-8", "replace")))
-        elif rng.random() < 0.05:  # in frames of one byte
-            data = words[:300].encode("utf-8", "replace")
-            case.send(b"".join(
-                frame(TEXT if at == 0 else 0, data[at : at + 1], fin=at == len(data) - 1) for at in range(len(data))
-            ))  # fmt: skip
+        elif rng.random() < 0.05:
+            case.send(in_bytes(words[:300]))
         else:
             case.message(words)
         if rng.random() < 0.2:

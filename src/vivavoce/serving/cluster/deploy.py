@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import random
 import secrets
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vivavoce.errors import RequestError, need
+from vivavoce.ray_cluster import connected
 from vivavoce.serving.access import read_keys
 from vivavoce.serving.cluster import PURPOSE, proxy
 from vivavoce.serving.cluster.replica import Replica
@@ -25,11 +25,8 @@ from ray import serve  # noqa: E402
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig  # noqa: E402
 
 NAME = "vivavoce"
-# What Ray's processes on this machine are told: ours; patience (a slow machine would have them killed as they start);
-# to report nothing.
-ENVIRONMENT = {
-    proxy.VARIABLE: proxy.PATH, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_USAGE_STATS_ENABLED": "0",
-}
+# What Ray's processes on this machine are told: ours; patience (a slow machine would have them killed as they start).
+ENVIRONMENT = {proxy.VARIABLE: proxy.PATH, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 LAST = 15.0  # seconds, after conversations have been told that the end has come, for the rest of a replica's end
 LOGS = "ray/session_latest/logs/serve"  # in the folder for temporary files
 OTHERS = 256  # requests at once of one replica that are no conversations: figures, REST, observers
@@ -76,16 +73,7 @@ def running(
     """
     port = free_port(host, port)
     ours = address is None
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    try:
-        if ours:
-            os.environ.update({**ENVIRONMENT, **os.environ})  # its processes are our children
-            ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RequestError(f"Ray could not be reached or started: {error}".split("\n")[0]) from error
-    try:
+    with connected(address, PURPOSE, ENVIRONMENT if ours else {}):
         http: dict[str, Any] = {"host": host, "port": port}
         if certificate is not None:
             http |= {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
@@ -103,8 +91,6 @@ def running(
             yield port, handle
         finally:
             remove(settings.drain)
-    finally:
-        ray.shutdown()
 
 
 def reason(error: Exception) -> str:
