@@ -1,28 +1,28 @@
 """One streaming step of a temporal and a depth transformer against the moshi package's `LMGen`, on the same weights.
 
     python benchmarks/streaming_lm.py [--sizes 105M 365M] [--rounds 40] [--threads 1 2] [--rows 1] [--output table.md]
+    python benchmarks/streaming_lm.py --sizes 105M --threads 1 --rows 1 2 4 8 16
 
-Random weights of Moshi's form, codes in and sampled codes out, one conversation (or `--rows`, in lockstep), the
-attention's context of 250 frames full. Ours and the peer run in one process, interleaved round by round; medians are
-reported, and the milliseconds that reading all weights of a step once takes, by a sum over as much memory in the same
-run. Norms of the peer are not compiled (NO_TORCH_COMPILE=1). Beside int8: of tokens that are drawn with the same random
-numbers after the same past, the share that float32 draws too, and how much the loss of what float32 says changes.
+Random weights of Moshi's form, codes in and sampled codes out, one conversation or several in lockstep, the attention's
+context of 250 frames full. Ours and the peer run in one process, interleaved round by round; medians are reported, and
+the milliseconds that reading all weights of a step once takes, by a sum over as much memory in the same run. Norms of
+the peer are not compiled (NO_TORCH_COMPILE=1). Beside int8: of tokens that are drawn with the same random numbers after
+the same past, the share that float32 draws too, and how much the loss of what float32 says changes.
 Needs `pip install --no-deps -r tests/peers.txt` and the extra `openvino`.
 """
 
 import argparse
 import gc
 import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measure import Table, interleaved, machine, reading
 from torch import nn
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
@@ -39,8 +39,9 @@ from vivavoce.tokenizers.pieces import SentencePieces
 
 LEVELS, CARD, CONTEXT = 8, 2048, 250
 SIZES = {"105M": (512, 8, 256), "365M": (1024, 16, 512)}  # width and heads of the temporal, width of the depth part
-TARGETS = {("105M", "float32"): 2.5, ("365M", "float32"): 1.5, ("105M", "int8"): 6.0, ("365M", "int8"): 4.5}
-ENGINES = (("torch", "float32"), ("openvino", "float32"), ("openvino", "int8"))
+TARGETS = {("105M", "float32"): 2.5, ("365M", "float32"): 1.5, ("105M", "int8"): 6.0, ("365M", "int8"): 4.5,
+           ("105M", "int8-dynamic"): 6.0, ("365M", "int8-dynamic"): 4.5}  # fmt: skip
+ENGINES = (("torch", "float32"), ("openvino", "float32"), ("openvino", "int8"), ("openvino", "int8-dynamic"))
 
 
 class ToldCodes(nn.Module):
@@ -166,53 +167,44 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rows", type=int, default=1, help="conversations in lockstep")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1], help="conversations in lockstep")
+    parser.add_argument("--engines", nargs="+", default=["-".join(each) for each in ENGINES], help="which of ours")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    lines = [
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.rows} row(s), medians of "
-        f"{options.rounds}, milliseconds",
-        "",
-        "| model | threads | weights, engine | vivavoce | moshi | times | target | weights read once |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
+    table = Table(
+        f"{machine()}, medians of {options.rounds}, milliseconds a step",
+        ["model", "threads", "rows", "weights, engine", "vivavoce", "a row", "moshi", "times", "target",
+         "weights read once"],
+    )  # fmt: skip
+    engines = [each for each in ENGINES if "-".join(each) in options.engines]
     for size in options.sizes:
         for threads in options.threads:
             torch.set_num_threads(threads)
             theirs, config = peer(size)
-            models = {each: ours(theirs, config, *each) for each in ENGINES}
-            runs = {each: stepper(model, options.rows) for each, model in models.items()}
-            runs["moshi", ""] = their_stepper(theirs, options.rows)
-            weights = read_a_step(models[ENGINES[0]])
-            memory = torch.ones(weights)
-            runs["memory", ""] = lambda memory=memory: memory.sum()
-            times: dict[tuple[str, str], list[float]] = {each: [] for each in runs}
-            for number in range(options.rounds + 3):
-                for each, run in runs.items():
-                    start = time.perf_counter()
-                    run()
-                    if number >= 3:
-                        times[each].append(1000 * (time.perf_counter() - start))
-            found = {each: statistics.median(values) for each, values in times.items()}
-            for engine, kind in ENGINES:
-                target = TARGETS.get((size, kind), "") if engine == "openvino" and options.rows == 1 else ""
-                bound = found["memory", ""] / (4 if kind == "int8" else 1)
-                lines.append(
-                    f"| {size} | {threads} | {kind}, {engine} | {found[engine, kind]:.1f} | {found['moshi', '']:.1f} | "
-                    f"{found['moshi', ''] / found[engine, kind]:.2f} | {target} | {bound:.1f} |"
-                )
-                print(lines[-1], flush=True)
-            if threads == options.threads[0]:
-                same, more = compared(models["torch", "float32"], models["openvino", "int8"])
-                lines.append(f"| {size}, int8 against float32 | | {same:.1%} of the draws, {more:+.4f} nats a token | "
-                             "| | | | |")  # fmt: skip
-                print(lines[-1], flush=True)
+            models = {each: ours(theirs, config, *each) for each in engines}
+            weights = read_a_step(models[engines[0]])
+            for rows in options.rows:
+                runs: dict[Any, Callable[[], object]] = {each: stepper(model, rows) for each, model in models.items()}
+                runs["memory"] = reading(weights)
+                runs["moshi"] = their_stepper(theirs, rows)
+                found = interleaved(runs, options.rounds)
+                theirs._stop_streaming()
+                for engine, kind in engines:
+                    target = TARGETS.get((size, kind), "") if engine == "openvino" and rows == 1 else ""
+                    bound = found["memory"] / (1 if kind == "float32" else 4)
+                    mine, other = found[engine, kind], found["moshi"]
+                    table.add(size, threads, rows, f"{kind}, {engine}", f"{mine:.1f}", f"{mine / rows:.1f}",
+                              f"{other:.1f}", f"{other / mine:.2f}", target, f"{bound:.1f}")  # fmt: skip
+            for kind in ("int8", "int8-dynamic") if threads == options.threads[0] else ():
+                pair = [models.get(each) for each in (("torch", "float32"), ("openvino", kind))]
+                if all(pair):
+                    same, more = compared(*pair)
+                    said = f"{same:.1%} of the draws, {more:+.4f} nats a token"
+                    table.add(f"{size}, {kind} against float32", "", "", said, "", "", "", "", "", "")
             del models, runs, theirs
             gc.collect()
-    if options.output:
-        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table.write(options.output)
 
 
 if __name__ == "__main__":
