@@ -4,8 +4,7 @@ import time
 
 import numpy as np
 
-from browser.talking import TURNS, begin, hang_up, recorded, until
-from vivavoce.dialogue.turns import LOUD
+from browser.talking import TURNS, begin, hang_up, likenesses, recorded, shift, until
 from vivavoce.systems.signal_models import pitch
 
 
@@ -24,27 +23,12 @@ def test_what_is_played_is_what_was_said(serve, open_page, tmp_path):
     devices = 1000 * sum(page.evaluate(delays))
     hang_up(page)
     user, model = recorded(page, tmp_path)
-    size = 1 << (2 * len(user)).bit_length()
-    both = np.fft.irfft(np.fft.rfft(model, size) * np.conj(np.fft.rfft(user, size)), size)
-    late = int(np.argmax(both[: 5 * 24_000]))
+    late = shift(user, model)
     alike = likenesses(user, model, late)
     assert len(alike) > 4 and np.median(alike) > 0.95, (alike, late)  # gaps of a busy machine aside, sample for sample
     # What `echo` says is a frame older than its answer would be; the gauge counts the devices' own delays in.
     gauge = [1000 * late / 24_000 - 80 + devices - each for each in shown]
     assert min(map(abs, gauge)) < 40, (late / 24_000, shown)
-
-
-def likenesses(user, model, late, size=6000, around=7200):
-    """How like each quarter second of loud sound is to what stands about `late` samples later: within 0.3 s, as a gap
-    moves what follows. 1: the same sound."""
-    found = []
-    for start in range(0, len(user) - size, size):
-        piece, place = user[start : start + size], model[max(0, start + late - around) : start + late + size + around]
-        if len(place) > size and np.sqrt(np.mean(piece**2)) > LOUD:
-            power = np.convolve(place**2, np.ones(size), "valid")
-            dots = np.correlate(place, piece, "valid")
-            found.append(float(np.max(dots / (np.linalg.norm(piece) * np.sqrt(power + 1e-9)))))
-    return found
 
 
 def test_the_seed_is_sent(serve, open_page, tmp_path):

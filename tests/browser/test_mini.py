@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 import vivavoce
-from browser.talking import begin, hang_up, levels, recorded, until, words_of
+from browser.talking import begin, hang_up, levels, likenesses, recorded, shift, until, words_of
 from vivavoce import Audio
 
 
@@ -20,6 +20,9 @@ def test_mini_is_asked_and_answers(serve, open_page, photograph, tmp_path):
     port, server = serve(model, dialects=("live", "page"), rows=1)
     page = open_page(f"http://127.0.0.1:{port}/")
     begin(page, record=True)
+    (conversation,) = server.core.live.values()
+    said: list[np.ndarray] = []
+    conversation.observers.append(lambda frame: said.append(frame.audio))
     page.wait("/three.*four.*seven/.test([...document.querySelectorAll('.turn.model p')].map(p => p.textContent))", 90)
     page.wait("document.getElementById('latency').textContent.endsWith('ms')")
     photograph(page, "talking")
@@ -32,4 +35,7 @@ def test_mini_is_asked_and_answers(serve, open_page, photograph, tmp_path):
     assert len(asked) and len(answered) > 20  # 0.4 s of sound at least
     assert answered[0] > asked[0] + 20, "the answer begins after the question"
     assert until(lambda: not server.core.live)
-    assert "three four" in words_in(model, user) and "seven" in words_in(model, model_said)
+    sent = np.concatenate(said)
+    assert "three four" in words_in(model, user) and "seven" in words_in(model, sent)
+    alike = likenesses(sent, model_said, shift(sent, model_said))
+    assert len(alike) > 2 and np.median(alike) > 0.95, alike  # what was sent is what was played, gaps aside
