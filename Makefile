@@ -21,7 +21,7 @@ demo: $(VENV)/.package
 	@VIVAVOCE_OFFLINE=1 $(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
-	$(QUIET) $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	$(QUIET) $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 check-long: $(VENV)/.test
 	$(QUIET) VIVAVOCE_LONG=1 $(BIN)/python tests/check_long.py $(ARGS)

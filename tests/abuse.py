@@ -38,6 +38,14 @@ TRAIN = (
 )
 
 
+def trained_run(folder: Path) -> Path:
+    """A finished run of it in `folder`."""
+    with pytest.raises(SystemExit) as left:
+        main([*TRAIN, "--run", str(folder)])
+    assert left.value.code == 0
+    return folder
+
+
 def tone(samples: int, channels: int = 1) -> np.ndarray:
     wave = 0.3 * np.sin(2 * np.pi * 300 * np.arange(samples) / 16000)
     return np.repeat(wave[:, None], channels, axis=1).astype(np.float32)

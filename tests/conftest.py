@@ -47,6 +47,19 @@ def speech_files() -> list[Path]:
     return [sorted((path / "audio" / name).glob("*.flac"))[0] for name in folders]
 
 
+@pytest.fixture
+def command(capsys):
+    """Run the command line in this process: exit code, stdout, stderr."""
+    from vivavoce.cli import main
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(autouse=True)
 def _deterministic():
     import torch

@@ -122,6 +122,7 @@ def is_full(config) -> bool:
     paths = [Path(str(argument).split("::")[0]).resolve() for argument in config.args]
     everything = paths == [Path(__file__).resolve().parent]
     narrowed = options.keyword or options.markexpr or getattr(options, "lf", False) or options.deselect
+    narrowed = narrowed or options.collectonly  # nothing is run
     return everything and not narrowed and options.proves in (None, "all")
 
 

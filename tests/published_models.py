@@ -1,4 +1,4 @@
-"""Small models in transformers' format with random weights: what tests take for a recogniser and for a text model."""
+"""Small models in transformers' format with random weights: what tests take for a recogniser, a text model, a codec."""
 
 import json
 from pathlib import Path
@@ -28,6 +28,16 @@ def ctc_recogniser(folder: Path):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor
+
+
+def mimi_config(codebook_size: int, levels: int) -> dict:
+    """A narrow Mimi's configuration, as a part of another model's."""
+    import transformers
+
+    return transformers.MimiConfig(
+        num_filters=4, hidden_size=64, upsample_groups=64, num_hidden_layers=1, intermediate_size=96,
+        codebook_size=codebook_size, codebook_dim=48, vector_quantization_hidden_dimension=48, num_quantizers=levels,
+    ).to_dict()  # fmt: skip
 
 
 def text_lm(folder: Path, kind: str = "llama", begins: bool = True):

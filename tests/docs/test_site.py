@@ -67,7 +67,7 @@ def test_the_part_that_is_shown_keeps_the_streaming_contract():
     check_published(module, 3)
 
 
-@pytest.mark.parametrize("name", ["first-steps.md", "gslm.md", "layouts.md", "moshi.md", "python.md"])
+@pytest.mark.parametrize("name", ["encoders.md", "first-steps.md", "gslm.md", "layouts.md", "moshi.md", "python.md"])
 def test_python_prints_what_is_shown(name, tmp_path, monkeypatch):
     """All code of a page, one block after another, in a folder with the examples."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")

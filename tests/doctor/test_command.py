@@ -1,47 +1,43 @@
 """`vivavoce doctor`: what it prints, its exit codes, and what it refuses in one line."""
 
 import json
+from functools import partial
 
 import pytest
 import soundfile
 
 from doctor.planted import RATE, audio, change, corpus
-from vivavoce.cli import main
 from vivavoce.doctor.findings import CHECKS, KINDS, check, examine, fault, look
 from vivavoce.doctor.findings import Report as Found
 from vivavoce.errors import DataError
 
 
 @pytest.fixture
-def command(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main(["doctor", *map(str, arguments)])
-        return left.value.code, *capsys.readouterr()
-
-    return call
+def doctor(command):
+    """The command's own: exit code, stdout, stderr."""
+    return partial(command, "doctor")
 
 
-def test_healthy_leaves_with_0_and_a_fault_with_1(command, tmp_path):
+def test_healthy_leaves_with_0_and_a_fault_with_1(doctor, tmp_path):
     folder = corpus(tmp_path / "c")
-    code, out, err = command(folder)
+    code, out, err = doctor(folder)
     assert code == 0 and out.endswith("12 checks: nothing found\n") and err.startswith("listen: ")
     change(folder, 2, license="unknown")
-    code, out, _ = command(folder)
+    code, out, _ = doctor(folder)
     assert code == 0 and "LOOK  licences: " in out and "0 faults, 1 worth a look" in out
     for number in range(7):
         path, samples = audio(folder, number)
         soundfile.write(path, samples + 0.1, RATE)
-    code, out, _ = command(folder)
+    code, out, _ = doctor(folder)
     assert code == 1 and out.index("FAULT offset: ") < out.index("LOOK  licences: ")
     where = next(line for line in out.splitlines() if "where: 7: c/00 (0.100); " in line)
     assert where.endswith("and 2 more") and "      do: subtract the mean" in out
 
 
-def test_json_has_the_same(command, tmp_path):
+def test_json_has_the_same(doctor, tmp_path):
     folder = corpus(tmp_path / "c")
     change(folder, 2, duration=7.0)
-    code, out, err = command(folder, "--json")
+    code, out, err = doctor(folder, "--json")
     told = json.loads(out)
     assert code == 1 and err == "" and told["healthy"] is False and told["kind"] == "corpus"
     (finding,) = told["findings"]
@@ -50,10 +46,10 @@ def test_json_has_the_same(command, tmp_path):
     assert "silence" in told["checked"] and told["unchecked"] == {}
 
 
-def test_a_recipes_batches_are_shown(command):
-    code, out, _ = command("layout-flat")
+def test_a_recipes_batches_are_shown(doctor):
+    code, out, _ = doctor("layout-flat")
     assert code == 0 and "cells scored" not in out
-    code, out, _ = command("layout-flat", "--show-batch")
+    code, out, _ = doctor("layout-flat", "--show-batch")
     assert code == 0 and "phase patterns, first batch:" in out and "cells scored" in out and "v0.0=" in out
 
 
@@ -73,13 +69,13 @@ def test_a_recipes_batches_are_shown(command):
         (["TMP/empty.jsonl", "--recipe", "none.yaml"], 2, "no recipe 'none.yaml'"),
     ],
 )
-def test_bad_input_is_one_line(command, tmp_path, arguments, code, said):
+def test_bad_input_is_one_line(doctor, tmp_path, arguments, code, said):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.jsonl").write_text("{\n")
     (tmp_path / "bad.yaml").write_text("a: [1")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "store.json").write_text("{")
-    got, out, err = command(*(text.replace("TMP", str(tmp_path)) for text in arguments))
+    got, out, err = doctor(*(text.replace("TMP", str(tmp_path)) for text in arguments))
     assert got == code and said in err and out == ""
     assert err.count("\n") == 1 and err.startswith("error: ") and "a fault of vivavoce" not in err
 

@@ -12,10 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vivavoce
-from abuse import TRAIN
+from abuse import trained_run
 from doctor.planted import RATE, babble, found, nothing
 from vivavoce.audio import Audio
-from vivavoce.cli import main
 from vivavoce.doctor.examine import doctor
 from vivavoce.doctor.findings import Report, examine
 from vivavoce.doctor.run import LoadedRun, look_at_run
@@ -26,11 +25,7 @@ from vivavoce.systems.codec_model import Resynthesis
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> Path:
     """A finished run of a small language model, every step logged."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    with pytest.raises(SystemExit) as left:
-        main([*TRAIN, "--run", str(folder)])
-    assert left.value.code == 0
-    return folder
+    return trained_run(tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture

@@ -166,6 +166,24 @@ def test_log_probabilities_are_the_same_in_any_batch(kind):
         assert all(part[key][0] >= full[key][0] - 1e-4 * full[key][1] for key in part)
 
 
+def test_many_items_are_scored_in_batches_and_come_back_in_their_order(monkeypatch):
+    """Of some tokens each, by length: what is computed at a time does not grow with what is asked."""
+    from vivavoce.systems import token_lm
+
+    model = trained("flat")[0]
+    rows = [segments("flat", number % 3) for number in range(9)] + [[("voice", np.zeros((3, 0), np.int64), True)]]
+    expected, columns = model.loglik(rows), []
+    model.system.stage.backbone.register_forward_pre_hook(lambda module, given: columns.append(given[0].shape[:2]))
+    largest = max(max(stream.vocabulary) for stream in model.system.streams.values())
+    monkeypatch.setattr(token_lm, "LOGITS", 40 * largest)
+    found = model.loglik(rows)
+    assert len(columns) > 3 and all(rows == 1 for rows, _ in columns)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        assert all(abs(one[key][0] - other[key][0]) < 1e-4 * one[key][1] for key in one)
+    assert found[-1] == {} and found[0] != found[1] and found[0].keys()
+
+
 def test_log_probabilities_by_hand():
     """A delay of one column a level: the sums over two levels, from the tables, the decoder and the heads alone."""
     model = trained("delay")[0]
@@ -261,6 +279,8 @@ def test_it_trains_on_a_token_store_of_its_own_tokenizer_only(tmp_path):
         ("delay", {"stages.lm.layout.delays": {"voice": [0, 1]}}, "stages.lm.layout.delays.voice: 2 delays for 4"),
         ("delay", {"stages.lm.backbone.widht": 3}, "stages.lm.backbone: option 'widht' is unknown"),
         ("delay", {"stages.lm.backbone.kind": "towers"}, "stages.lm.backbone: 'towers'"),
+        ("delay", {"stages.lm.backbone.heads": 3}, "stages.lm: width 32 is no multiple of 3 heads"),
+        ("delay", {"stages.lm.backbone.rope_scaling": {"rope_type": "linear"}}, "stages.lm: rope_scaling of type 'lin"),
         ("delay", {"stages.lm.decode.order": "masked"}, "stages.lm.decode.order: 'masked'"),
         ("delay", {"stages.lm.decode.length": "long"}, "stages.lm.decode.length: 'long' is none of"),
         ("delay", {"stages.lm.decode.sampling": {"top_q": 1}}, "stages.lm.decode.sampling.voice: option 'top_q'"),

@@ -6,14 +6,16 @@ its name.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,7 +39,22 @@ class ClippingWarning(UserWarning):
     """Samples beyond [-1, 1] were limited while writing."""
 
 
-def read(path: str | os.PathLike, sample_rate: int | None = None, mono: bool = False) -> Audio:
+@dataclass(frozen=True)
+class Inside:
+    """A file that lies inside another as it is, in a tar archive say: `size` bytes of `path` from `start` on."""
+
+    path: str
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.size} bytes from {self.start}"
+
+
+Place = str | os.PathLike | Inside  # where an audio file is
+
+
+def read(path: Place, sample_rate: int | None = None, mono: bool = False) -> Audio:
     """A whole file, as float32 in [-1, 1]; at `sample_rate` Hz if given, its channels averaged if `mono`.
 
     Raises `AudioError` for what is missing, empty, not audio, truncated, or holds NaN or infinite samples.
@@ -47,16 +64,16 @@ def read(path: str | os.PathLike, sample_rate: int | None = None, mono: bool = F
 
 
 def stream(
-    path: str | os.PathLike, seconds: float = 1.0, sample_rate: int | None = None, mono: bool = False
+    path: Place, seconds: float = 1.0, sample_rate: int | None = None, mono: bool = False
 ) -> Iterator[Audio]:
     """The file in blocks of about `seconds`, with memory for one block; joined they are `read(path)`.
 
     Errors as `read`; one in the middle of the file is raised when its block comes.
     """
-    name = os.fspath(path)
+    name = name_of(path)
     if not seconds > 0:
         raise AudioError(f"blocks of {seconds} s: give a positive length")
-    with _opened(name) as file:
+    with opened(path) as file:
         rate = file.samplerate if sample_rate is None else check_rate(sample_rate)
         channels = 1 if mono else file.channels
         resampler = Resampler(file.samplerate, rate, channels)
@@ -77,7 +94,7 @@ def stream(
                 ready = []
         if taken == 0:
             raise AudioError(f"{name}: the file holds no samples")
-        if taken < file.frames < 2**62 and not (file.format == "MP3" and _is_guess(name)):
+        if taken < file.frames < 2**62 and not (file.format == "MP3" and _is_guess(path)):
             raise AudioError(f"{name}: truncated: {taken} of {file.frames} samples could be read")
         ready.append(resampler.flush())
         rest = np.concatenate(ready, axis=1)
@@ -143,32 +160,86 @@ def writer(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> Iter
         warnings.warn(f"{target}: {clipped} samples beyond [-1, 1] were limited", ClippingWarning, stacklevel=3)
 
 
+def name_of(place: Place) -> str:
+    """What errors call it."""
+    return str(place) if isinstance(place, Inside) else os.fspath(place)
+
+
 @contextmanager
-def _opened(name: str) -> Iterator[Any]:
+def opened(place: Place) -> Iterator[Any]:
     """The file as an open `soundfile.SoundFile`, or an `AudioError` that says what is wrong with it."""
     import soundfile
 
-    if not os.path.exists(name):
+    name, path = name_of(place), place.path if isinstance(place, Inside) else os.fspath(place)
+    if not os.path.exists(path):
         raise AudioError(f"{name}: no such file")
-    if os.path.isdir(name):
+    if os.path.isdir(path):
         raise AudioError(f"{name}: is a folder, an audio file is expected")
-    if os.path.getsize(name) == 0:
+    size = _size(place)
+    if size == 0:
         raise AudioError(f"{name}: the file is empty (0 bytes)")
-    with open(name, "rb") as raw:
+    with _bytes(place) as raw:
         head = raw.read(4096)
-    if _is_text(head):
-        raise AudioError(f"{name}: is a text file, not audio")
-    _check_complete(name, head)
-    try:
-        file = soundfile.SoundFile(name)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:
-        reason = str(error).split(": ", 1)[-1].rstrip(".")
-        raise AudioError(f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected") from error
-    with file:
-        if file.channels > MOST_CHANNELS:
-            raise AudioError(f"{name}: {file.channels} channels: the header is damaged")
-        check_rate(file.samplerate)
-        yield file
+        if _is_text(head):
+            raise AudioError(f"{name}: is a text file, not audio")
+        _check_complete(raw, size, name, head)
+        raw.seek(0)
+        try:
+            file = soundfile.SoundFile(raw if isinstance(place, Inside) else path)
+        except (soundfile.SoundFileError, TypeError, OSError) as error:
+            reason = str(error).split(": ", 1)[-1].rstrip(".")
+            raise AudioError(f"{name}: not readable as audio ({reason}): wav, flac, ogg or mp3 is expected") from error
+        with file:
+            if file.channels > MOST_CHANNELS:
+                raise AudioError(f"{name}: {file.channels} channels: the header is damaged")
+            check_rate(file.samplerate)
+            yield file
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of an open file as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int):
+        self.file, self.start, self.size, self.at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = max(0, offset + (0, self.at, self.size)[whence])
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self.size - self.at))
+        self.file.seek(self.start + self.at)
+        found = self.file.read(wanted)
+        buffer[: len(found)] = found
+        self.at += len(found)
+        return len(found)
+
+
+@contextmanager
+def _bytes(place: Place) -> Iterator[BinaryIO]:
+    """The file's bytes."""
+    if not isinstance(place, Inside):
+        with open(place, "rb") as raw:
+            yield raw
+        return
+    with open(place.path, "rb") as archive:
+        yield io.BufferedReader(_Window(archive, place.start, place.size))  # type: ignore[misc]
+
+
+def _size(place: Place) -> int:
+    """Of a file in bytes; of one inside another, as many as are there."""
+    if not isinstance(place, Inside):
+        return os.path.getsize(place)
+    return max(0, min(place.size, os.path.getsize(place.path) - place.start))
 
 
 def _next_block(file: Any, size: int, name: str) -> np.ndarray:
@@ -181,10 +252,10 @@ def _next_block(file: Any, size: int, name: str) -> np.ndarray:
         raise AudioError(f"{name}: damaged after {file.tell() / file.samplerate:.2f} s: {error}") from error
 
 
-def _is_guess(name: str) -> bool:
+def _is_guess(place: Place) -> bool:
     """Whether an mp3 does not say how long it is (in a first frame named Xing, Info or VBRI): libsndfile guesses
     then."""
-    with open(name, "rb") as raw:
+    with _bytes(place) as raw:
         head = raw.read(10)
         if head[:3] == b"ID3":  # its size has seven bits in each byte (ID3v2, 3.1)
             raw.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))))
@@ -205,9 +276,8 @@ def _is_text(head: bytes) -> bool:
     return all(c.isprintable() or c in "\r\n\t\f" for c in text)
 
 
-def _check_complete(name: str, head: bytes) -> None:
-    """Raise `AudioError` for a wav or ogg that ends early, which libsndfile reads without a word."""
-    size = os.path.getsize(name)
+def _check_complete(raw: BinaryIO, size: int, name: str, head: bytes) -> None:
+    """Raise `AudioError` for a wav or ogg of `size` bytes that ends early, which libsndfile reads without a word."""
     if head[:4] in (b"RIFF", b"RIFX") and head[8:12] == b"WAVE":
         order = "little" if head[:4] == b"RIFF" else "big"
         at = 12
@@ -220,9 +290,8 @@ def _check_complete(name: str, head: bytes) -> None:
                 return
             at += 8 + length + length % 2
     if head[:4] == b"OggS":
-        with open(name, "rb") as raw:
-            raw.seek(max(0, size - 65_536 - 307))
-            last = raw.read()
+        raw.seek(max(0, size - 65_536 - 307))
+        last = raw.read()
         page = last.rfind(b"OggS")
         # Bit 2 of a page's flags marks the end of a stream (RFC 3533, section 6).
         if page < 0 or len(last) < page + 27 or not last[page + 5] & 4:

@@ -58,10 +58,10 @@ def listen(clip: Clip) -> np.ndarray:
 def _blocks(clip: Clip) -> Iterator[Audio]:
     """A whole file in blocks; a piece of one at once."""
     try:
-        if clip.start:
+        if clip.start is not None:
             yield clip.load()
         else:
-            yield from stream(clip.path, BLOCK)
+            yield from stream(clip.place, BLOCK)
     except AudioError as error:
         text = str(error)
         raise error if clip.id in text else AudioError(f"clip '{clip.id}': {text}") from error

@@ -280,7 +280,7 @@ def _systems_by_columns(model: Any, patterns: Mapping[str, Any]) -> Iterator[str
         values = {stream: each for stream, each in cells.values.items() if each.shape[2]}
         frames = {stream: each for stream, each in cells.frames.items() if each.shape[1]}
         seeds = cells.seeds if cells.seeds is not None else torch.zeros(len(next(iter(lengths.values()))))
-        walk = Watched(tokens.stage.on(layout))
+        walk = Watched(tokens.stage.on(layout), lockstep=True)
         with _laid_out():
             _, places = walk.generate(lengths, values, frames, Given(values, cells.counts, known), seeds, limit=2000)
         if not walk.hidden:

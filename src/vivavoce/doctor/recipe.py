@@ -220,7 +220,7 @@ def overlong(subject: BuiltRecipe) -> Iterator[Finding]:
         path = options.get("path") if phase.data.kind == "token_store" else options.get("store")
         if task is not None and getattr(task, "pack", None) is not None and phase.name in subject.grids:
             checked = True
-            window = int(task.pack.keywords["window"])
+            window = int(task.pack)
             columns = np.concatenate([grid.places.columns.numpy() for _, grid in subject.grids[phase.name]])
             yield from _too_long(columns, window, "cut in pieces", f"`context` of {window} columns", where)
         elif path is not None and Path(path, "store.json").is_file():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vivavoce.encoders.base import Encoder
-from vivavoce.errors import RecipeError, VivavoceError
+from vivavoce.errors import RecipeError, RequestError, VivavoceError
 from vivavoce.schema import Recipe, read_recipe
 from vivavoce.schema.recipe import Part, stream_name
 from vivavoce.systems.chain import ChainLM, ChainSystem
@@ -44,7 +44,7 @@ def _building(recipe: Recipe, where: str) -> Iterator[None]:
     """What a part says of options that it cannot take, as a `RecipeError` with the path in the recipe."""
     try:
         yield
-    except RecipeError as error:
+    except RequestError as error:  # a RecipeError is one, too
         place = f"{recipe.system}: {where}"
         raise error if str(error).startswith(place) else RecipeError(f"{place}: {error}") from error
     except VivavoceError:

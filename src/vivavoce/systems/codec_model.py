@@ -9,7 +9,7 @@ from torch import nn
 
 from vivavoce.audio import Audio, check_waveform, resample
 from vivavoce.errors import RequestError
-from vivavoce.systems.model import Model
+from vivavoce.systems.model import MissingVerb, Model
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,14 @@ class Resynthesis:
     codes: np.ndarray
     bits_per_second: float
     tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames [T, D] float32 at `frame_rate` Hz."""
+
+    values: np.ndarray
+    frame_rate: float
 
 
 def mono_samples(audio: Any, sample_rate: int, where: str) -> np.ndarray:
@@ -38,8 +46,10 @@ def resynthesize(codec: Any, samples: np.ndarray) -> Resynthesis:
     """Samples [n] at the codec's rate through its codes."""
     home = next(codec.parameters())
     with torch.inference_mode():
-        codes = codec.encode(torch.from_numpy(samples)[None, None].to(home.device))
-        wave = codec.decode(codes)[0, :, : len(samples)].float().cpu().numpy()
+        heard = torch.from_numpy(samples)[None, None].to(home.device)
+        codes = codec.encode(heard)
+        beside = codec.beside(heard) if hasattr(codec, "beside") else {}  # a timbre, say
+        wave = codec.decode(codes, **beside)[0, :, : len(samples)].float().cpu().numpy()
     # encoders of units need more samples than a frame's hop: what the last ones gave no unit for is silent
     wave = np.pad(wave, ((0, 0), (0, len(samples) - wave.shape[1])))
     tokens = getattr(codec, "tokens_per_second", codec.frame_rate * codec.codebooks)
@@ -61,8 +71,27 @@ class CodecModel(Model):
 
     @property
     def verbs(self) -> dict[str, str]:
-        """Verb -> native or derived."""
-        return {"resynth": "native"}
+        """Verb -> native or derived; units have frames, and a way back where they have a vocoder."""
+        units = {"features": "native"} if self._hears else {}
+        voice = getattr(self.system.codec, "vocoder", self) is not None
+        return {**units, **({"resynth": "native"} if voice else {})}
+
+    @property
+    def _hears(self) -> bool:
+        return hasattr(self.system.codec, "units")
+
+    def features(self, audio: Any, layer: Any = None) -> Any:
+        """Frames of the encoder that the units are made of: `.values` [T, D] (layer "all": [layers + 1, T, D]) and
+        `.frame_rate` in Hz; layer: None for the one of the units. A list gives a list."""
+        if not self._hears:
+            raise MissingVerb(f"{self.name} has no verb 'features'; it has {', '.join(self.verbs)}")
+        if isinstance(audio, list):
+            return [self.features(one, layer) for one in audio]
+        units: Any = self.system.codec.units
+        samples = torch.from_numpy(mono_samples(audio, self.sample_rate, "the audio to hear"))
+        with torch.inference_mode():
+            found = units.encoder.features(samples[None, None], None, units.layer if layer is None else layer)
+        return Frames(found.values[0].float().cpu().numpy(), found.frame_rate)
 
     def resynth(self, audio: Any) -> Any:
         """Through the tokens and back: as many samples as were given; a list gives a list."""

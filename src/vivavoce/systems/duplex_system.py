@@ -16,8 +16,7 @@ from torch import Tensor
 
 from vivavoce.errors import RecipeError, RequestError
 from vivavoce.layouts import Column, Places, build_layout
-from vivavoce.layouts.places import FIELDS
-from vivavoce.lm.decoding import Generator, cells_of
+from vivavoce.lm.decoding import Generator, cells_of, taken
 from vivavoce.lm.embeddings import NOTHING
 from vivavoce.lm.grid import Prediction
 from vivavoce.lm.rules import Rule
@@ -26,8 +25,6 @@ from vivavoce.schema import Interaction, Stage
 from vivavoce.systems.ears import CodeEar, Ear, VectorEar
 from vivavoce.systems.token_streams import TokenStream
 from vivavoce.systems.token_system import Cells, TokenSystem
-
-PADDED = ("columns", "forced", "given", "done")  # of a column, beside the fields of its places
 
 
 @dataclass
@@ -126,7 +123,7 @@ class DuplexSystem(TokenSystem):
         light = State({key: value for key, value in stage.items() if key not in ("decoder", "layout")})
         rows = []
         for row in range(len(column.done)):
-            own = replace(column, **{field: getattr(column, field)[row : row + 1] for field in (*FIELDS, *PADDED)})
+            own = taken(column, torch.tensor([row]))
             rows.append(generator.choose(own, light.take([row]), told if told is None else told[row : row + 1]))
         return torch.cat(rows)
 
@@ -157,7 +154,7 @@ class DuplexSystem(TokenSystem):
         values = generator.choose(column, stage, self._unchosen(column, told), rules)
         cells = cells_of(column, values)
         after["stage"], after["column"] = stage, cells if everybody else state["column"].where(active, cells)
-        chosen = {name: values[:, self.stage.lanes(name)] for name in self.says}
+        chosen = {name: values[:, self.stage.lanes(name, values.device)] for name in self.says}
         tokens = chosen
         if self._waits:
             line = torch.cat([state["waiting"], values[..., None]], dim=2)
@@ -179,7 +176,7 @@ class DuplexSystem(TokenSystem):
     def _with_heard(self, cells: Mapping[str, Tensor], heard: Tensor) -> Tensor:
         """The values [rows, lanes] of a column with the codes [rows, slots] that are heard."""
         name = self.interaction.hears
-        lanes = self.stage.lanes(name)
+        lanes = self.stage.lanes(name, heard.device)
         here = self.stage.here(name, cells["stream"][..., None], cells["level"][..., None])[..., 0]
         values = cells["values"].clone()
         values[:, lanes] = torch.where(here, heard, values[:, lanes])
@@ -200,7 +197,7 @@ class DuplexSystem(TokenSystem):
         if name not in self.filled:
             return given
         given = torch.full_like(column.stream, NOTHING) if given is None else given.clone()
-        given[:, self.stage.lanes(name)] = 0
+        given[:, self.stage.lanes(name, given.device)] = 0
         return given
 
     def _forced(
@@ -248,7 +245,11 @@ class DuplexSystem(TokenSystem):
         return replace(cells, values=values, frames=given, lengths=dict.fromkeys(cells.lengths, frames))
 
     def forward(
-        self, cells: Cells, task: str | None = None, known: Mapping[str, Tensor] | None = None
+        self,
+        cells: Cells,
+        task: str | None = None,
+        known: Mapping[str, Tensor] | None = None,
+        pack: int | None = None,
     ) -> dict[str, Prediction]:
         """As `TokenSystem.forward`; what completes a stream has no loss."""
         longest = max(int(lengths.max()) for lengths in cells.lengths.values())
@@ -256,7 +257,7 @@ class DuplexSystem(TokenSystem):
             name: mask if mask.dim() == 1 else torch.nn.functional.pad(mask, (0, longest - mask.shape[1]), value=True)
             for name, mask in (known or {}).items()
         }
-        return super().forward(cells, task, known)
+        return super().forward(cells, task, known, pack)
 
     @torch.inference_mode()
     def _rest(self, name: str, frames: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 from vivavoce.errors import RequestError
 
 ENGINES = ("torch", "openvino")
-WEIGHTS = ("float32", "int8")
+WEIGHTS = ("float32", "int8", "int8-dynamic")
 
 
 def check_engine(engine: str, weights: str) -> None:

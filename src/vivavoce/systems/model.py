@@ -41,7 +41,8 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.system.parameters()).device
+        tensors = (*self.system.parameters(), *self.system.buffers())  # cepstra and their clusters have no parameters
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Model":
         """Move all weights to `device`; those of the language model become `dtype`.

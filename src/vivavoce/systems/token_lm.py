@@ -1,6 +1,6 @@
 """`TokenLM`: a language model over tokens with its verbs, `fill` and `loglik`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,13 @@ from vivavoce.errors import RequestError
 from vivavoce.layouts import END, OPEN
 from vivavoce.lm.grid import Prediction
 from vivavoce.lm.logprob import score_predictions
+from vivavoce.lm.packed import WHOLE
 from vivavoce.systems.model import Model
 from vivavoce.systems.token_system import PROMPT, Cells, TokenSystem
 
 Segment = tuple[str, Any, bool]
 VOCABULARIES = ("full", "stream")
+LOGITS = 1 << 26  # that are computed at a time, of one stream
 
 
 class TokenLM(Model):
@@ -39,16 +41,16 @@ class TokenLM(Model):
         self,
         task: str,
         given: Any = None,
-        length: int | Mapping[str, int] | None = None,
+        length: int | Sequence[int] | Mapping[str, int | Sequence[int]] | None = None,
         seed: int | Sequence[int] = 0,
         limit: int = 10_000,
     ) -> Any:
         """Fill the streams of a task: stream -> ids [levels, frames] int64; `audio` too, where a codec speaks them.
 
         given: stream -> value; a list of such mappings gives a list of results, each the same as alone. length: frames
-        of all filled streams, or of each, prompts included (of a stream with an end token: at most). Left out: what the
-        recipe's `decode.length` says. seed: one, or one an item. limit: columns at most. Cells that the layout drops,
-        end tokens, and given streams are left out; a prompt is not.
+        of all filled streams, or of each, prompts included (of a stream with an end token: at most); a number, or one
+        an item. Left out: what the recipe's `decode.length` says. seed: one, or one an item. limit: columns at most.
+        Cells that the layout drops, end tokens, and given streams are left out; a prompt is not.
         """
         items = given if isinstance(given, list) else [given or {}]
         seeds = [seed] * len(items) if isinstance(seed, int) else list(seed)
@@ -88,28 +90,60 @@ class TokenLM(Model):
         rows: list[Sequence[Segment]] = [items] if single else list(items)
         if not rows:
             return []
-        cells, scored = self._segments(rows)
-        if not cells.lengths:
-            return {} if single else [{} for _ in rows]
-        cells = replace(cells, seeds=torch.full((len(rows),), seed, device=self.device))
+        given, marks = self._segments(rows)
+        self._check_segments(dict.fromkeys(name for item in given for name in item if "/" not in name), task)
+        results: list[dict[str, tuple[float, int]]] = [{} for _ in rows]
         with torch.inference_mode():
-            self._check_segments(cells, task)
-            predictions = self.system(cells, task, {name: ~mask for name, mask in scored.items()})
+            for some in self._batches(marks):
+                found = self._scored([given[n] for n in some], [marks[n] for n in some], vocabulary, seed, task)
+                for n, scores in zip(some, found, strict=True):
+                    results[n] = scores
+        return results[0] if single else results
+
+    def _batches(self, marks: Sequence[Mapping[str, Sequence[bool]]]) -> list[list[int]]:
+        """Items that are scored together: of similar length, and as many as a device is best used by."""
+        sizes = [sum(len(flags) for flags in mark.values()) for mark in marks]
+        largest = max((max(self.system.streams[name].vocabulary, default=1) for name in self.system.filled), default=1)
+        most = min(LOGITS // largest, 2048 if self.device.type == "cpu" else 16384)
+        batches: list[list[int]] = []
+        room = 0
+        for number in sorted((n for n, size in enumerate(sizes) if size), key=lambda n: sizes[n]):
+            if sizes[number] > room:
+                batches.append([])
+                room = most
+            batches[-1].append(number)
+            room -= sizes[number]
+        return batches
+
+    def _scored(
+        self,
+        items: Sequence[Mapping[str, Tensor]],
+        marks: Sequence[Mapping[str, Sequence[bool]]],
+        vocabulary: str,
+        seed: int,
+        task: str | None,
+    ) -> list[dict[str, tuple[float, int]]]:
+        """The log-probabilities of some items, read one behind another; logits are computed where they count."""
+        cells = replace(self._cells(items, "loglik"), seeds=torch.full((len(items),), seed, device=self.device))
+        known = {}
+        for name in self.system.filled:
+            flags = [torch.tensor(mark.get(name, []), dtype=torch.bool)[None] for mark in marks]
+            known[name] = ~_padded(flags, False)[:, 0].to(self.device)
+        predictions = self.system(cells, task, known, WHOLE)
         if vocabulary == "stream":
             predictions = {name: self._own(name, found) for name, found in predictions.items()}
-        scores = score_predictions(predictions)
-        results: list[dict[str, tuple[float, int]]] = [{} for _ in rows]
-        for name, score in scores.items():
-            slots = self.system.stage.slots[name]
-            levels = self.system.streams[name].spec.levels
-            for level in range(levels):
-                mine = [k for k, slot in enumerate(slots) if slot.level == level]
-                for row, result in enumerate(results):
-                    if count := int(score.counts[row, mine].sum()):
-                        key = name if levels == 1 else f"{name}[{level}]"
-                        key = f"{name}/density" if self.system.streams[name].width is not None else key
-                        result[key] = (float(score.sums[row, mine].sum()), count)
-        return results[0] if single else results
+        results: list[dict[str, tuple[float, int]]] = [{} for _ in items]
+        for name, score in score_predictions(predictions, len(items)).items():
+            stream, levels = self.system.streams[name], [slot.level for slot in self.system.stage.slots[name]]
+            for level in range(stream.spec.levels):
+                mine = [k for k, other in enumerate(levels) if other == level]
+                key = name if stream.spec.levels == 1 else f"{name}[{level}]"
+                key = f"{name}/density" if stream.width is not None else key
+                sums, counts = score.sums[:, mine].sum(1).tolist(), score.counts[:, mine].sum(1).tolist()
+                for result, total, count in zip(results, sums, counts, strict=True):
+                    if count:
+                        result[key] = (total, count)
+        return results
 
     def _own(self, name: str, found: Prediction) -> Prediction:
         """The predictions over a stream's own tokens alone: its end tokens are neither possible nor scored."""
@@ -119,11 +153,11 @@ class TokenLM(Model):
         logits = [logits[..., :size] for logits in found.logits]
         return replace(found, logits=logits, loss=found.loss & (found.targets < size))
 
-    def _check_segments(self, cells: Cells, task: str | None) -> None:
+    def _check_segments(self, names: Collection[str], task: str | None) -> None:
         """That the layout of the task has a place for every stream that the items speak of."""
         about = self.system.task(task) if task is not None else None
-        used = {*about.fills, *(name.removesuffix(PROMPT) for name in about.given)} if about else set(cells.lengths)
-        for name in cells.lengths:
+        used = {*about.fills, *(name.removesuffix(PROMPT) for name in about.given)} if about else set(names)
+        for name in names:
             if name not in used:
                 raise RequestError(f"loglik: task '{task}' has {', '.join(sorted(used))}, not '{name}'")
             if not any(name == stream for lane in self.system.layout_of(task).lane_cells for stream, _ in lane):
@@ -159,8 +193,10 @@ class TokenLM(Model):
                 values[name] = _padded(rows, -1).to(self.device)
         return Cells(values, lengths, counts, frames=frames)
 
-    def _segments(self, rows: Sequence[Sequence[Segment]]) -> tuple[Cells, dict[str, Tensor]]:
-        """The cells of all items, and which frames of each stream are scored [B, T] bool."""
+    def _segments(
+        self, rows: Sequence[Sequence[Segment]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, list[bool]]]]:
+        """The values of all items, stream -> cells, and which frames of each stream are scored."""
         items: list[dict[str, Any]] = []
         marks: list[dict[str, list[bool]]] = []
         for number, row in enumerate(rows):
@@ -185,12 +221,7 @@ class TokenLM(Model):
             along = {name: int(self.system.streams[name].width is None) for name in parts}
             items.append({**item, **{name: torch.cat(each, dim=along[name]) for name, each in parts.items()}})
             marks.append(mark)
-        cells = self._cells(items, "loglik")
-        scored_frames = {}
-        for name in self.system.filled:
-            flags = [torch.tensor(mark.get(name, []), dtype=torch.bool)[None] for mark in marks]
-            scored_frames[name] = _padded(flags, False)[:, 0].to(self.device)
-        return cells, scored_frames
+        return items, marks
 
     def _named(self, name: str, value: Any, where: str) -> str:
         """The stream that a segment speaks of: by name, or the only one of a modality."""
@@ -206,7 +237,7 @@ class TokenLM(Model):
     # -- lengths and results --
 
     def _lengths(
-        self, task: str, cells: Cells, length: int | Mapping[str, int] | None, rows: int
+        self, task: str, cells: Cells, length: int | Sequence[int] | Mapping[str, int | Sequence[int]] | None, rows: int
     ) -> dict[str, Tensor]:
         """Frames [B] of the filled streams, as requested or as the recipe's `decode.length` says."""
         found: dict[str, Tensor] = {}
@@ -214,9 +245,12 @@ class TokenLM(Model):
             asked = length.get(name) if isinstance(length, Mapping) else length
             spec = self.system.streams[name].spec
             if asked is not None:
-                if asked < 0:
-                    raise RequestError(f"fill: length {asked} of '{name}' is negative")
-                found[name] = torch.full((rows,), asked, device=self.device)
+                each = [asked] * rows if isinstance(asked, int) else list(asked)
+                if len(each) != rows:
+                    raise RequestError(f"fill: {len(each)} lengths of '{name}' for {rows} items")
+                if min(each) < 0:
+                    raise RequestError(f"fill: length {min(each)} of '{name}' is negative")
+                found[name] = torch.tensor(each, device=self.device)
                 continue
             tables = [table for key, table in cells.counts.items() if key.split("/")[1:] == [name]]
             if tables and int(tables[0].max()) < OPEN:

@@ -21,7 +21,6 @@ from vivavoce.layouts import Given, Layout, Places, build_layout
 from vivavoce.lm.decoder import Decoder
 from vivavoce.lm.decoding import Generator
 from vivavoce.lm.grid import GridLM, Prediction, Read
-from vivavoce.lm.packed import Pack
 from vivavoce.lm.sampling import Sampling
 from vivavoce.schema import Stage, Task
 from vivavoce.systems.token_streams import TokenStream
@@ -213,18 +212,26 @@ class TokenSystem(nn.Module):
     # -- teacher forcing --
 
     def forward(
-        self, cells: Cells, task: str | None = None, known: Mapping[str, Tensor] | None = None
+        self,
+        cells: Cells,
+        task: str | None = None,
+        known: Mapping[str, Tensor] | None = None,
+        pack: int | None = None,
     ) -> dict[str, Prediction]:
-        """Predictions of all streams with a head; arguments as `read` has them."""
-        read = self.read(cells, task, known)
-        return {name: self.stage.predict(name, read) for name in self.stage.order}
+        """Predictions of all streams with a head; arguments as `read` has them. Packed, only in columns with a cell
+        that has loss, and of streams with such."""
+        stage, read = self.stage, self.read(cells, task, known, pack)
+        if pack is None:
+            return {name: stage.predict(name, read) for name in stage.order}
+        where = {name: read.loss[name].any(-1) for name in stage.order}
+        return {name: stage.predict(name, read, here) for name, here in where.items() if bool(here.any())}
 
     def read(
         self,
         cells: Cells,
         task: str | None = None,
         known: Mapping[str, Tensor] | None = None,
-        pack: Pack | None = None,
+        pack: int | None = None,
     ) -> Read:
         """Whole rows, read in the layout of the task. What the task gives, or what is `known` (as `Given.known`), has
         no loss; a stream that the task neither gives nor fills is left out. pack: as `GridLM.read` has it."""

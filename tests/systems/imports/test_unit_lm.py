@@ -233,7 +233,7 @@ def test_what_is_not_one_stream_of_units_is_refused_in_words(tmp_path, capsys):
         vivavoce.systems.save_as(vivavoce.build("slam", "smoke"), "transformers", tmp_path / "text")
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit) as left:
-        main(["convert", "mini", "--to", "onnx", "-o", str(tmp_path / "out")])
-    assert left.value.code == 2 and "there is transformers, vivavoce" in capsys.readouterr().err
+        main(["convert", "mini", "--to", "gguf", "-o", str(tmp_path / "out")])
+    assert left.value.code == 2 and "there is transformers, vivavoce, onnx" in capsys.readouterr().err
     with pytest.raises(RequestError, match="is no unit language model"):
         vivavoce.load("mini", units=tmp_path)

@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from vivavoce.codecs.registry import config_of
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.pretrained import CONFIG, read_json, read_weights
+from vivavoce.pretrained import CONFIG, read_json
 from vivavoce.schema.reading import resolve
 from vivavoce.systems.imports.moshi import check_codec, shipped
-from vivavoce.systems.imports.moshi_transformers import read_words
+from vivavoce.systems.imports.moshi_transformers import read_with_codec, read_words
 from vivavoce.systems.imports.pairs import Pair, fill, joined, one, rows
 from vivavoce.systems.token_lm import TokenLM
 from vivavoce.systems.token_streams import token_streams
 from vivavoce.systems.token_system import TokenSystem
-from vivavoce.tokenizers.foreign import codec_of_transformers
 from vivavoce.tokenizers.pieces import SentencePieces
 
-CODEC = "codec_model."
 GRID, DEPTH = "backbone_model.embed_tokens.embed_audio_tokens.weight", "depth_decoder.model.embed_tokens.weight"
 SAMPLING = {"temperature": 0.9, "top_k": 50}  # of Sesame's own generator
 
@@ -37,9 +35,7 @@ def load_csm(
     """The directory as a model. Raises `CheckpointError` for what is missing or not supported."""
     config, where = read_json(folder / CONFIG), str(folder / CONFIG)
     found = options(config, where)
-    tensors = read_weights(folder, allow_pickle)
-    inside = {name.removeprefix(CODEC): tensors.pop(name) for name in sorted(tensors) if name.startswith(CODEC)}
-    codec = codec_of_transformers(config.get("codec_config") or {}, inside, f"{where}: codec_config")
+    codec, tensors = read_with_codec(folder, config, "codec_config", "codec_model.", allow_pickle)
     spare = found["vocabulary"] - codec.codebook_size
     if spare < 0:
         raise CheckpointError(f"{where}: vocab_size = {found['vocabulary']}, the codec has {codec.codebook_size} codes")

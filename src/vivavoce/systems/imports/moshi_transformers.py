@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from vivavoce.codecs import Codec
 from vivavoce.errors import CheckpointError
 from vivavoce.pretrained import CONFIG, read_json, read_weights
 from vivavoce.systems.imports.moshi import assembled, check_codec, recipe_of
-from vivavoce.systems.imports.pairs import Pair, entry, fill, joined, joined_by_step, one
+from vivavoce.systems.imports.pairs import Make, Pair, entry, fill, joined, joined_by_step, one
 from vivavoce.systems.speech_lm import SpeechLM
 from vivavoce.tokenizers.foreign import codec_of_transformers
 from vivavoce.tokenizers.pieces import JsonPieces, Pieces, SentencePieces
 
-CODEC = "audio_encoder."
 PAD, END_OF_PAD = 3, 0  # of the published vocabulary; the configuration does not say them
 SAMPLING = {"temperature": 0.8, "top_k": 250, "text": {"temperature": 0.7, "top_k": 25}}  # of the published model
 
@@ -32,15 +33,22 @@ def load_transformers(
     """The directory as a model. Raises `CheckpointError` for what is missing or not supported."""
     config, where = read_json(folder / CONFIG), str(folder / CONFIG)
     found = options(config, where)
-    tensors = read_weights(folder, allow_pickle)
-    inside = {name.removeprefix(CODEC): tensors.pop(name) for name in sorted(tensors) if name.startswith(CODEC)}
-    codec = codec_of_transformers(config.get("audio_encoder_config") or {}, inside, f"{where}: audio_encoder_config")
+    codec, tensors = read_with_codec(folder, config, "audio_encoder_config", "audio_encoder.", allow_pickle)
     check_codec(codec, found["levels"], found["card"], str(folder))
     words = read_words(folder, found["text_card"], PAD, END_OF_PAD)
     model = assembled(recipe_of(found, codec, words, where), codec, words, where)
     fill(model.system.stage, pairs(found), tensors, str(folder), device, dtype or torch.float32)
     model.to(device)
     return model
+
+
+def read_with_codec(
+    folder: Path, config: Mapping[str, Any], key: str, prefix: str, allow_pickle: bool
+) -> tuple[Codec, dict[str, Tensor]]:
+    """The codec of configuration `key` and of tensors with `prefix`, and the tensors of all the rest."""
+    tensors = read_weights(folder, allow_pickle)
+    inside = {name.removeprefix(prefix): tensors.pop(name) for name in sorted(tensors) if name.startswith(prefix)}
+    return codec_of_transformers(config.get(key) or {}, inside, f"{folder / CONFIG}: {key}"), tensors
 
 
 def read_words(folder: Path, size: int, pad: int, end_of_pad: int | None) -> Pieces:
@@ -89,6 +97,19 @@ def options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where}: no model can be made of it: {error}") from error
 
 
+def block(ours: str, theirs: str, make: Make, attention: str, inner: str, outer: str) -> list[Pair]:
+    """One layer of either transformer: where ours has its attention and its two feed-forward matrices."""
+    attends = f"{theirs}.self_attn"
+    return [
+        Pair(f"{ours}.{attention}qkv.weight", tuple(f"{attends}.{part}_proj.linear.weight" for part in "qkv"), make),
+        one(f"{ours}.{attention}out.weight", f"{attends}.o_proj.linear.weight"),
+        one(f"{ours}.{inner}.weight", f"{theirs}.mlp.fc1.weight"),
+        one(f"{ours}.{outer}.weight", f"{theirs}.mlp.fc2.weight"),
+        one(f"{ours}.attention_norm.weight", f"{theirs}.input_layernorm.weight"),
+        one(f"{ours}.feedforward_norm.weight", f"{theirs}.post_attention_layernorm.weight"),
+    ]
+
+
 def pairs(found: Mapping[str, Any]) -> list[Pair]:
     """Our tensors and theirs."""
     levels = found["levels"]
@@ -96,17 +117,8 @@ def pairs(found: Mapping[str, Any]) -> list[Pair]:
     made += [one(f"tables.voice.{k}.weight", f"embed_tokens.{k}.weight") for k in range(levels)]
     made += [one(f"tables.user.{k}.weight", f"embed_tokens.{levels + k}.weight") for k in range(levels)]
     for n in range(found["backbone"]["layers"]):
-        ours, theirs = f"backbone.transformer.layers.{n}", f"decoder.model.layers.{n}"
-        attention = f"{theirs}.self_attn"
-        qkv = tuple(f"{attention}.{part}_proj.linear.weight" for part in "qkv")
-        made += [
-            Pair(f"{ours}.attention.qkv.weight", qkv, joined),
-            one(f"{ours}.attention.out.weight", f"{attention}.o_proj.linear.weight"),
-            one(f"{ours}.feedforward.inner.weight", f"{theirs}.mlp.fc1.weight"),
-            one(f"{ours}.feedforward.out.weight", f"{theirs}.mlp.fc2.weight"),
-            one(f"{ours}.attention_norm.weight", f"{theirs}.input_layernorm.weight"),
-            one(f"{ours}.feedforward_norm.weight", f"{theirs}.post_attention_layernorm.weight"),
-        ]
+        ours = f"backbone.transformer.layers.{n}"
+        made += block(ours, f"decoder.model.layers.{n}", joined, "attention.", "feedforward.inner", "feedforward.out")
     made += [
         one("backbone.norm.weight", "decoder.model.norm.weight"),
         one("linear.text.0.weight", "decoder.lm_head.weight"),
@@ -116,16 +128,6 @@ def pairs(found: Mapping[str, Any]) -> list[Pair]:
     made += [one(f"depth.voice.embeddings.{k}.weight", f"depth_decoder.embed_tokens.{k}.weight")
              for k in range(levels - 1)]  # fmt: skip
     for n in range(found["depth"]["layers"]):
-        ours, theirs = f"depth.voice.layers.{n}", f"depth_decoder.layers.{n}"
-        attention = f"{theirs}.self_attn"
-        qkv = tuple(f"{attention}.{part}_proj.linear.weight" for part in "qkv")
-        made += [
-            Pair(f"{ours}.qkv.weight", qkv, joined_by_step),
-            one(f"{ours}.out.weight", f"{attention}.o_proj.linear.weight"),
-            one(f"{ours}.inner.weight", f"{theirs}.mlp.fc1.weight"),
-            one(f"{ours}.outer.weight", f"{theirs}.mlp.fc2.weight"),
-            one(f"{ours}.attention_norm.weight", f"{theirs}.input_layernorm.weight"),
-            one(f"{ours}.feedforward_norm.weight", f"{theirs}.post_attention_layernorm.weight"),
-        ]
+        made += block(f"depth.voice.layers.{n}", f"depth_decoder.layers.{n}", joined_by_step, "", "inner", "outer")
     made += [one(f"depth.voice.heads.{k}.weight", "depth_decoder.lm_heads.weight", entry(k)) for k in range(levels)]
     return made

@@ -27,6 +27,7 @@ from vivavoce.lm.text_lm import TextLM
 from vivavoce.nn.weights import written_whole
 from vivavoce.pretrained import CONFIG, read_json, read_weights
 from vivavoce.schema.reading import resolve
+from vivavoce.systems.imports.pairs import laid_out
 from vivavoce.systems.token_lm import TokenLM
 from vivavoce.systems.token_streams import token_streams
 from vivavoce.systems.token_system import TokenSystem
@@ -155,7 +156,9 @@ def load_unit_lm(
             system = TokenSystem(recipe.stages[0], streams, parts, where)
     except RecipeError as error:
         raise CheckpointError(f"{where}: no model can be made of it: {error}") from error
-    system.stage.load_state_dict(_ours(lm, ids, order), strict=True, assign=True)
+    own = system.stage.state_dict()
+    found = {name: laid_out(tensor, own[name], "cpu", tensor.dtype) for name, tensor in _ours(lm, ids, order).items()}
+    system.stage.load_state_dict(found, strict=True, assign=True)
     system.stage.to(dtype=dtype or torch.float32)
     model = (UnitLM if "codec" in parts else TokenLM)(recipe, system)
     return model.to(device)  # type: ignore[return-value]
