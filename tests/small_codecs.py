@@ -6,6 +6,7 @@ import torch
 
 from codec_parity import spread
 from vivavoce.codecs import Codec, codec_of
+from vivavoce.training.reconstruction import MultiScaleMel
 
 SMALL: dict[str, dict[str, Any]] = {
     "causal": {"kind": "codec", "sample_rate": 8000, "filters": 2, "ratios": [4, 2], "dim": 8, "codebooks": 3,
@@ -49,3 +50,20 @@ def small(name: str, **options: Any) -> Codec:
                 book.entries.copy_(spread(z, book.size, level))
                 points = points - book.lookup(book.search(z[None])[0])
     return codec
+
+
+def losses_of_learning(codec: Codec, samples: int, steps: int, mel: str) -> list[float]:
+    """Two notes of `samples` at 16 kHz are learned by a mel distance: the loss of each step."""
+    codec.train()
+    time = torch.arange(samples) / 16000
+    wave = 0.3 * torch.sin(2 * torch.pi * torch.tensor([220.0, 440.0])[:, None] * time)[:, None]
+    distance, optimizer = MultiScaleMel(16000, mel), torch.optim.Adam(codec.parameters(), 3e-3)
+    losses = []
+    for _ in range(steps):
+        out = codec(wave)
+        loss = distance(out.audio, wave) + out.losses["quantizer"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

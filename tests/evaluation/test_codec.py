@@ -115,8 +115,8 @@ def test_a_run_that_still_trains_is_measured_as_far_as_it_is(tmp_path):
     state = {"optimizers": {}, "task": {}, "window": {}}
     made = Checkpoint(5, 1.0, False, {"codec": trained.state_dict()}, state)
     save_checkpoint(made, run.checkpoints("reconstruction"), 1)
-    found = codec_named(f"{run.path}:reconstruction:3")
-    assert found.tokenizer.codebooks == 3 and codec_named(f"{run.path}:reconstruction").tokenizer.codebooks == 2
+    found = codec_named(f"{run.path}:reconstruction:4")
+    assert found.tokenizer.codebooks == 4 and codec_named(f"{run.path}:reconstruction").tokenizer.codebooks == 3
     for key, value in trained.state_dict().items():
         assert torch.equal(value, found.tokenizer.state_dict()[key]), key
     with pytest.raises(RequestError, match="no phase 'polish'"):

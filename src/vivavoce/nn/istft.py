@@ -56,10 +56,13 @@ class StreamingISTFT(Streaming):
         return State(overlap=overlap, emitted=torch.zeros(batch, dtype=torch.int64, device=device))
 
     def step(self, x, state, lengths=None):
+        return self.add(self.windows(x), x, state, lengths)
+
+    def add(self, windows: Tensor, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """A step, given what `windows` makes of its frames x."""
         valid = lengths_of(x, lengths)
         overlap, kept = state["overlap"], self.fft_size - self.stride
         if x.shape[1]:
-            windows = self.windows(x)
             if lengths is not None:
                 windows = zero_padding(windows, valid)
             size = (x.shape[1] - 1) * self.stride + self.fft_size
@@ -75,6 +78,8 @@ class StreamingISTFT(Streaming):
 
     def windows(self, x: Tensor) -> Tensor:
         """Spectra [B, T, 2 x bins] -> windowed samples [B, T, fft_size], in float32."""
+        if not x.shape[1]:
+            return x.new_zeros(len(x), 0, self.fft_size)
         magnitude, phase = x.float().split(self.bins, dim=-1)
         spectrum = torch.polar(magnitude.clamp(max=self.loudest).exp(), phase)
         samples = torch.fft.irfft(spectrum, n=self.fft_size, norm="ortho") * self.taper

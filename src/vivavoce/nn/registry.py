@@ -14,6 +14,8 @@ from vivavoce.nn.convnext_stack import convnext_block
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.elu import ELU
 from vivavoce.nn.focal import ChunkFeedForward, focal_block
+from vivavoce.nn.handed_on import HandsOn
+from vivavoce.nn.harmonics import HarmonicISTFT
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.local_attention import LocalAttention
 from vivavoce.nn.logmel import StreamingLogMel
@@ -83,6 +85,7 @@ MODULES: dict[str, Callable[[], Streaming]] = {
         ConvTranspose(4, 2, 8, 4),
     ),
     "up, then centred": lambda: Chain(ConvTranspose(4, 4, 8, 4, left=2, right=2), Conv(4, 2, 7, left=3, right=3)),
+    "handed on": lambda: HandsOn(Chain(Conv(4, 6, 5, left=3, right=1), ConvTranspose(6, 5, 4, 2), Conv(5, 5, 5, left=2, right=2))),
     # Memories.
     "lstm": lambda: LSTM(6, layers=2),
     "lstm without skip": lambda: LSTM(6, skip=False),
@@ -111,6 +114,7 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "MDCT": lambda: MDCT(8),
     "inverse MDCT": lambda: InverseMDCT(8),
     "inverse STFT": lambda: StreamingISTFT(fft_size=64, hop=16),
+    "harmonics and noise": lambda: HarmonicISTFT(fft_size=64, hop=16, sample_rate=16000),
     "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),
 }
 
@@ -121,7 +125,7 @@ def input_width(module: Streaming) -> int:
     while not hasattr(first, "inputs"):
         if isinstance(first, Chain):
             first = first.parts[0]
-        elif isinstance(first, Residual):
+        elif isinstance(first, (Residual, HandsOn)):
             first = first.inner
         elif isinstance(first, Sum):
             first = first.branches[0]

@@ -5,6 +5,7 @@ scalar. Sources: SpeechTokenizer (arXiv:2308.16692, section 3.3; speechtokenizer
 (arXiv:2410.00037, section 3.3.2), X-Codec (arXiv:2408.17175, section 3.2), TiCodec (arXiv:2310.00014, section 2.3).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.audio.pitch import fundamental
+from vivavoce.codecs.pitch_codes import PitchFirst
 from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import RecipeError
+from vivavoce.nn.harmonics import HIGHEST, LOWEST, PITCHES
 from vivavoce.nn.still import KeepsStill
 from vivavoce.quantizers import Quantized, ResidualVectorQuantizer, SplitResidualVectorQuantizer
 from vivavoce.schema.parts import made
@@ -112,7 +116,38 @@ class TimeInvariance(nn.Module):
         return codec.invariance(wave)
 
 
+class Pitch(nn.Module):
+    """The pitch that comes first among the codes is that of YIN: cross-entropy over pitches of the voiced frames.
+
+    A target between two pitches is shared between them.
+    """
+
+    def __init__(self, codec: Any):
+        super().__init__()
+        if not isinstance(codec.quantizer, PitchFirst):
+            raise RecipeError("pitch: this codec has no pitch among its codes; `source: harmonic` gives it one")
+        self.sample_rate, self.hop = codec.sample_rate, codec.hop
+        self.ahead = codec.decoder.parts[-1].ahead  # samples from the middle of a frame to that of its sound
+
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+        """0 where nothing is voiced."""
+        logs = latents[..., :PITCHES].float().log_softmax(-1)
+        target = torch.stack([self.target(row, logs.shape[1]) for row in wave[:, 0]]).to(logs.device)
+        voiced = target > 0
+        places = (PITCHES - 1) * (target.clamp(min=LOWEST) / LOWEST).log() / math.log(HIGHEST / LOWEST)
+        low, after = places.long(), places - places.floor()
+        one, other = (logs.gather(-1, (low + step).clamp(max=PITCHES - 1)[..., None])[..., 0] for step in (0, 1))
+        return -(((1 - after) * one + after * other) * voiced).sum() / voiced.sum().clamp(min=1)
+
+    def target(self, wave: Tensor, frames: int) -> Tensor:
+        """Hz, 0 where unvoiced: waveform [S] -> [frames]."""
+        heard = wave[self.ahead :].float().cpu().numpy()
+        limits = {"lowest": LOWEST * 1.1, "highest": HIGHEST * 0.9}
+        return torch.from_numpy(fundamental(heard, self.sample_rate, self.hop, frames, **limits))
+
+
 KINDS: Mapping[str, type[nn.Module]] = {
+    "pitch": Pitch,
     "distillation": Distillation,
     "feature_reconstruction": FeatureReconstruction,
     "time_invariance": TimeInvariance,
