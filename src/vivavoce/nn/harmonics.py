@@ -60,8 +60,8 @@ class HarmonicISTFT(StreamingISTFT):
         return (self.fft_size - self.stride) // 2
 
     def initial_state(self, batch, device=None, dtype=None):
-        """Besides the overlap: `phase` [B] and `pitch` [B] at the middle of the last window, in TURN and FINE; `heard` [B],
-        frames so far; `seed` [B]. All int64."""
+        """Besides the overlap: `phase` [B] and `pitch` [B] at the middle of the last window, in TURN and FINE; `heard`
+        [B], frames so far; `seed` [B]. All int64."""
         state = super().initial_state(batch, device, dtype)
         zero = state.emitted
         seed = torch.randint_like(zero, 1 << 62) if self.training else zero

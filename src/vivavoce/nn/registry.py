@@ -85,7 +85,9 @@ MODULES: dict[str, Callable[[], Streaming]] = {
         ConvTranspose(4, 2, 8, 4),
     ),
     "up, then centred": lambda: Chain(ConvTranspose(4, 4, 8, 4, left=2, right=2), Conv(4, 2, 7, left=3, right=3)),
-    "handed on": lambda: HandsOn(Chain(Conv(4, 6, 5, left=3, right=1), ConvTranspose(6, 5, 4, 2), Conv(5, 5, 5, left=2, right=2))),
+    "handed on": lambda: HandsOn(
+        Chain(Conv(4, 6, 5, left=3, right=1), ConvTranspose(6, 5, 4, 2), Conv(5, 5, 5, left=2, right=2))
+    ),
     # Memories.
     "lstm": lambda: LSTM(6, layers=2),
     "lstm without skip": lambda: LSTM(6, skip=False),
