@@ -37,9 +37,8 @@ def test_all_harmonics_of_the_pitch_are_there_and_equally_strong(head, hertz):
 
 
 def test_both_sources_have_the_power_of_white_noise(head):
-    tones, noise, quiet = (
-        float(head(frames(400, 150.0, *gains))[0, 2000:, 0].std()) for gains in ((0.0, -30.0), (-30.0, 0.0), (-2.0, -30.0))
-    )
+    pairs = (0.0, -30.0), (-30.0, 0.0), (-2.0, -30.0)
+    tones, noise, quiet = (float(head(frames(400, 150.0, *gains))[0, 2000:, 0].std()) for gains in pairs)
     assert tones == pytest.approx(noise, rel=0.05) and quiet == pytest.approx(math.exp(-2) * tones, rel=0.05)
 
 
