@@ -10,7 +10,7 @@ import vivavoce
 from codec_parity import check_codes
 from small_codecs import small
 from vivavoce.cli import main
-from vivavoce.codecs import save_codec
+from vivavoce.codecs import codec_of, save_codec
 from vivavoce.codecs.onnx_export import export_onnx
 from vivavoce.codecs.onnx_stream import OnnxCodec, Stream
 from vivavoce.errors import CheckpointError, RequestError
@@ -47,6 +47,15 @@ def test_the_codes_and_the_sound_are_torch_s(name, tmp_path):
         state.step(wave[..., : codec.hop + 1].numpy())
     with pytest.raises(RequestError, match="pad a shorter signal"):
         other.over(np.zeros((1, codec.channels, 0), np.float32))
+
+
+def test_a_codec_with_an_operator_that_onnx_lacks_is_refused(tmp_path):
+    """Complex spectra of what is heard."""
+    sizes = {"fft_size": 64, "hop": 16, "phases": 4, "encoder": [[8, 1], [8, 1]], "decoder": [[8, 1], [8, 1]], "dim": 4}
+    codec = codec_of({"kind": "convnext_codec", **sizes, "ahead": 0, "codebooks": 2, "codebook_size": 8}).eval()
+    with pytest.raises(RequestError, match="does not become an ONNX graph: .*rfft"):
+        export_onnx(codec, tmp_path)
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_the_command(tmp_path, capsys):
