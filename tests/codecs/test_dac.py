@@ -106,11 +106,11 @@ def test_a_recipe_builds_trains_and_generates(tmp_path):
     codec = model.system.codec
     assert codec.config.encoder_rates == (2, 4, 5, 8) and codec.config.encoder_dim == 2 and codec.codebooks == 4
     assert codec.quantizer.dropout == 0.5 and codec.quantizer.books()[0].entries.shape == (32, 4)
-    wave = speech_like(0.5, 16000, rows=4)
+    wave = speech_like(0.5, 16000, rows=2)
     mel = MultiScaleMel(16000, {"windows": [128, 512], "mels": [20, 40]})
     optimizer, losses = torch.optim.Adam(codec.parameters(), 1e-2), []
     codec.train()
-    for _ in range(25):
+    for _ in range(15):
         heard = codec(wave)
         distance = mel(heard.audio, wave)
         optimizer.zero_grad()

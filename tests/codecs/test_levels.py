@@ -39,7 +39,7 @@ def voices(rows: int, samples: int) -> torch.Tensor:
 
 
 def trained(name: str, steps: int = 30) -> tuple[Codec, list[float]]:
-    codec, wave, losses = small(name).train(), voices(4, 12000), []
+    codec, wave, losses = small(name).train(), voices(4, 4800), []
     optimizer = torch.optim.Adam(codec.parameters(), 3e-3)
     for _ in range(steps):
         heard = codec(wave)

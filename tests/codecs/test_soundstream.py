@@ -27,7 +27,7 @@ def small() -> Codec:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Codec, list[float]]:
-    codec, wave, losses = small().train(), voices(4, 12000), []
+    codec, wave, losses = small().train(), voices(4, 4800), []
     optimizer = torch.optim.Adam(codec.parameters(), 1.5e-3)
     for _ in range(40):
         heard = codec(wave)
