@@ -20,6 +20,8 @@ from vivavoce.evaluation.resynthesis import AUDIO_SUFFIXES
 from vivavoce.evaluation.statistics import Estimate, estimate
 from vivavoce.schema.arguments import Positive
 
+CLOSED = "closed"
+
 
 class CodecQuality(Task):
     """`resynth(audio)` against the audio, at the recording's own rate, in one channel; intervals over speakers.
@@ -28,7 +30,8 @@ class CodecQuality(Task):
     default: all). Data: a folder of audio files, or of the recorded-speech pack with `corpora`: names of its manifests,
     `NAME` or `NAME/SPEAKER`. clips: at most so many of each corpus, evenly chosen; seconds: clips are cut to this
     length (0: whole). recogniser, speaker: models by path or hub id for word errors (of clips that have texts) and for
-    the similarity of voices.
+    the similarity of voices. recogniser `closed`: pocketsphinx, which knows the sentences of the chosen clips and no
+    other; the share of clips of which the right one is heard.
     """
 
     name = "codec"
@@ -55,8 +58,14 @@ class CodecQuality(Task):
         # what the answers hang on; measures can be taken anew
         self.settings = {"corpora": list(self.corpora), "clips": clips, "seconds": seconds}
         self._made: dict[str, Any] = {}
+        self._sentences: list[str] = []
 
     def items(self, data: Path | None) -> list[Item]:
+        found = self._found(data)
+        self._sentences = sorted({_words((item.expected or {}).get("text") or "") for item in found} - {""})
+        return found
+
+    def _found(self, data: Path | None) -> list[Item]:
         if data is None:
             raise DataError("task codec needs recordings: give a folder of audio files (--data)")
         if self.corpora:
@@ -121,7 +130,11 @@ class CodecQuality(Task):
             scores |= dict(found) if isinstance(found, Mapping) else {name_of(columns): found}
         estimate = Audio(other[None], reference.sample_rate)
         if self.recogniser is not None and item.expected and item.expected.get("text"):
-            scores["errors"], scores["words"] = self._word_errors(item.expected["text"], estimate)
+            text = item.expected["text"]
+            if self.recogniser == CLOSED:
+                scores["sentence"] = float(self._once(CLOSED, CLOSED)(estimate) == _words(text))
+            else:
+                scores["errors"], scores["words"] = self._word_errors(text, estimate)
         if self.speaker is not None:
             embed = self._once("speaker", self.speaker)
             scores["voice"] = float(np.dot(embed(reference), embed(estimate)))
@@ -152,11 +165,14 @@ class CodecQuality(Task):
 
     def _once(self, kind: str, name: str | None) -> Any:
         if kind not in self._made:
+            from vivavoce.evaluation.judge import ClosedVocabulary
             from vivavoce.evaluation.speakers import load_speaker_encoder
             from vivavoce.evaluation.transcribers import load_transcriber
 
-            made = load_speaker_encoder(str(name)) if kind == "speaker" else load_transcriber(str(name))
-            self._made[kind] = made
+            if kind == CLOSED:
+                self._made[kind] = ClosedVocabulary(self._sentences)
+            else:
+                self._made[kind] = load_speaker_encoder(str(name)) if kind == "speaker" else load_transcriber(str(name))
         return self._made[kind]
 
     def summarize(self, scored: Sequence[Scored]) -> list[Result]:
@@ -169,7 +185,7 @@ class CodecQuality(Task):
             if lost < len(values):
                 found = estimate(values, clusters=speakers)
                 results.append(self._result(column, found, note))
-        if self.recogniser is not None:
+        if self.recogniser not in (None, CLOSED):
             results.append(self._word_error_rate(scored, speakers))
         return results + self._codebooks([s.artefact for s in scored])
 
@@ -178,6 +194,8 @@ class CodecQuality(Task):
         found = [(column, name) for _, columns in self.measures.values() for name, column in columns.items()]
         if self.speaker is not None:
             found.append((Column(f"speaker similarity ({self.speaker})", OURS), "voice"))
+        if self.recogniser == CLOSED:
+            found.append((Column(f"sentence heard, of {len(self._sentences)}", OURS), "sentence"))
         return found + [
             (Column("bits per second", OURS, up=False), "bits_per_second"),
             (Column("tokens per second", OURS, up=False), "tokens_per_second"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,19 @@ class NamedCodec:
         )
 
 
+class Original:
+    """The recordings themselves, as 16-bit samples: what any codec's figures are to be read against."""
+
+    verbs = ("resynth",)
+    fingerprint, codebook_sizes, delay = "original", (), 0.0
+
+    def resynth(self, audio: Audio) -> Any:
+        """The first channel of what was given, or the mean of all."""
+        mono = audio.mono()
+        bits = 16.0 * mono.sample_rate
+        return SimpleNamespace(audio=mono, codes=None, bits_per_second=bits, tokens_per_second=math.nan)
+
+
 def delay(tokenizer: Any) -> float:
     """Seconds of input that a stream hears before it can give the first sample back: the frame's own length and what
     both sides look ahead. Infinite where something needs the whole signal, NaN where that is not known."""
@@ -72,12 +86,14 @@ def delay(tokenizer: Any) -> float:
 def codec_named(name: str, device: str = "cpu") -> Any:
     """A codec by what the command line calls it.
 
-    `opus:6`: Opus at 6 kbit/s. `NAME`: a tokenizer, model or run directory, or hub id; `NAME:8`: the same with eight
+    `opus:6`: Opus at 6 kbit/s. `original`: nothing is done. `NAME`: a tokenizer, model or run directory, or hub id; `NAME:8`: the same with eight
     codebooks. `RUN:PHASE`, `RUN:PHASE:8`: what a run's phases have made so far, up to that one. Raises `RequestError`
     where there is nothing of that name.
     """
     from vivavoce.systems import load_tokenizer
 
+    if name == "original":
+        return Original()
     if name.startswith("opus:"):
         try:
             rate = float(name.removeprefix("opus:"))
