@@ -108,7 +108,7 @@ def test_a_recogniser_that_knows_the_clips_sentences_alone(pack):
     fine, coarse = (evaluate(model, chosen, pack) for model in (codec_named("original"), Coarse(2)))
     heard = [value(results, "sentence heard, of 10 [vivavoce]") for results in (fine, coarse)]
     assert heard[0].value > 0.7 and heard[1].value < heard[0].value - 0.2 and heard[0].count == 20
-    assert value(fine, "bits per second [vivavoce]").value == 16 * 8000
+    assert value(fine, "bits per second [vivavoce]").value == 16 * 16000
 
 
 def test_a_run_that_still_trains_is_measured_as_far_as_it_is(tmp_path):
