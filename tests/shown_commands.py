@@ -50,9 +50,12 @@ def shown_commands(page: Path) -> list[Shown]:
     return found
 
 
-def run_shown(command: str, folder: Path, timeout: float = 600) -> subprocess.CompletedProcess:
-    """Run one command by bash in `folder`, this Python's commands first on the path, offline."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+def run_shown(
+    command: str, folder: Path, timeout: float = 600, first: Path | None = None
+) -> subprocess.CompletedProcess:
+    """Run one command by bash in `folder`, offline; on the path are commands in `first`, then this Python's."""
+    places = [*([first] if first else []), Path(sys.executable).parent, os.environ.get("PATH", "")]
+    path = os.pathsep.join(map(str, places))
     environment = {**os.environ, "PATH": path, "VIVAVOCE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         ["bash", "-c", command],

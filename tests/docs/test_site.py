@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from shown_commands import PRINTED, ROOT, Shown, run_shown, shown_commands
 from streaming_contract import alone, check_lockstep, check_padded_batch, check_published
+from warm_command import warm
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
@@ -42,13 +44,20 @@ def test_architecture_names_every_floor():
             assert folder.name in picture or folder.name == "atlas", folder.name
 
 
+@pytest.fixture(scope="module")
+def commands():
+    """A folder with a `vivavoce` that starts at once."""
+    with tempfile.TemporaryDirectory() as folder, warm(Path(folder)):
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_shown_commands_work(page: Path, tmp_path):
+def test_shown_commands_work(page: Path, tmp_path, commands):
     """All commands of a page one after another, as a reader would, in a folder that holds the examples."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     for shown in shown_commands(page):
         if shown.skip is None:
-            done = run_shown(shown.command, tmp_path)
+            done = run_shown(shown.command, tmp_path, first=commands)
             told = done.stdout[-1500:] + done.stderr[-1500:]
             assert done.returncode == 0, f"{page.name}:{shown.line}: {shown.command}\n{told}"
 
