@@ -53,7 +53,7 @@ def test_a_codec_with_an_operator_that_onnx_lacks_is_refused(tmp_path):
     """Complex spectra of what is heard."""
     sizes = {"fft_size": 64, "hop": 16, "phases": 4, "encoder": [[8, 1], [8, 1]], "decoder": [[8, 1], [8, 1]], "dim": 4}
     codec = codec_of({"kind": "convnext_codec", **sizes, "ahead": 0, "codebooks": 2, "codebook_size": 8}).eval()
-    with pytest.raises(RequestError, match="does not become an ONNX graph: .*rfft"):
+    with pytest.raises(RequestError, match=r"does not become an ONNX graph: .*rfft"):
         export_onnx(codec, tmp_path)
     assert not list(tmp_path.glob("*.onnx"))
 

@@ -153,9 +153,9 @@ def _stack(
 def _write(module: nn.Module, inputs: tuple, path: Path, given: list[str], found: list[str]) -> None:
     with written_whole(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, of what it takes as constant: it is
-        names = {"input_names": given, "output_names": found}
+        options: Any = {"dynamo": False, "opset_version": OPSET, "input_names": given, "output_names": found}
         try:
-            torch.onnx.export(module.eval(), inputs, str(part), dynamo=False, opset_version=OPSET, **names)
+            torch.onnx.export(module.eval(), inputs, str(part), **options)
         except torch.onnx.errors.UnsupportedOperatorError as error:
             reason = f"{error}".split("\n")[0]
             raise RequestError(f"this codec does not become an ONNX graph: {reason}") from None
