@@ -87,8 +87,8 @@ def codec_named(name: str, device: str = "cpu") -> Any:
     """A codec by what the command line calls it.
 
     `opus:6`: Opus at 6 kbit/s. `original`: nothing is done. `NAME`: a tokenizer, model or run directory, or hub id;
-    `NAME:8`: the same with eight codebooks. `RUN:PHASE`, `RUN:PHASE:8`: what a run's phases have made so far, up to that one. Raises `RequestError`
-    where there is nothing of that name.
+    `NAME:8`: the same with eight codebooks. `RUN:PHASE`, `RUN:PHASE:8`: what a run's phases have made so far, up to
+    that one. Raises `RequestError` where there is nothing of that name.
     """
     from vivavoce.systems import load_tokenizer
 
