@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.append(str(ROOT / "tests" / "shims"))  # behind everything: a real torchaudio wins
 
-pytest_plugins = ["proof_plugin", "no_network"]
+pytest_plugins = ["proof_plugin", "no_network", "turns"]
 
 # The same examples in every run, here, in CI and in the long sweep: a red suite stays red until it is mended.
 hypothesis.settings.register_profile("vivavoce", derandomize=True, database=None, deadline=None)

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 
 import vivavoce
 from browser.talking import begin, hang_up, levels, likenesses, recorded, shift, until, words_of
@@ -15,6 +16,7 @@ def words_in(model, samples):
     return model.reply([("user", heard)], task="transcribe").text
 
 
+@pytest.mark.alone
 def test_mini_is_asked_and_answers(serve, open_page, photograph, tmp_path):
     model = vivavoce.load("mini")
     port, server = serve(model, dialects=("live", "page"), rows=1)

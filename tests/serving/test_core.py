@@ -442,6 +442,7 @@ def test_a_model_that_fails_closes_its_conversations_and_refuses_others():
     run(go())
 
 
+@pytest.mark.alone
 def test_the_thread_keeps_time_and_stops():
     async def go():
         clock = Clock(speed=10)
