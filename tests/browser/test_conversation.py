@@ -25,7 +25,7 @@ def test_what_is_played_is_what_was_said(serve, open_page, tmp_path):
     user, model = recorded(page, tmp_path)
     late = shift(user, model)
     alike = likenesses(user, model, late)
-    assert len(alike) > 4 and np.quantile(alike, 0.75) > 0.95, (alike, late)  # gaps of a busy machine aside, sample for sample
+    assert len(alike) > 4 and np.quantile(alike, 0.75) > 0.95, (alike, late)  # sample for sample, gaps aside
     # What `echo` says is a frame older than its answer would be; the gauge counts the devices' own delays in.
     gauge = [1000 * late / 24_000 - 80 + devices - each for each in shown]
     assert min(map(abs, gauge)) < 40, (late / 24_000, shown)
