@@ -1,9 +1,11 @@
 """Codecs against their peers: seconds for a whole signal, milliseconds for a streamed frame, the price of lockstep.
 
-    python benchmarks/codecs.py [--seconds 10] [--rounds 7] [--threads 1 2] [--cpu-time] [--output table.md]
+    python benchmarks/codecs.py [--only dac snac] [--seconds 10] [--rounds 7] [--threads 1 2] [--cpu-time]
+                                [--output table.md]
 
 Ours and the peers run in one process, interleaved round by round; medians are reported. Random weights at the published
-sizes: speed does not depend on them. Needs `pip install --no-deps -r tests/peers.txt` and the extra `hub`.
+sizes, as each begins with them: speed does not depend on them. Needs `pip install --no-deps -r tests/peers.txt` and the
+extra `hub`.
 """
 
 import argparse
@@ -19,17 +21,20 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "shims"))
 
-from vivavoce.codecs import PUBLISHED, build_codec
+from vivavoce.codecs import PUBLISHED_DAC, PUBLISHED_SNAC, codec_of
+from vivavoce.vocoders.vocos import Vocos, VocosConfig
 
 TARGETS = {"Mimi encode": 1.3, "Mimi decode": 1.3, "Mimi encode, streaming": 1.5, "Mimi decode, streaming": 1.5,
-           "EnCodec encode": 1.3, "EnCodec decode": 1.3}
+           "EnCodec encode": 1.3, "EnCodec decode": 1.3, "DAC encode": 1.2, "DAC decode": 1.2,
+           "SNAC encode": 1.3, "SNAC decode": 1.3, "Vocos": 1.3}
 Runs = dict[str, dict[str, Callable[[], object]]]
 
 
 def ours(name: str):
-    """Our codec at its published size, eight codebooks."""
-    codec = build_codec(PUBLISHED[name]).eval()
-    codec.codebooks = 8
+    """Our codec at its published size; eight codebooks, where it is Mimi or EnCodec."""
+    codec = codec_of({"kind": name}).eval()
+    if name in ("mimi", "encodec-24khz"):
+        codec.codebooks = 8
     return codec
 
 
@@ -82,6 +87,64 @@ def whole_encodec(seconds: float) -> Runs:
     }
 
 
+def whole_dac(seconds: float) -> Runs:
+    """24 kHz, all 32 codebooks."""
+    from dac.model import DAC
+    from transformers import DacConfig, DacModel
+
+    sizes = PUBLISHED_DAC["dac-24khz"]
+    codec, books = ours("dac-24khz"), sizes["codebooks"]
+    package = DAC(
+        encoder_rates=sizes["encoder_rates"], decoder_rates=sizes["decoder_rates"], n_codebooks=books,
+        sample_rate=24000,
+    ).eval()
+    config = DacConfig(downsampling_ratios=sizes["encoder_rates"], n_codebooks=books, sampling_rate=24000)
+    theirs = DacModel(config).eval()
+    frames = int(24000 * seconds) // codec.hop
+    wave = 0.1 * torch.randn(1, 1, frames * codec.hop)
+    codes = torch.randint(1024, (1, books, frames))
+    return {
+        "DAC encode": {
+            "vivavoce": lambda: codec.encode(wave),
+            "descript": lambda: package.encode(wave),
+            "transformers": lambda: theirs.encode(wave),
+        },
+        "DAC decode": {
+            "vivavoce": lambda: codec.decode(codes),
+            "descript": lambda: package.decode(package.quantizer.from_codes(codes)[0]),
+            "transformers": lambda: theirs.decode(audio_codes=codes),
+        },
+    }
+
+
+def whole_snac(seconds: float) -> Runs:
+    """24 kHz, three levels."""
+    from snac import SNAC
+
+    sizes = dict(PUBLISHED_SNAC["snac-24khz"])
+    codec, package = ours("snac-24khz"), SNAC(sampling_rate=sizes.pop("sample_rate"), **sizes).eval()
+    wave = 0.1 * torch.randn(1, 1, int(24000 * seconds))
+    codes, listed = codec.encode(wave), package.encode(wave)
+    return {
+        "SNAC encode": {"vivavoce": lambda: codec.encode(wave), "snac": lambda: package.encode(wave)},
+        "SNAC decode": {"vivavoce": lambda: codec.decode(codes), "snac": lambda: package.decode(listed)},
+    }
+
+
+def whole_vocos(seconds: float) -> Runs:
+    """Mel frames of 24 kHz to waveform."""
+    from vocos.heads import ISTFTHead
+    from vocos.models import VocosBackbone
+
+    sizes = VocosConfig()
+    vocoder = Vocos(sizes).eval()
+    body = VocosBackbone(sizes.inputs, sizes.width, sizes.hidden, sizes.layers).eval()
+    head = ISTFTHead(sizes.width, sizes.fft_size, sizes.hop, sizes.padding).eval()
+    frames = torch.randn(1, int(sizes.sample_rate * seconds) // sizes.hop + 1, sizes.inputs)
+    theirs = frames.transpose(1, 2).contiguous()
+    return {"Vocos": {"vivavoce": lambda: vocoder(frames), "vocos": lambda: head(body(theirs))}}
+
+
 def streamed_mimi(rows: int = 1) -> Runs:
     """Frames of 80 ms, after the attention's context of 10 s has filled."""
     from moshi.models.loaders import get_mimi
@@ -107,6 +170,11 @@ def streamed_mimi(rows: int = 1) -> Runs:
     }
 
 
+WHOLE: dict[str, Callable[[float], Runs]] = {
+    "mimi": whole_mimi, "encodec": whole_encodec, "dac": whole_dac, "snac": whole_snac, "vocos": whole_vocos,
+}  # fmt: skip
+
+
 def measure(runs: Runs, rounds: int, clock: Callable[[], float]) -> dict[str, dict[str, float]]:
     """Median seconds of every run, one after the other in every round; the first round warms up."""
     times: dict[str, dict[str, list[float]]] = {what: {who: [] for who in each} for what, each in runs.items()}
@@ -123,6 +191,7 @@ def measure(runs: Runs, rounds: int, clock: Callable[[], float]) -> dict[str, di
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=WHOLE, default=list(WHOLE), help="models")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the whole signals")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -141,11 +210,10 @@ def main() -> None:
         "|---|---|---|---|---|---|",
     ]
     parts: list[tuple[Callable[[], Runs], int]] = [
-        (lambda: whole_mimi(options.seconds), options.rounds),
-        (lambda: whole_encodec(options.seconds), options.rounds),
-        (streamed_mimi, 5 * options.rounds),
-        (lambda: streamed_mimi(options.rows), options.rounds),
+        (lambda make=WHOLE[name]: make(options.seconds), options.rounds) for name in options.only
     ]
+    if "mimi" in options.only:
+        parts += [(streamed_mimi, 5 * options.rounds), (lambda: streamed_mimi(options.rows), options.rounds)]
     single: dict[tuple[str, int], float] = {}
     for make, rounds in parts:
         runs = make()

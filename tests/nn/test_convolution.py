@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.convolution import MANY_FRAMES, Conv, ConvTranspose
-from vivavoce.nn.streaming import valid
+from vivavoce.nn.elu import ELU
+from vivavoce.nn.snake import Snake
+from vivavoce.nn.streaming import Chain, Pointwise, valid
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 
@@ -96,6 +98,42 @@ def test_transposed_as_torch_with_both_ends_cut(kernel, stride, groups):
             expected = full[..., left : full.shape[-1] - right].transpose(1, 2)
             torch.testing.assert_close(conv(x), expected)
             assert conv.frames(torch.tensor(length)) == expected.shape[1]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 40, 300])
+@pytest.mark.parametrize("options", [
+    {"kernel": 7}, {"kernel": 7, "dilation": 3, "groups": 208}, {"kernel": 4, "stride": 2}, {"kernel": 1},
+])  # fmt: skip
+@torch.no_grad()
+def test_large_matrices_that_are_laid_out_once(options, frames):
+    conv, x = Conv(208, 208, **options), torch.randn(2, frames, 208)
+    for _ in range(2):
+        torch.testing.assert_close(conv(x), torch.cat([reference(conv, row[None]) for row in x]), atol=1e-4, rtol=1e-5)
+        conv.weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("kernel, cut", [(8, 2), (12, 0), (4, 0), (7, 1)])
+@torch.no_grad()
+def test_transposed_in_one_product_of_inputs_and_those_before(kernel, cut):
+    conv = ConvTranspose(160, 224, kernel, 4, left=cut, right=cut)
+    x = torch.randn(2, 30, 160)
+    for size in (1, 2, 30):
+        expected = F.conv_transpose1d(x[:, :size].transpose(1, 2), conv.weight, conv.bias, 4)
+        expected = expected[..., cut : expected.shape[-1] - cut].transpose(1, 2)
+        torch.testing.assert_close(conv(x[:, :size]), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [ELU, Snake])
+@pytest.mark.parametrize("make", [lambda: Conv(3, 4, 5, 2), lambda: ConvTranspose(3, 4, 4, 2)])
+@torch.no_grad()
+def test_an_activation_is_applied_by_what_hears_it(make, activation):
+    part, function, x = make(), activation(*[3] * (activation is Snake)), torch.randn(2, 30, 3)
+    chain, lengths = Chain(Pointwise(function, 3), part), torch.tensor([30, 17])
+    assert activation in part.applies and activation not in Conv(3, 4, 1).applies
+    torch.testing.assert_close(chain(x), part(function(x)))
+    found, expected = chain(x, lengths), part(function(x), lengths)
+    inside = valid(chain.frames(lengths), found.shape[1])
+    torch.testing.assert_close(found[inside], expected[inside])
 
 
 @pytest.mark.parametrize("make", [lambda: Conv(4, 6, 5, 2), lambda: ConvTranspose(4, 6, 5, 2)])

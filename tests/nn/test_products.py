@@ -10,7 +10,7 @@ from vivavoce.nn import products
 from vivavoce.nn.products import PackedLinear, kept, product, round_to_int8
 
 
-def layer(inputs=24, width=40):
+def layer(inputs=256, width=320):
     torch.manual_seed(0)
     return PackedLinear(inputs, width).requires_grad_(False)
 
@@ -18,7 +18,7 @@ def layer(inputs=24, width=40):
 @pytest.mark.skipif(not products.PACKS, reason="this build of torch has no packed products")
 @torch.no_grad()
 def test_packed_products_are_used_and_are_torchs(monkeypatch):
-    one, x = layer(), torch.randn(3, 30, 24)
+    one, x = layer(), torch.randn(3, 30, 256)
     used = []
     monkeypatch.setattr(products, "_packed", lambda matrix, inner=products._packed: used.append(1) or inner(matrix))
     expected = F.linear(x, one.weight, one.bias)
@@ -27,38 +27,45 @@ def test_packed_products_are_used_and_are_torchs(monkeypatch):
         assert torch.allclose(product(x, one.weight, None, gelu=True), F.gelu(x @ one.weight.T), atol=1e-5)
     assert torch.allclose(one(x.transpose(0, 1)), expected.transpose(0, 1), atol=1e-5)
     assert len(used) == 1, "laid out once"
-    assert torch.equal(one(x[:1, :3]), F.linear(x[:1, :3], one.weight, one.bias)) and len(used) == 1
+    assert torch.equal(one(x[:1, :3]), F.linear(x[:1, :3], one.weight, one.bias)), "too few to be worth a call"
+    large = layer(512, 256)
+    assert torch.allclose(large(torch.ones(2, 512)), F.linear(torch.ones(2, 512), large.weight, large.bias), atol=1e-5)
+    assert len(used) == 2, "a large matrix, from two frames on"
+    large(torch.ones(1, 512))
+    assert len(used) == 2
 
 
 @torch.no_grad()
 def test_a_changed_weight_is_noticed():
-    one, x = layer(), torch.randn(40, 24)
+    one, x = layer(), torch.randn(90, 256)
 
     def change(how):
         one(x)
         how(one.weight)
-        assert torch.allclose(one(x), F.linear(x, one.weight, one.bias), atol=1e-5)
+        assert torch.allclose(one(x), F.linear(x, one.weight, one.bias), atol=1e-3)
 
     change(lambda weight: weight.add_(1))
     change(lambda weight: weight.data.mul_(2))
-    change(lambda weight: weight.data.copy_(torch.randn(40, 24)))
-    change(lambda weight: setattr(weight, "data", torch.randn(40, 24)))
+    change(lambda weight: weight.data.copy_(torch.randn(320, 256)))
+    change(lambda weight: setattr(weight, "data", torch.randn(320, 256)))
     other = copy.deepcopy(one)
     other.weight.zero_()
-    assert torch.allclose(other(x), one.bias.expand(40, -1)) and not torch.allclose(one(x), other(x))
+    assert torch.allclose(other(x), one.bias.expand(90, -1)) and not torch.allclose(one(x), other(x))
 
 
-def test_what_learns_is_left_alone():
-    one, x = PackedLinear(24, 40), torch.randn(40, 24)
+def test_what_learns_is_left_alone_while_it_learns():
+    one, x = PackedLinear(256, 320), torch.randn(90, 256)
     one(x).sum().backward()
-    assert one.weight.grad is not None
-    with torch.no_grad():
-        assert kept(one.weight, lambda weight: 1) is None
-        assert torch.equal(one(x), F.linear(x, one.weight, one.bias))
+    assert one.weight.grad is not None and kept(one.weight, lambda weight: 1) is None
+    optimizer = torch.optim.SGD(one.parameters(), 0.1)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(one(x), F.linear(x, one.weight, one.bias), atol=1e-5)
+        optimizer.step()
     frozen = layer()
     x.requires_grad_()
     frozen(x).sum().backward()
-    assert torch.allclose(x.grad, frozen.weight.sum(0).expand(40, -1), atol=1e-5)
+    assert torch.allclose(x.grad, frozen.weight.sum(0).expand(90, -1), atol=1e-5)
 
 
 @torch.no_grad()

@@ -222,7 +222,7 @@ class OrderedConv(Conv):
     @property
     def applies(self):
         """No activation: it is none of those that follow here."""
-        return None
+        return ()
 
     def convolve(self, x: Tensor) -> Tensor:
         y = self._frames(x, ordered_product(self._windows(x), self.weight))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.gathered import WholeSignal, residual
 from vivavoce.nn.norms import LayerScale
+from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.streaming import Chain, Pointwise, State, Streaming, lengths_of, slice_rows, valid, zero_padding
 
 EPSILON = 1e-6
@@ -73,16 +74,18 @@ def convnext_block(
     ahead: int = 3,
     scale: float | None = None,
     response: bool = False,
+    dilation: int = 1,
 ) -> Streaming:
     """x + narrow(act(widen(norm(depthwise(x))))), frames [B, T, D] -> [B, T, D].
 
-    ahead: frames of the convolution's kernel that lie in the future; 0: causal. scale: first value of the branch's
-    factors (version 1; None: none). response: a response norm behind the activation (version 2), over the whole signal
-    unless causal.
+    ahead: taps of the convolution's kernel, `dilation` frames apart, that lie in the future; 0: causal. scale: first
+    value of the branch's factors (version 1; None: none). response: a response norm behind the activation (version 2),
+    over the whole signal unless causal.
     """
-    depthwise = Conv(width, width, kernel, groups=width, left=kernel - 1 - ahead, right=ahead, complete=False)
-    widen = nn.Sequential(nn.LayerNorm(width, EPSILON), nn.Linear(width, hidden), nn.GELU())
-    narrow: list[nn.Module] = [nn.Linear(hidden, width)]
+    left, right = dilation * (kernel - 1 - ahead), dilation * ahead
+    depthwise = Conv(width, width, kernel, 1, dilation, width, left=left, right=right, complete=False)
+    widen = nn.Sequential(nn.LayerNorm(width, EPSILON), PackedLinear(width, hidden), nn.GELU())
+    narrow: list[nn.Module] = [PackedLinear(hidden, width)]
     if scale is not None:
         narrow.append(LayerScale(width, scale))
     between: list[Streaming] = [ResponseNorm(hidden, causal=ahead == 0)] if response else []
@@ -102,5 +105,5 @@ def convnext_stack(
     ]
     last: list[nn.Module] = [nn.LayerNorm(width, EPSILON)]
     if outputs is not None:
-        last.append(nn.Linear(width, outputs))
+        last.append(PackedLinear(width, outputs))
     return [*parts, Pointwise(nn.Sequential(*last), outputs or width)]

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.elu import ELU
+from vivavoce.nn.products import packs, product
+from vivavoce.nn.snake import Snake
 from vivavoce.nn.streaming import State, Streaming, held, lengths_of, take_frames
 
 PadMode = Literal["zeros", "replicate", "reflect"]
 
 # oneDNN's channels-last convolution beats copying windows for one matrix product from this many output frames on, and
-# up to this many weights: it rearranges them in every call.
-MANY_FRAMES, MANY_WEIGHTS = 256, 1 << 20
+# up to this many weights: it rearranges them in every call. Fewer where the product has them laid out already.
+MANY_FRAMES, MANY_WEIGHTS, MANY_PACKED = 256, 1 << 20, 1 << 18
 
 
 class Place(NamedTuple):
@@ -31,6 +33,17 @@ class Place(NamedTuple):
     outputs: int
     start: int
     old: int | None
+
+
+def beside(buffer: Tensor, x: Tensor, activation: ELU | Snake | None) -> Tensor:
+    """The last frames heard and the new ones x [B, T, D], to which an activation may be applied, side by side."""
+    old = buffer.shape[1]
+    if activation is None:
+        return torch.cat([buffer, x], dim=1) if old else x
+    both = x.new_empty(x.shape[0], old + x.shape[1], x.shape[2])
+    both[:, :old] = buffer
+    activation(x, both[:, old:])
+    return both
 
 
 def at_least_none(frames):
@@ -127,11 +140,11 @@ class Conv(Streaming):
         return State(buffer=torch.zeros(batch, self.capacity, self.inputs, **home), heard=zero, emitted=zero)
 
     @property
-    def applies(self) -> type[nn.Module] | None:
-        """The activation that a step can apply to its input while it copies it (without gradients)."""
-        return ELU if self.capacity else None
+    def applies(self) -> tuple[type[nn.Module], ...]:
+        """The activations that a step can apply to its input while it copies it (without gradients)."""
+        return (ELU, Snake) if self.capacity else ()
 
-    def step(self, x, state, lengths=None, activation: ELU | None = None):
+    def step(self, x, state, lengths=None, activation: ELU | Snake | None = None):
         """As any step; `activation`: of the input, before all else."""
         old = state["heard"].tolist()
         new = [x.shape[1]] * len(old) if lengths is None else lengths.tolist()
@@ -139,7 +152,7 @@ class Conv(Streaming):
         places = {self._place(age, size) for age in self._ages(old, new)}
         if len(places) <= 1 and all(count in (0, size) for count in new):
             place = places.pop() if places else Place(0, 0, None)
-            y, after = self._step_together(self._joined(state["buffer"], x[:, :size], activation), state, place, size)
+            y, after = self._step_together(beside(state["buffer"], x[:, :size], activation), state, place, size)
             return y, after if min(new, default=0) == size else held(after, state, lengths_of(x, lengths) == 0)
         return self._step_apart(x if activation is None else activation(x), state, lengths_of(x, lengths))
 
@@ -157,15 +170,6 @@ class Conv(Streaming):
         pads = old < self.wait <= old + new
         start = before * self.stride + self.capacity - old - (0 if pads else self.left)
         return Place(count, start if count else 0, old if pads else None)
-
-    def _joined(self, buffer: Tensor, x: Tensor, activation: ELU | None) -> Tensor:
-        """The last frames heard and the new ones side by side."""
-        if activation is None:
-            return torch.cat([buffer, x], dim=1) if self.capacity else x
-        joined = x.new_empty(x.shape[0], self.capacity + x.shape[1], self.inputs)
-        joined[:, : self.capacity] = buffer
-        activation(x, joined[:, self.capacity :])
-        return joined
 
     def _step_together(self, joined: Tensor, state: State, place: Place, new: int) -> tuple[Tensor, State]:
         """All rows stand in one place and hear `new` frames: those stand in `joined`, behind the ones before."""
@@ -247,28 +251,34 @@ class Conv(Streaming):
     def convolve(self, x: Tensor) -> Tensor:
         """The plain convolution of x [B, T, inputs], no padding: [B, (T - span) // stride + 1, width]."""
         if self.groups > 1:
+            if self.groups == self.inputs and not torch.is_grad_enabled():
+                return self._as_image(x)
             y = F.conv1d(x.transpose(1, 2), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
             return y.transpose(1, 2)
         if self.kernel == 1 and self.stride == 1:
-            return F.linear(x, self.weight[:, :, 0], self.bias)
+            return product(x, self.weight, self.bias, matrix=_as_it_lies)
         batch, size, width = x.shape
         count = (size - self.span) // self.stride + 1
         if self._width * self.kernel <= 16 and self.stride == 1 and batch * count >= MANY_FRAMES:
             return self._tap_by_tap(x, count)
         single = self.inputs == 1 and not torch.is_grad_enabled()
-        if batch * count >= MANY_FRAMES and self.weight.numel() <= MANY_WEIGHTS and not single:
-            image = x.contiguous().transpose(1, 2)[:, :, None]
-            weight = self.weight[:, :, None]
-            y = F.conv2d(image, weight, self.bias, (1, self.stride), 0, (1, self.dilation))
-            return y[:, :, 0].transpose(1, 2)
+        most = MANY_PACKED if packs(x, self.weight) else MANY_WEIGHTS
+        if batch * count >= MANY_FRAMES and self.weight.numel() <= most and not single:
+            return self._as_image(x)
         by_row, by_frame, by_value = x.stride()
         windows = x.as_strided(
             (batch, count, self.kernel, width),
             (by_row, self.stride * by_frame, self.dilation * by_frame, by_value),
             x.storage_offset(),
         )
-        matrix = self.weight.transpose(1, 2).reshape(self._width, self.kernel * width)
-        return F.linear(windows.reshape(batch, count, self.kernel * width), matrix, self.bias)
+        return product(windows.reshape(batch, count, self.kernel * width), self.weight, self.bias, matrix=_as_it_lies)
+
+    def _as_image(self, x: Tensor) -> Tensor:
+        """By oneDNN's convolution of images, which takes frames as they lie: channels last."""
+        image = x.contiguous().transpose(1, 2)[:, :, None]
+        weight = self.weight[:, :, None]
+        y = F.conv2d(image, weight, self.bias, (1, self.stride), 0, (1, self.dilation), self.groups)
+        return y[:, :, 0].transpose(1, 2)
 
     def _tap_by_tap(self, x: Tensor, count: int) -> Tensor:
         """For a few output channels, as a decoder's last: one product for all taps, then their shifted sum."""
@@ -277,6 +287,11 @@ class Conv(Streaming):
         for tap in range(1, self.kernel):
             y = y + taps[:, tap * self.dilation : tap * self.dilation + count, tap]
         return y if self.bias is None else y + self.bias
+
+
+def _as_it_lies(weight: Tensor) -> Tensor:
+    """A weight [width, inputs, kernel] as the matrix [width, kernel x inputs] that meets windows of frames."""
+    return weight.transpose(1, 2).flatten(1)
 
 
 class ConvTranspose(Streaming):
@@ -356,20 +371,26 @@ class ConvTranspose(Streaming):
         zero = torch.zeros(batch, dtype=torch.int64, device=home["device"])
         return State(buffer=torch.zeros(batch, self.past, self.inputs, **home), heard=zero, emitted=zero)
 
-    def step(self, x, state, lengths=None):
+    @property
+    def applies(self) -> tuple[type[nn.Module], ...]:
+        """As `Conv.applies`."""
+        return (ELU, Snake) if self.past else ()
+
+    def step(self, x, state, lengths=None, activation: ELU | Snake | None = None):
+        """As any step; `activation`: of the input, before all else."""
         old = state["heard"].tolist()
         new = [x.shape[1]] * len(old) if lengths is None else lengths.tolist()
         size = max(new, default=0)
         skips = {max(0, self.left - age * self.stride) for age, count in zip(old, new) if count}
         if len(skips) <= 1 and all(count in (0, size) for count in new):
-            joined = torch.cat([state["buffer"], x[:, :size]], dim=1)
+            joined = beside(state["buffer"], x[:, :size], activation)
             buffer = joined[:, size:].clone() if self.past else state["buffer"]
             y = self.spread(joined)[:, skips.pop() if skips else 0 :]
             after = State(
                 buffer=buffer, heard=state["heard"] + size, emitted=torch.full_like(state["heard"], y.shape[1])
             )
             return y, after if min(new, default=0) == size else held(after, state, lengths_of(x, lengths) == 0)
-        return self._step_apart(x, state, lengths_of(x, lengths))
+        return self._step_apart(x if activation is None else activation(x), state, lengths_of(x, lengths))
 
     def _step_apart(self, x: Tensor, state: State, lengths: Tensor) -> tuple[Tensor, State]:
         """Rows that hear different amounts, or of which different amounts are cut."""
@@ -412,6 +433,8 @@ class ConvTranspose(Streaming):
             full = F.conv_transpose1d(x.transpose(1, 2), self.weight, self.bias, self.stride, groups=self.groups)
             start = self.past * self.stride
             return full[:, :, start : start + size * self.stride].transpose(1, 2)
+        if self.kernel == (self.past + 1) * self.stride and packs(x, self.weight):
+            return self._spread_packed(x, size)
         matrix, one = self.weight.transpose(1, 2).flatten(1), self.stride * self._width
         y = x.new_zeros(one) if self.bias is None else self.bias.repeat(self.stride)
         for ago in range(self.past + 1):
@@ -423,3 +446,15 @@ class ConvTranspose(Streaming):
             else:
                 y[:, : taps.shape[1]] += frames @ taps
         return y.view(x.shape[0], size * self.stride, self._width)
+
+    def _spread_packed(self, x: Tensor, size: int) -> Tensor:
+        """In one product: each input and its `past` meet the taps that fall into the input's stride."""
+
+        def by_age(weight: Tensor) -> Tensor:
+            """[inputs, width, kernel] -> [stride x width, (past + 1) x inputs], the oldest input first."""
+            taps = weight.unflatten(2, (-1, self.stride)).flip(2)
+            return taps.permute(3, 1, 2, 0).flatten(2).flatten(0, 1)
+
+        windows = x.unfold(1, self.past + 1, 1).transpose(2, 3).flatten(2)
+        bias = None if self.bias is None else self.bias.repeat(self.stride)
+        return product(windows, self.weight, bias, matrix=by_age).view(len(x), size * self.stride, self._width)

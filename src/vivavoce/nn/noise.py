@@ -1,9 +1,10 @@
 """Noise that a decoder shapes: white noise, scaled by what each frame asks for, is added to it (SNAC)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vivavoce.nn.chance import normal
+from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.streaming import State, Streaming, lengths_of
 
 
@@ -18,7 +19,7 @@ class Noise(Streaming):
     def __init__(self, width: int, number: int = 0, level: float = 1.0):
         super().__init__()
         self._width, self.number, self.level = width, number, level
-        self.project = nn.Linear(width, width, bias=False)
+        self.project = PackedLinear(width, width, bias=False)
 
     @property
     def width(self):

@@ -1,8 +1,8 @@
 """Products with frozen matrices on the CPU, laid out once as the library that multiplies likes them best.
 
 oneDNN with a packed matrix is about a quarter faster than torch's own product on many frames (docs/benchmarks.md). What
-is made of a weight is kept beside it, as long as it lives, and made anew when the weight has changed; weights that ask
-for a gradient are left alone. The copy takes as much memory again.
+is made of a weight is kept beside it, as long as it lives, and made anew when the weight has changed; where gradients
+are recorded, nothing is. The copy takes as much memory again.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 PACKS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
-FEW = 16  # frames below which a product is bound by reading its matrix, in whatever order
+# A call of oneDNN costs 15 us more than one of torch: products of so many values of a matrix are worth it, whatever the
+# frames beyond the first; of fewer, those of so many multiplications.
+LARGE, WORTH = 1 << 17, 1 << 22
+FEW = 16  # frames below which a product in 8 bits is bound by reading its matrix
 SAMPLES = 64
 
 _kept: Any = WeakTensorKeyDictionary()
@@ -25,8 +28,10 @@ _small: Any = WeakTensorKeyDictionary()  # weights that are to be rounded to 8 b
 
 
 def kept(weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
-    """`make(weight)`, kept from the last call where the weight is still the same; None for one that is not frozen."""
-    if weight.requires_grad or weight.device.type != "cpu" or weight.dtype != torch.float32 or 0 in weight.stride():
+    """`make(weight)`, kept from the last call where the weight is still the same; None for one that is learning."""
+    if weight.requires_grad and torch.is_grad_enabled():
+        return None
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or 0 in weight.stride():
         return None
     version = 0 if weight.is_inference() else weight._version
     # What writes to `.data` leaves no version behind: some values tell.
@@ -47,22 +52,36 @@ def round_to_int8(weight: Tensor) -> None:
     _small[weight] = True
 
 
+def packs(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of frames x [..., K] with `weight` is one of a matrix that is laid out for it."""
+    frames, size = x.shape.numel() // max(1, x.shape[-1]), weight.numel()
+    return PACKS and _plain(x) and frames > 1 and (size >= LARGE or frames * size >= WORTH)
+
+
+def _plain(x: Tensor) -> bool:
+    """Frames in float32 on the CPU, without gradients, and no graph is being traced."""
+    return (
+        x.dtype == torch.float32 and x.device.type == "cpu"
+        and not torch.is_grad_enabled() and not torch.jit.is_tracing()
+    )  # fmt: skip
+
+
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False,
     matrix: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> Tensor:  # fmt: skip
     """x [..., K] times the matrix [N, K] that `matrix` makes of `weight`, plus `bias` [N] -> [..., N], through GELU if
     asked."""
-    plain = torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu"
-    if not plain and x.shape.numel() >= FEW * x.shape[-1]:
-        if weight in _small:
+    if weight in _small:
+        made = None
+        if _plain(x) and x.shape.numel() >= FEW * x.shape[-1]:
             made = kept(weight, lambda found: _rounded(matrix(found)))
-            if made is not None:
-                y = _of_integers(x, made[0], made[1], bias)
-                return F.gelu(y) if gelu else y
-        elif PACKS and (made := kept(weight, lambda found: _packed(matrix(found)))) is not None:
-            after: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
-            return torch.ops.mkldnn._linear_pointwise(x.contiguous(), made, bias, *after)
+        if made is not None:
+            y = _of_integers(x, made[0], made[1], bias)
+            return F.gelu(y) if gelu else y
+    elif packs(x, weight) and (made := kept(weight, lambda found: _packed(matrix(found)))) is not None:
+        after: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), made, bias, *after)
     y = F.linear(x, matrix(weight), bias)
     return F.gelu(y) if gelu else y
 

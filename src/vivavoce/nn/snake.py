@@ -16,13 +16,13 @@ class Snake(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x [B, T, D] -> [B, T, D], written to `out` if given (no gradients then)."""
         share = (self.alpha + 1e-9).reciprocal()
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.numel() < BLOCK:
+        if torch.is_grad_enabled() or (out is None and (x.device.type != "cpu" or x.numel() < BLOCK)):
             return x + share * torch.sin(self.alpha * x).square()
-        y = torch.empty_like(x)
-        frames = max(1, BLOCK // (x.shape[0] * x.shape[2]))
-        for piece, place in zip(x.split(frames, dim=1), y.split(frames, dim=1)):
+        out = torch.empty_like(x) if out is None else out
+        frames = max(1, BLOCK // max(1, x.shape[0] * x.shape[2]))
+        for piece, place in zip(x.split(frames, dim=1), out.split(frames, dim=1)):
             torch.addcmul(piece, share, (piece * self.alpha).sin_().square_(), out=place)
-        return y
+        return out

@@ -354,7 +354,7 @@ class Chain(Streaming):
         for i in range(start, stop):
             part = self.parts[i]
             follower = self.parts[i + 1] if i + 1 < stop else None
-            fused = isinstance(part, Pointwise) and getattr(follower, "applies", None) is type(part.function)
+            fused = isinstance(part, Pointwise) and isinstance(part.function, getattr(follower, "applies", ()))
             if fused and not torch.is_grad_enabled():
                 after[str(i)], ahead = State(emitted=lengths_of(x, lengths)), part.function  # type: ignore[union-attr]
                 continue

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import State, Streaming, lengths_of, slice_rows, zero_padding
+from vivavoce.nn.streaming import State, Streaming, common, lengths_of, slice_rows, zero_padding
 
 
 class TrimmedISTFT(Streaming):
@@ -60,9 +60,7 @@ class TrimmedISTFT(Streaming):
         lengths = lengths_of(x, lengths)
         added = state["overlap"]
         if x.shape[1]:
-            size = (x.shape[1] - 1) * self.stride + self.fft_size
-            columns = self._windows(x, lengths).transpose(1, 2)
-            spread = F.fold(columns, (1, size), (1, self.fft_size), stride=(1, self.stride))[:, :, 0].transpose(1, 2)
+            spread = torch.stack([self._added(part) for part in self._windows(x, lengths)], dim=-1)
             added = torch.cat([spread[:, : self.kept] + added, spread[:, self.kept :]], dim=1)
         ready = lengths * self.stride
         skipped = torch.minimum(state["skip"], ready)
@@ -82,13 +80,26 @@ class TrimmedISTFT(Streaming):
             left = left * rows
         return self._wave(state["overlap"], state["skip"], left), State({**state, "emitted": left})
 
-    def _windows(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Spectra [B, T, inputs] -> windowed samples and squared windows [B, T, 2 x fft_size], zero beyond lengths."""
+    def _windows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Spectra [B, T, 2 x (fft_size / 2 + 1)] -> windowed samples and squared windows, both [B, T, fft_size], zero
+        beyond lengths."""
         magnitude, phase = x.to(_wide(x.dtype)).chunk(2, dim=-1)
         spectrum = torch.polar(magnitude.exp().clamp(max=self.loudest), phase)
         samples = torch.fft.irfft(spectrum, n=self.fft_size) * self.taper
-        both = torch.cat([samples, self.taper.square().expand_as(samples)], dim=-1)
-        return zero_padding(both, lengths)
+        squares = self.taper.square().expand_as(samples)
+        if common(lengths) == x.shape[1]:
+            return samples, squares
+        return zero_padding(samples, lengths), zero_padding(squares, lengths)
+
+    def _added(self, windows: Tensor) -> Tensor:
+        """Windows [B, T, fft_size], a hop apart, added up -> [B, (T - 1) x hop + fft_size]."""
+        batch, count, _ = windows.shape
+        hops, lacking = -(-self.fft_size // self.stride), -self.fft_size % self.stride
+        pieces = (F.pad(windows, (0, lacking)) if lacking else windows).unflatten(2, (hops, self.stride))
+        total = windows.new_zeros(batch, count + hops - 1, self.stride)
+        for number in range(hops):
+            total[:, number : number + count] += pieces[:, :, number]
+        return total.flatten(1)[:, : (count - 1) * self.stride + self.fft_size]
 
     @staticmethod
     def _wave(added: Tensor, start: Tensor, count: Tensor) -> Tensor:

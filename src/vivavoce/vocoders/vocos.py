@@ -1,6 +1,6 @@
 """Vocos: frames to waveform through a ConvNeXt body and an inverse STFT (Siuzdak 2023, arXiv:2306.00814)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,11 @@ from vivavoce.audio.mel import mel_filters
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.istft import StreamingISTFT
+from vivavoce.nn.pairs import Pair, Published, weight_and_bias
+from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
-from vivavoce.nn.weights import read_pickle
+from vivavoce.nn.weights import load_module, read_pickle
 from vivavoce.vocoders.attention_prenet import AttentionPrenet
 from vivavoce.vocoders.hifigan import centred
 from vivavoce.vocoders.istft import TrimmedISTFT
@@ -99,8 +101,8 @@ class Vocos(Chain):
             left, right = (6, 0) if causal else (3, 3)
             depthwise = Conv(width, width, 7, groups=width, left=left, right=right, complete=False)
             mix = nn.Sequential(
-                _norm(config), nn.Linear(width, config.hidden), nn.GELU(),
-                nn.Linear(config.hidden, width), Scale(width, 1 / config.layers),
+                _norm(config), PackedLinear(width, config.hidden), nn.GELU(),
+                PackedLinear(config.hidden, width), Scale(width, 1 / config.layers),
             )
             parts.append(Residual(Chain(depthwise, Pointwise(mix, width))))
         head: Streaming
@@ -109,7 +111,7 @@ class Vocos(Chain):
         else:
             trim = config.fft_size // 2 if config.padding == "center" else (config.fft_size - config.hop) // 2
             head = TrimmedISTFT(config.fft_size, config.hop, trim)
-        last = nn.Sequential(nn.LayerNorm(width, EPSILON), nn.Linear(width, config.fft_size + 2))
+        last = nn.Sequential(nn.LayerNorm(width, EPSILON), PackedLinear(width, config.fft_size + 2))
         super().__init__(*parts, Pointwise(last, config.fft_size + 2), head)
         self.config = config
         self.sample_rate = config.sample_rate
@@ -184,23 +186,48 @@ def from_vocos(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Vocos:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"not a Vocos config: {error} is missing") from None
     model = Vocos(sizes)
-    names = {"parts.0": "backbone.embed", "parts.1.function": "backbone.norm"}
-    for i in range(sizes.layers):
-        block, theirs = f"parts.{i + 2}.inner.parts", f"backbone.convnext.{i}"
-        inner = f"{block}.1.function"
-        names |= {f"{block}.0": f"{theirs}.dwconv", f"{inner}.0": f"{theirs}.norm", f"{inner}.1": f"{theirs}.pwconv1",
-                  f"{inner}.3": f"{theirs}.pwconv2", f"{inner}.4.gain": f"{theirs}.gamma"}
-    last = f"parts.{sizes.layers + 2}.function"
-    names |= {f"{last}.0": "backbone.final_layer_norm", f"{last}.1": "head.out"}
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            stem, _, leaf = key.rpartition(".")
-            if stem.endswith((".scale", ".shift")):  # of a conditioned norm
-                stem, _, kind = stem.rpartition(".")
-                leaf = f"{kind}.{leaf}"
-            name = names[key] if key in names else f"{names[stem]}.{leaf}"
-            if name not in state or state[name].shape != parameter.shape:
-                found = tuple(state[name].shape) if name in state else "missing"
-                raise CheckpointError(f"{name} is {found}, the config says {tuple(parameter.shape)}")
-            parameter.copy_(state[name])
+    load_module(model, Published(state, "the checkpoint").all(vocos_pairs(model)), "the checkpoint")
     return model.eval()
+
+
+def vocos_pairs(model: Vocos, ours: str = "") -> Iterator[Pair]:
+    """The names of the package's `backbone` and `head`, WavTokenizer's attention among them; ours begin with `ours`."""
+    sizes = model.config
+    yield from weight_and_bias(f"{ours}parts.0", "backbone.embed")
+    first = 1
+    if sizes.prenet:
+        yield from _prenet_pairs(f"{ours}parts.1", "backbone.pos_net", sizes.width)
+        first = 2
+    yield from _norm_pairs(sizes, f"{ours}parts.{first}.function", "backbone.norm")
+    for number in range(sizes.layers):
+        block, theirs = f"{ours}parts.{first + 1 + number}.inner.parts", f"backbone.convnext.{number}"
+        inner = f"{block}.1.function"
+        yield from weight_and_bias(f"{block}.0", f"{theirs}.dwconv")
+        yield from _norm_pairs(sizes, f"{inner}.0", f"{theirs}.norm")
+        yield from weight_and_bias(f"{inner}.1", f"{theirs}.pwconv1")
+        yield from weight_and_bias(f"{inner}.3", f"{theirs}.pwconv2")
+        yield Pair(f"{inner}.4.gain", [f"{theirs}.gamma"])
+    last = f"{ours}parts.{first + 1 + sizes.layers}.function"
+    yield from weight_and_bias(f"{last}.0", "backbone.final_layer_norm")
+    yield from weight_and_bias(f"{last}.1", "head.out")
+
+
+def _norm_pairs(sizes: VocosConfig, ours: str, theirs: str) -> Iterator[Pair]:
+    if not sizes.conditions:
+        yield from weight_and_bias(ours, theirs)
+        return
+    for kind in ("scale", "shift"):
+        yield from weight_and_bias(f"{ours}.{kind}", f"{theirs}.{kind}", bias=False)
+
+
+def _prenet_pairs(ours: str, theirs: str, width: int) -> Iterator[Pair]:
+    """Six parts in a row there: two residual blocks, attention, two blocks, a norm."""
+    for number, place in enumerate(("before.0", "before.1", "", "behind.0", "behind.1")):
+        for part in ("norm1", "conv1", "norm2", "conv2") if place else ():
+            yield from weight_and_bias(f"{ours}.{place}.{part}", f"{theirs}.{number}.{part}")
+    yield from weight_and_bias(f"{ours}.norm", f"{theirs}.2.norm")
+    for kind, behind in (("weight", 1), ("bias", 0)):
+        names = [f"{theirs}.2.{name}.{kind}" for name in "qkv"]
+        yield Pair(f"{ours}.qkv.{kind}", names, rows=[width] * 3, behind=behind)
+        yield Pair(f"{ours}.out.{kind}", [f"{theirs}.2.proj_out.{kind}"], behind=behind)
+    yield from weight_and_bias(f"{ours}.last", f"{theirs}.5")
