@@ -1,16 +1,18 @@
 """Other people's model directories: `config.json`, and weights in one safetensors file, in shards, or in a pickle."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vivavoce.errors import CheckpointError
-from vivavoce.nn.weights import read_pickle, read_safetensors
+from vivavoce.nn.weights import read_pickle, read_safetensors, written_whole
 
 CONFIG, WEIGHTS, SHARDS, PICKLE = "config.json", "model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin"
+PREPROCESSOR = "preprocessor_config.json"
 INDEX = f"{WEIGHTS}.index.json"
 FILES = [CONFIG, WEIGHTS, INDEX, SHARDS]
 
@@ -69,3 +71,24 @@ def _shards(folder: Path) -> list[Path]:
         if Path(name).name != name or not (folder / name).is_file():
             raise CheckpointError(f"{folder}: shard {name!r} is missing")
     return [folder / name for name in names]
+
+
+def save_directory(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    preprocessor: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory of transformers' form: `config.json`, `model.safetensors`, and what a feature extractor
+    is told. Raises `CheckpointError` where the disk refuses."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, said in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
+        if said is not None:
+            with written_whole(folder / name) as part:
+                part.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    with written_whole(folder / WEIGHTS) as part:
+        apart = {"memory_format": torch.contiguous_format}
+        own = {name: tensor.detach().cpu().clone(**apart) for name, tensor in tensors.items()}
+        save_file(own, part, metadata={"format": "pt"})

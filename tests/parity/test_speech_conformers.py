@@ -10,7 +10,8 @@ import transformers
 from proves import proves
 from ssl_models import agree, published
 from vivavoce.encoders.conformer import SpeechConformer, StackedMel
-from vivavoce.encoders.conformer_weights import _rename, load_speech_conformer, read_config
+from vivavoce.encoders.conformer_weights import NAMES, load_speech_conformer, read_config
+from vivavoce.encoders.pretrained import our_name
 from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import CheckpointError
 
@@ -80,7 +81,7 @@ def test_the_published_size_has_the_reference_s_names_and_shapes():
     config = transformers.Wav2Vec2BertConfig()
     with torch.device("meta"):
         theirs, ours = transformers.Wav2Vec2BertModel(config), SpeechConformer(read_config(config.to_dict()))
-    found = {_rename(key): value for key, value in theirs.state_dict().items()}
+    found = {our_name(NAMES["wav2vec2-bert"], key): value for key, value in theirs.state_dict().items()}
     found.pop(None, None)
     assert found.keys() == ours.state_dict().keys()
     for key, value in ours.state_dict().items():

@@ -12,7 +12,7 @@ from peers import peer
 from proves import proves
 from ssl_models import agree, published
 from vivavoce.encoders.mfcc import MFCCEncoder
-from vivavoce.encoders.pretrained import _rename, fold_position, load_speech_transformer, read_config
+from vivavoce.encoders.pretrained import NAMES, fold_position, load_speech_transformer, our_name, read_config
 from vivavoce.encoders.registry import build_encoder
 from vivavoce.encoders.speech_transformer import SpeechTransformer
 from vivavoce.errors import CheckpointError
@@ -122,7 +122,7 @@ def test_the_published_size_has_the_reference_s_names_and_shapes(name):
     config = config_class(**options)
     with torch.device("meta"):
         theirs, ours = model_class(config), SpeechTransformer(read_config(config.to_dict()))
-    found = {_rename(key): value for key, value in fold_position(dict(theirs.state_dict())).items()}
+    found = {our_name(NAMES, key): value for key, value in fold_position(dict(theirs.state_dict())).items()}
     found.pop(None, None)
     assert found.keys() == ours.state_dict().keys()
     for key, value in ours.state_dict().items():

@@ -137,8 +137,8 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     reference(1).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
-        ({"unit_embed_dim": 40}, "config says"), ({"upsample_rates": [5, 4, 4, 2, 2, 2],
-         "upsample_kernel_sizes": [11, 8, 8, 4, 4, 4]}, "has no"), ({"model_type": "bert"}, "neither"),
+        ({"unit_embed_dim": 40}, "by its configuration"), ({"upsample_rates": [5, 4, 4, 2, 2, 2],
+         "upsample_kernel_sizes": [11, 8, 8, 4, 4, 4]}, "is missing"), ({"model_type": "bert"}, "neither"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):

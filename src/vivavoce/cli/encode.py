@@ -35,9 +35,11 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write the tokens of audio to a compact file, each code in as few bits as its codebook needs.
 
-        A recording may be of any length: memory does not grow with it where the tokenizer streams.
+        A recording may be of any length: memory does not grow with it where the tokenizer streams. OUT.dac is
+        descript-audio-codec's own file, of a DAC.
         """
         import vivavoce
+        from vivavoce.cli.dac_files import encode_dac, is_dac
         from vivavoce.cli.options import pickled, placed
         from vivavoce.data.files import atomic
         from vivavoce.errors import need
@@ -47,6 +49,9 @@ def register(app: typer.Typer) -> None:
             need("constriction", "entropy", "entropy coding")
         place = placed(device, dtype)
         tokenizer = vivavoce.load_tokenizer(model, codebooks=codebooks, **pickled(allow_pickle), **place)
+        if is_dac(output):
+            tell({"model": model, **encode_dac(tokenizer, recording, output), "output": str(output)}, as_json)
+            return
         with atomic(output, "wb") as file, _plain(file, entropy) as first:
             writer = CodesWriter(first, _header(model, tokenizer))
             samples = _encode(tokenizer, recording, writer)
@@ -73,9 +78,11 @@ def register(app: typer.Typer) -> None:
         """Turn a compact file of tokens back into audio; refuses codes that another tokenizer made.
 
         A file that is cut off is decoded as far as it goes, with a warning. In one that is damaged the place is named.
+        IN.dac is descript-audio-codec's own file: with MODEL, and --allow-pickle.
         """
         import vivavoce
         from vivavoce.audio import writer
+        from vivavoce.cli.dac_files import decode_dac, is_dac
         from vivavoce.cli.options import pickled, placed
         from vivavoce.errors import DataError, RequestError
         from vivavoce.tokenizers.blocks import BlockDecoder
@@ -84,6 +91,9 @@ def register(app: typer.Typer) -> None:
 
         if len(places) > 2:
             raise RequestError(f"{len(places)} places: a model and a file are expected, or a file")
+        if is_dac(places[-1]):
+            tell(decode_dac(places, output, allow_pickle, **placed(device, dtype)), as_json)
+            return
         damage = Damage()
         reader = CodesReader(places[-1], damage)
         header = reader.header

@@ -10,12 +10,14 @@ from typing import cast
 from torch import Tensor
 
 from vivavoce.codecs.codec import Codec
-from vivavoce.codecs.seanet_weights import Published, Style
+from vivavoce.codecs.seanet_weights import Style
 from vivavoce.codecs.snake_stack import DILATIONS, SnakeConfig
 from vivavoce.nn.antialiased import AntiAliased
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.local_attention import LocalAttention
+from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.noise import Noise
+from vivavoce.nn.pairs import Pair, Published, theirs_of, weight_and_bias
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.snake import Snake
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
@@ -30,28 +32,51 @@ UNIT = {
 def fill_snake(codec: Codec, tensors: Mapping[str, Tensor], style: Style, where: str) -> None:
     """Load a published checkpoint into a codec of its shape. Raises `CheckpointError` for what does not fit."""
     source = Published(tensors, where)
-    own: dict[str, Tensor] = {}
-    for stack, chain in (("encoder", codec.encoder), ("decoder", codec.decoder)):
-        parts = [part for part in chain if any(True for _ in part.parameters())]
-        stems = numbered(stack, parts) if style == "original" else named(stack, stack, codec.config)
-        take_parts(own, source, chain, stack, stems, style)
-    for number in range(codec.quantizer.codebooks):
-        theirs, ours = f"quantizer.quantizers.{number}", f"quantizer.levels.{number}"
-        for mine, name in (("input_projection", "in_proj"), ("output_projection", "out_proj")):
-            own[f"{ours}.{mine}.weight"] = source.take(f"{theirs}.{name}.weight").squeeze(-1)
-            own[f"{ours}.{mine}.bias"] = source.take(f"{theirs}.{name}.bias")
-        own[f"{ours}.entries"] = source.take(f"{theirs}.codebook.weight")
-    load_module(codec, own, where)
+    load_module(codec, source.all(_pairs(codec, style)), where)
     source.finish()
 
 
-def take_parts(
-    own: dict[str, Tensor], source: Published, chain: Chain, ours: str, stems: Iterable[str], style: Style
-) -> None:
-    """The parts of a chain that have weights, named `ours` here and by `stems`, one each, there."""
+def transformers_snake(codec: Codec) -> dict[str, Tensor]:
+    """The tensors of a DAC as DacModel names them, without weight normalisation."""
+    return theirs_of(_pairs(codec, "transformers"), codec.state_dict())
+
+
+def _pairs(codec: Codec, style: Style) -> Iterator[Pair]:
+    for stack, chain in (("encoder", codec.encoder), ("decoder", codec.decoder)):
+        parts = [part for part in chain if any(True for _ in part.parameters())]
+        stems = numbered(stack, parts) if style == "original" else named(stack, stack, codec.config)
+        yield from stack_pairs(chain, stack, stems, style)
+    for number in range(codec.quantizer.codebooks):
+        yield from factorized_pairs(f"quantizer.levels.{number}", f"quantizer.quantizers.{number}")
+
+
+def factorized_pairs(ours: str, theirs: str, codebook: str = "codebook", behind: int = 1) -> Iterator[Pair]:
+    """A codebook that is looked up by angle, and its projections, whose weights have `behind` axes of 1 more there."""
+    for mine, name in (("input_projection", "in_proj"), ("output_projection", "out_proj")):
+        yield Pair(f"{ours}.{mine}.weight", [f"{theirs}.{name}.weight"], behind=behind)
+        yield Pair(f"{ours}.{mine}.bias", [f"{theirs}.{name}.bias"])
+    yield Pair(f"{ours}.entries", [f"{theirs}.{codebook}.weight"])
+
+
+def fill_bigcodec(codec: Codec, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load BigCodec's own checkpoint, its encoder's tensors named `encoder.…`, the rest `decoder.…`."""
+    source = Published(tensors, where)
+    pairs: list[Pair] = []
+    for stack, chain in (("encoder", codec.encoder), ("decoder", codec.decoder)):
+        parts = [part for part in chain if any(True for _ in part.parameters())]
+        pairs += stack_pairs(chain, stack, numbered(stack, parts), "original")
+    for number in range(codec.quantizer.codebooks):
+        theirs = f"decoder.quantizer.layers.{number}"
+        pairs += factorized_pairs(f"quantizer.levels.{number}", theirs, "_codebook", behind=0)
+    load_module(codec, source.all(pairs), where)
+    source.finish()
+
+
+def stack_pairs(chain: Chain, ours: str, stems: Iterable[str], style: Style, first: int = 0) -> Iterator[Pair]:
+    """The parts of a chain, from `first` on, that have weights, named `ours` here and by `stems`, one each, there."""
     parts = [(place, part) for place, part in enumerate(chain) if any(True for _ in part.parameters())]
-    for (place, part), stem in zip(parts, stems, strict=True):
-        _part(own, source, part, f"{ours}.parts.{place}", stem, style)
+    for (place, part), stem in zip([each for each in parts if each[0] >= first], stems, strict=True):
+        yield from _part(part, f"{ours}.parts.{place}", stem, style)
 
 
 def numbered(stack: str, parts: list[Streaming]) -> Iterator[str]:
@@ -85,26 +110,24 @@ def named(stack: str, prefix: str, config: SnakeConfig) -> Iterator[str]:
     yield f"{prefix}.conv2"
 
 
-def _part(
-    own: dict[str, Tensor], source: Published, part: Streaming, ours: str, theirs: str, style: Style
-) -> None:
+def _part(part: Streaming, ours: str, theirs: str, style: Style) -> Iterator[Pair]:
     """A convolution, activation, residual unit, noise or attention."""
     if isinstance(part, Conv | ConvTranspose):
-        for kind in ("weight", "bias"):
-            own[f"{ours}.{kind}"] = source.take(f"{theirs}.{kind}")
+        yield from weight_and_bias(ours, theirs)
+    elif isinstance(part, LSTM):
+        for name, _ in part.lstm.named_parameters():
+            yield Pair(f"{ours}.lstm.{name}", [f"{theirs}.lstm.{name}"])
     elif isinstance(part, AntiAliased):
         for kind in ("alpha", "beta"):
-            own[f"{ours}.parts.1.function.{kind}"] = source.take(f"{theirs}.act.{kind}").flatten()
+            yield Pair(f"{ours}.parts.1.function.{kind}", [f"{theirs}.act.{kind}"])
     elif isinstance(part, Pointwise) and isinstance(part.function, Snake):
-        own[f"{ours}.function.alpha"] = source.take(f"{theirs}.alpha").flatten()
+        yield Pair(f"{ours}.function.alpha", [f"{theirs}.alpha"], before=1, behind=1)
     elif isinstance(part, Residual):
         for place, (layer, name) in enumerate(zip(cast(Chain, part.inner), UNIT[style], strict=True)):
-            _part(own, source, layer, f"{ours}.inner.parts.{place}", f"{theirs}.{name}", style)
+            yield from _part(layer, f"{ours}.inner.parts.{place}", f"{theirs}.{name}", style)
     elif isinstance(part, Noise):
-        own[f"{ours}.project.weight"] = source.take(f"{theirs}.linear.weight").squeeze(-1)
+        yield Pair(f"{ours}.project.weight", [f"{theirs}.linear.weight"], behind=1)
     elif isinstance(part, LocalAttention):
-        for mine, name in (("norm.weight", "norm.weight"), ("norm.bias", "norm.bias"),
-                           ("attention.qkv.weight", "to_qkv.weight"), ("attention.out.weight", "to_out.weight")):
-            own[f"{ours}.{mine}"] = source.take(f"{theirs}.{name}")
-        if source.has(f"{theirs}.rel_pos.inv_freq"):  # of the positions, which are computed
-            source.take(f"{theirs}.rel_pos.inv_freq")
+        yield from weight_and_bias(f"{ours}.norm", f"{theirs}.norm")
+        yield Pair(f"{ours}.attention.qkv.weight", [f"{theirs}.to_qkv.weight"])
+        yield Pair(f"{ours}.attention.out.weight", [f"{theirs}.to_out.weight"])

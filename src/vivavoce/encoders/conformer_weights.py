@@ -4,28 +4,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vivavoce.encoders.conformer import SpeechConformer, SpeechConformerConfig
+from vivavoce.encoders.names import Names
 from vivavoce.encoders.pretrained import (
+    FRONT_NAMES,
+    MASKLESS,
     check_settings,
     check_sizes,
     fill,
     find_published,
-    front_name,
+    our_name,
     read_preprocessor,
     without_prefix,
 )
 from vivavoce.errors import CheckpointError
 from vivavoce.nn.conformer import ConformerConfig
+from vivavoce.nn.weight_norm import parametrized
 from vivavoce.pretrained import read_weights
 
 FAMILIES = {"wav2vec2-bert": "wav2vec2_bert", "wav2vec2-conformer": "wav2vec2_conformer"}
-_SIZES = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_depthwise_kernel_size",
-    "position_embeddings_type", "layer_norm_eps",
-)  # fmt: skip
-_FRONT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm")
+# Ours <- theirs: what both have under names of their own, of the conformer and of the front that hears waveforms.
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feedforward": "intermediate_size",
+    "kernel": "conv_depthwise_kernel_size",
+}
+_OFFSETS = {"most_left": "left_max_position_embeddings", "most_right": "right_max_position_embeddings",
+            "rope_theta": "rotary_embedding_base"}  # fmt: skip
+_FRONT = {
+    "conv_widths": "conv_dim",
+    "conv_kernels": "conv_kernel",
+    "conv_strides": "conv_stride",
+    "conv_bias": "conv_bias",
+    "front_norm": "feat_extract_norm",
+}
+_OTHERS = ("position_embeddings_type", "layer_norm_eps")
 _POSITIONS = {None: "none", "relative": "relative", "relative_key": "relative_key", "rotary": "rope_before"}
 _ACTIVATIONS = {"swish": "silu", "silu": "silu", "gelu": "gelu", "relu": "relu"}
 _BLOCK = {
@@ -44,14 +62,27 @@ _BLOCK = {
     "conv_module.layer_norm": "conv.norm",
     "conv_module.pointwise_conv1": "conv.widen",
     "conv_module.depthwise_conv": "conv.depthwise",
-    "conv_module.depthwise_layer_norm": "conv.inner_norm",
-    "conv_module.batch_norm": "conv.inner_norm",
     "conv_module.pointwise_conv2": "conv.narrow",
     "ffn2_layer_norm": "second_norm",
     "ffn2.intermediate_dense": "second.inner",
     "ffn2.output_dense": "second.out",
     "final_layer_norm": "norm",
 }
+_NORM = {"wav2vec2-bert": "depthwise_layer_norm", "wav2vec2-conformer": "batch_norm"}
+NAMES = {
+    family: Names(
+        {
+            **FRONT_NAMES,
+            **{f"encoder.layers.*.{theirs}": f"body.blocks.*.{ours}" for theirs, ours in _BLOCK.items()},
+            f"encoder.layers.*.conv_module.{norm}": "body.blocks.*.conv.inner_norm",
+            "encoder.layer_norm": "norm",
+        }
+    )
+    for family, norm in _NORM.items()
+}
+# transformers' conformer has the former and does not use it; the latter is computed.
+_UNUSED = ("encoder.pos_conv_embed.", "encoder.embed_positions.")
+_LINEAR = ("conv.widen.weight", "conv.narrow.weight")  # pointwise convolutions there
 
 
 def load_speech_conformer(
@@ -75,34 +106,27 @@ def read_config(
     check_settings(config, source, add_adapter=False, feat_extract_activation="gelu",
                    use_intermediate_ffn_before_adapter=False)
     waveform = family == "wav2vec2-conformer"
-    check_sizes(config, source, (*_SIZES, *(_FRONT if waveform else ("feature_projection_input_dim",))))
+    front = _FRONT.values() if waveform else ("feature_projection_input_dim",)
+    check_sizes(config, source, (*_SIZES.values(), *_OTHERS, *front))
     if config["position_embeddings_type"] not in _POSITIONS or config.get("hidden_act", "swish") not in _ACTIVATIONS:
         raise CheckpointError(f"{source}: position_embeddings_type={config['position_embeddings_type']!r}, hidden_act="
                               f"{config.get('hidden_act')!r}: not both are supported")
     body = ConformerConfig(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        feedforward=config["intermediate_size"],
-        kernel=config["conv_depthwise_kernel_size"],
+        **{ours: config[theirs] for ours, theirs in _SIZES.items()},
+        **{ours: config[theirs] for ours, theirs in _OFFSETS.items() if theirs in config},
         conv_causal=not waveform,
         conv_norm="batch" if waveform else "layer",
         activation=_ACTIVATIONS[config.get("hidden_act", "swish")],
         positions=_POSITIONS[config["position_embeddings_type"]],  # type: ignore[arg-type]
-        most_left=config.get("left_max_position_embeddings", 64),
-        most_right=config.get("right_max_position_embeddings", 8),
-        rope_theta=config.get("rotary_embedding_base", 10000),
         norm_eps=1e-5 if waveform else config["layer_norm_eps"],
     )
     if waveform:
+        sizes = {ours: config[theirs] for ours, theirs in _FRONT.items()}
+        sizes |= {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
         return SpeechConformerConfig(
             body,
             front="waveform",
-            conv_widths=tuple(config["conv_dim"]),
-            conv_kernels=tuple(config["conv_kernel"]),
-            conv_strides=tuple(config["conv_stride"]),
-            conv_bias=config["conv_bias"],
-            front_norm=config["feat_extract_norm"],
+            **sizes,
             epsilon=config["layer_norm_eps"],
             last_norm=True,
             normalize=heard.get("do_normalize", False),
@@ -115,28 +139,45 @@ def read_config(
     return SpeechConformerConfig(body, mels=mels, stack=stack, epsilon=config["layer_norm_eps"])
 
 
+def transformers_config(config: SpeechConformerConfig, family: str) -> dict[str, Any]:
+    """What `read_config` reads of a model_type, of our sizes: without the vector for masked frames."""
+    body = config.body
+    assert isinstance(body, ConformerConfig)
+    kinds = {ours: theirs for theirs, ours in _POSITIONS.items()}
+    sizes = {theirs: getattr(body, ours) for ours, theirs in {**_SIZES, **_OFFSETS}.items()}
+    found = {"model_type": family, **sizes, "intermediate_size": body.inner, "hidden_act": body.activation}
+    found["rotary_embedding_base"] = int(body.rope_theta)
+    found |= {"position_embeddings_type": kinds.get(body.positions), "layer_norm_eps": config.epsilon, **MASKLESS}
+    if family == "wav2vec2-bert":
+        return {**found, "feature_projection_input_dim": config.mels * config.stack}
+    found |= {theirs: getattr(config, ours) for ours, theirs in _FRONT.items()}
+    # The convolution that nothing uses is as small as can be.
+    found |= {"num_conv_pos_embeddings": 1, "num_conv_pos_embedding_groups": body.width}
+    return {**found, "num_feat_extract_layers": len(config.conv_widths), "feat_extract_activation": "gelu"}
+
+
+def transformers_weights(model: SpeechConformer, family: str) -> dict[str, Tensor]:
+    """A state dict of transformers' class of a model_type."""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.detach()
+        found[NAMES[family].theirs(name) or name] = value[..., None] if name.endswith(_LINEAR) else value
+    body = model.config.body
+    if isinstance(body, ConformerConfig) and body.positions == "rope_before":
+        size = body.width // body.heads
+        found["encoder.embed_positions.inv_freq"] = 1.0 / body.rope_theta ** (torch.arange(0, size, 2).float() / size)
+    if family == "wav2vec2-conformer":
+        name, width = "encoder.pos_conv_embed.conv", model.width
+        found |= zip(parametrized(f"{name}.weight"), (torch.ones(1, 1, 1), torch.ones(width, 1, 1)), strict=True)
+        found[f"{name}.bias"] = torch.zeros(width)
+    return found
+
+
 def load_weights(model: SpeechConformer, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
     """Copy a transformers state dict; quantizers and heads are left out, anything else must fit exactly."""
-    ours = {}
+    family, ours = "wav2vec2-bert" if model.config.front == "mel" else "wav2vec2-conformer", {}
     for key, value in without_prefix(state, FAMILIES.values()).items():
-        name = _rename(key)
+        name = None if key.startswith(_UNUSED) else our_name(NAMES[family], key)
         if name is not None:
-            # Pointwise convolutions are linear layers here.
-            ours[name] = value[..., 0] if name.endswith(("conv.widen.weight", "conv.narrow.weight")) else value
+            ours[name] = value[..., 0] if name.endswith(_LINEAR) else value
     fill(model, ours, source)
-
-
-def _rename(key: str) -> str | None:
-    """Our name of a weight of theirs; None for weights that features do not need."""
-    parts = key.split(".")
-    if parts[0] != "encoder":
-        return front_name(key)
-    if parts[1] == "pos_conv_embed" or parts[1] == "embed_positions":
-        return None  # transformers' conformer has the former and does not use it
-    if parts[1] != "layers":
-        return ".".join(parts[1:]).replace("layer_norm", "norm")
-    index, rest = parts[2], ".".join(parts[3:])
-    if rest in _BLOCK:
-        return f"body.blocks.{index}.{_BLOCK[rest]}"
-    name, leaf = rest.rsplit(".", 1)
-    return f"body.blocks.{index}.{_BLOCK.get(name, name)}.{leaf}"

@@ -8,31 +8,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivavoce.encoders.names import Names
 from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
 from vivavoce.errors import CheckpointError
 from vivavoce.hub import local_place
-from vivavoce.pretrained import CONFIG, FILES, PICKLE, has_safetensors, read_json, read_weights
+from vivavoce.nn.weight_norm import length_and_direction, parametrized
+from vivavoce.pretrained import CONFIG, FILES, PICKLE, PREPROCESSOR, has_safetensors, read_json, read_weights
 
-PREPROCESSOR = "preprocessor_config.json"
 # model_type -> what the names of its weights begin with where a head stands on the trunk
 FAMILIES = {
     "hubert": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm", "data2vec-audio": "data2vec_audio",
     "unispeech": "unispeech", "unispeech-sat": "unispeech_sat",
 }  # fmt: skip
-_SIZES = (
-    "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "layer_norm_eps",
-)
-_OWN_SIZES = {"wavlm": ("num_buckets", "max_bucket_distance"), "data2vec-audio": ("conv_pos_kernel_size",)}
-_FORM = ("feat_extract_norm", "do_stable_layer_norm")  # data2vec has one form only
-_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
-_BLOCK = {
-    "layer_norm": "attention_norm",
-    "final_layer_norm": "feedforward_norm",
-    "feed_forward.intermediate_dense": "widen",
-    "feed_forward.output_dense": "narrow",
-    "attention.gru_rel_pos_linear": "gate",
+# Ours <- theirs: what both have under names of their own.
+_SIZES = {
+    "conv_widths": "conv_dim",
+    "conv_kernels": "conv_kernel",
+    "conv_strides": "conv_stride",
+    "conv_bias": "conv_bias",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "position_groups": "num_conv_pos_embedding_groups",
+    "epsilon": "layer_norm_eps",
 }
+_WAVLM = {"relative_buckets": "num_buckets", "relative_distance": "max_bucket_distance"}
+_STACK = {"position_kernel": "conv_pos_kernel_size", "position_layers": "num_conv_pos_embeddings"}  # data2vec's form
+_FORMS = {
+    "position_kernel": "num_conv_pos_embeddings",
+    "front_norm": "feat_extract_norm",
+    "stable": "do_stable_layer_norm",
+}
+_GELU = {"hidden_act": "gelu", "feat_extract_activation": "gelu"}
+MASKLESS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}  # so that the model has no vector for masked frames
+_HUBERT = {"projection_norm": "feat_proj_layer_norm", "position_batch_norm": "conv_pos_batch_norm"}
+FRONT_NAMES = {
+    "feature_extractor.conv_layers.*.conv": "front.*.conv",
+    "feature_extractor.conv_layers.*.layer_norm": "front.*.norm",
+    "feature_projection.layer_norm": "front_norm",
+    "feature_projection.projection": "projection",
+}
+NAMES = Names(
+    {
+        **FRONT_NAMES,
+        "encoder.pos_conv_embed.conv": "position",
+        "encoder.pos_conv_embed.batch_norm": "position.norm",
+        "encoder.pos_conv_embed.layers.*.conv": "position.*",
+        "encoder.layer_norm": "norm",
+        "encoder.layers.0.attention.rel_attn_embed": "bias.scores",
+        "encoder.layers.*.attention.gru_rel_pos_const": "blocks.*.gate_scale",
+        "encoder.layers.*.attention.gru_rel_pos_linear": "blocks.*.gate",
+        "encoder.layers.*.attention.q_proj": "blocks.*.query",
+        "encoder.layers.*.attention.k_proj": "blocks.*.key",
+        "encoder.layers.*.attention.v_proj": "blocks.*.value",
+        "encoder.layers.*.attention.out_proj": "blocks.*.output",
+        "encoder.layers.*.layer_norm": "blocks.*.attention_norm",
+        "encoder.layers.*.final_layer_norm": "blocks.*.feedforward_norm",
+        "encoder.layers.*.feed_forward.intermediate_dense": "blocks.*.widen",
+        "encoder.layers.*.feed_forward.output_dense": "blocks.*.narrow",
+    }
+)
+_POSITION = "encoder.pos_conv_embed.conv.weight"
 
 
 def load_speech_transformer(
@@ -69,32 +106,39 @@ def read_config(config: Mapping[str, Any], normalize: bool = False, source: str 
     family = config.get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(f"{source}: model_type {family!r} is none of {', '.join(FAMILIES)}")
-    check_settings(config, source, hidden_act="gelu", feat_extract_activation="gelu", add_adapter=False,
-                   adapter_attn_dim=None)
-    stacked = family == "data2vec-audio"
-    check_sizes(config, source, (*_SIZES, *_OWN_SIZES.get(family, ()), *(() if stacked else _FORM)))
-    kernel = config["conv_pos_kernel_size" if stacked else "num_conv_pos_embeddings"]
-    return SpeechTransformerConfig(
-        conv_widths=tuple(config["conv_dim"]),
-        conv_kernels=tuple(config["conv_kernel"]),
-        conv_strides=tuple(config["conv_stride"]),
-        conv_bias=config["conv_bias"],
-        front_norm="layer" if stacked else config["feat_extract_norm"],
-        projection_norm=config.get("feat_proj_layer_norm", True),
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        hidden=config["intermediate_size"],
-        position_kernel=kernel,
-        position_groups=config["num_conv_pos_embedding_groups"],
-        position_layers=config["num_conv_pos_embeddings"] if stacked else 0,
-        position_batch_norm=config.get("conv_pos_batch_norm", False),
-        stable=not stacked and config["do_stable_layer_norm"],
-        epsilon=config["layer_norm_eps"],
-        relative_buckets=config["num_buckets"] if family == "wavlm" else 0,
-        relative_distance=config["max_bucket_distance"] if family == "wavlm" else 800,
-        normalize=normalize,
-    )
+    check_settings(config, source, **_GELU, add_adapter=False, adapter_attn_dim=None)
+    sizes = {**_SIZES, **_own(family)}
+    check_sizes(config, source, sizes.values())
+    found = {ours: config[theirs] for ours, theirs in sizes.items()}
+    found |= {ours: config[theirs] for ours, theirs in _HUBERT.items() if theirs in config}
+    found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    if family == "data2vec-audio":
+        found["front_norm"] = "layer"
+    return SpeechTransformerConfig(**found, normalize=normalize)
+
+
+def transformers_config(config: SpeechTransformerConfig, family: str) -> dict[str, Any]:
+    """What `read_config` reads of a model_type, of our sizes: without the vector for masked frames."""
+    sizes = {**_SIZES, **_own(family), **(_HUBERT if family == "hubert" else {})}
+    found = {theirs: getattr(config, ours) for ours, theirs in sizes.items()}
+    return {"model_type": family, **found, "num_feat_extract_layers": len(config.conv_widths), **_GELU, **MASKLESS}
+
+
+def transformers_weights(model: SpeechTransformer, family: str) -> dict[str, Tensor]:
+    """A state dict of transformers' class of a model_type; the position's convolution is weight-normed there."""
+    found = {NAMES.theirs(name) or name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for name in [name for name in found if name.endswith("gru_rel_pos_const")]:
+        found[name] = found[name].view(1, -1, 1, 1)
+    if family == "unispeech-sat":  # which has the vector for masked frames in any case
+        found["masked_spec_embed"] = torch.zeros(model.width)
+    if _POSITION in found and not model.config.position_batch_norm:
+        found |= zip(parametrized(_POSITION), length_and_direction(found.pop(_POSITION), axis=2), strict=True)
+    return found
+
+
+def _own(family: str) -> dict[str, str]:
+    """Sizes that a family has beside those that all have."""
+    return _STACK if family == "data2vec-audio" else {**_FORMS, **(_WAVLM if family == "wavlm" else {})}
 
 
 def check_settings(config: Mapping[str, Any], source: str, **expected: Any) -> None:
@@ -116,7 +160,7 @@ def load_weights(model: SpeechTransformer, state: Mapping[str, Tensor], source: 
     exactly."""
     ours = {}
     for key, value in fold_position(without_prefix(state, FAMILIES.values())).items():
-        name = _rename(key)
+        name = our_name(NAMES, key)
         if name is not None:
             ours[name] = value.reshape(-1) if name.endswith("gate_scale") else value
     fill(model, ours, source)
@@ -143,48 +187,14 @@ def fill(model: nn.Module, ours: Mapping[str, Tensor], source: str) -> None:
 
 def fold_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weight-normed position convolution (norm over all but the kernel) as one plain weight."""
-    names = [f"encoder.pos_conv_embed.conv.{n}" for n in (
-        "parametrizations.weight.original0", "parametrizations.weight.original1", "weight_g", "weight_v")]
+    names = (*parametrized(_POSITION), f"{_POSITION}_g", f"{_POSITION}_v")
     found = [state.pop(name) for name in names if name in state]
     if len(found) == 2:
-        scale, direction = found
-        norm = torch.linalg.vector_norm(direction.float(), dim=(0, 1), keepdim=True)
-        state["encoder.pos_conv_embed.conv.weight"] = (scale * direction / norm).to(direction.dtype)
+        length, direction = found
+        state[_POSITION] = torch._weight_norm(direction.float(), length.float(), 2).to(direction.dtype)
     return state
 
 
-def front_name(key: str) -> str | None:
-    """Our name of a weight of the convolutions or the projection behind them; None for any other."""
-    parts = key.split(".")
-    if parts[0] == "feature_extractor":
-        return f"front.{parts[2]}." + ".".join(parts[3:]).replace("layer_norm", "norm")
-    if parts[0] == "feature_projection":
-        return key.replace("feature_projection.layer_norm", "front_norm").replace("feature_projection.", "")
-    return None
-
-
-def _rename(key: str) -> str | None:
+def our_name(names: Names, key: str) -> str | None:
     """Our name of a weight of theirs; None for weights that features do not need."""
-    parts = key.split(".")
-    if parts[0] != "encoder":
-        return front_name(key)
-    if parts[1] == "pos_conv_embed":
-        return _position_name(parts[2:])
-    if parts[1] != "layers":
-        return ".".join(parts[1:]).replace("layer_norm", "norm")
-    index, rest = parts[2], ".".join(parts[3:])
-    if rest == "attention.rel_attn_embed.weight":
-        return "bias.scores.weight"
-    if rest == "attention.gru_rel_pos_const":
-        return f"blocks.{index}.gate_scale"
-    name, leaf = rest.rsplit(".", 1)
-    theirs = name.split(".")
-    short = _BLOCK.get(name) or (_ATTENTION.get(theirs[-1]) if theirs[0] == "attention" else None)
-    return f"blocks.{index}.{short or name}.{leaf}"
-
-
-def _position_name(parts: list[str]) -> str:
-    """`conv.weight`, `batch_norm.bias`, or data2vec's `layers.2.conv.weight`."""
-    number, (module, leaf) = parts[1:-2], parts[-2:]
-    inner = {"conv": (), "batch_norm": ("norm",)}.get(module, (module,))
-    return ".".join(("position", *number, *inner, leaf))
+    return names.ours(key) or (key if key.startswith("encoder.") else None)

@@ -30,6 +30,16 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     module.load_state_dict(dict(tensors))
 
 
+def load_part(module: nn.Module, own: Mapping[str, Tensor], where: str) -> None:
+    """Fill the parameters `own` of a module; `CheckpointError` names the first that has another shape."""
+    shapes = {name: parameter.shape for name, parameter in module.state_dict().items() if name in own}
+    for name, tensor in own.items():
+        if name not in shapes or tensor.shape != shapes[name]:
+            wanted = tuple(shapes.get(name, ()))
+            raise CheckpointError(f"{where}: {name} is {tuple(tensor.shape)} there, {wanted} by its configuration")
+    module.load_state_dict(dict(own), strict=False)
+
+
 def read_safetensors(path: Path, keep: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
     """All tensors of a safetensors file, or those whose names `keep` approves.
 

@@ -1,7 +1,7 @@
 """Other people's codec checkpoints: from their configuration to ours, then weights by name.
 
 - directories that transformers' `save_pretrained` wrote (`config.json`, `model.safetensors`): encodec, mimi; dac
-  and SNAC's own directories by `snake_codecs`, xcodec and xcodec2 by `semantic_codecs`
+  and SNAC's own directories by `snake_codecs`, xcodec and xcodec2 by `semantic_codecs`; others' own by `own_codecs`
 - Kyutai's own file of Mimi, named by the moshi package's modules (`tokenizer-….safetensors`)
 """
 
@@ -19,6 +19,8 @@ from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.nn.weights import read_safetensors
 from vivavoce.pretrained import CONFIG, read_json, read_weights
+from vivavoce.tokenizers.focalcodec import focalcodec, is_focalcodec
+from vivavoce.tokenizers.own_codecs import is_speechtokenizer, speechtokenizer
 from vivavoce.tokenizers.semantic_codecs import xcodec2_from_transformers, xcodec_from_transformers
 from vivavoce.tokenizers.snake_codecs import dac_from_transformers, is_snac, snac_from_package
 
@@ -26,24 +28,30 @@ PAD_MODES = {"constant": "zeros", "replicate": "replicate", "reflect": "reflect"
 
 
 def from_transformers(folder: Path, allow_pickle: bool = False) -> Codec:
-    """A codec from a directory with transformers' `config.json` of one of these model types, or with SNAC's."""
+    """A codec from a directory with transformers' `config.json` of one of these model types, or with one of those
+    that name no type."""
     path = folder / CONFIG
     config = read_json(path)
     kind = config.get("model_type")
-    if kind is None and is_snac(config):
-        return snac_from_package(folder, config, allow_pickle)
+    for is_theirs, load in NAMELESS if kind is None else ():
+        if is_theirs(config):
+            return load(folder, config, allow_pickle)
     if kind not in CONFIGURATIONS and kind not in OTHERS:
         known = ", ".join([*CONFIGURATIONS, *OTHERS])
         raise CheckpointError(f"{path}: model_type {kind!r} is no codec known here; there are {known}")
-    tensors = read_weights(folder, allow_pickle)
-    if kind in CONFIGURATIONS:
-        return codec_of_transformers(config, tensors, str(path))
+    return any_codec(config, read_weights(folder, allow_pickle), str(path))
+
+
+def any_codec(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Codec:
+    """A codec of a configuration of these model types and its tensors; `CheckpointError` begins with `where`."""
+    if config["model_type"] in CONFIGURATIONS:
+        return codec_of_transformers(config, tensors, where)
     try:
-        return OTHERS[kind](config, tensors, str(path))
+        return OTHERS[config["model_type"]](config, tensors, where)
     except KeyError as error:
-        raise CheckpointError(f"{path}: {error} is missing") from None
+        raise CheckpointError(f"{where}: {error} is missing") from None
     except RecipeError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def codec_of_transformers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Codec:
@@ -63,28 +71,38 @@ def codec_of_transformers(config: Mapping[str, Any], tensors: Mapping[str, Tenso
     return codec.eval()
 
 
+# Ours <- theirs: what both model types say of the SEANet stacks under names of their own.
+SEANET = {
+    "sample_rate": "sampling_rate",
+    "channels": "audio_channels",
+    "dim": "hidden_size",
+    "filters": "num_filters",
+    "ratios": "upsampling_ratios",
+    "kernel": "kernel_size",
+    "last_kernel": "last_kernel_size",
+    "residual_kernel": "residual_kernel_size",
+    "residual_layers": "num_residual_layers",
+    "dilation_base": "dilation_growth_rate",
+    "compress": "compress",
+    "causal": "use_causal_conv",
+    "trim_right": "trim_right_ratio",
+    "codebook_size": "codebook_size",
+}
+MIMI_TRANSFORMER = {
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "feedforward": "intermediate_size",
+    "context": "sliding_window",
+    "norm_eps": "norm_eps",
+}
+
+
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What both model types say of the SEANet stacks."""
     if config["pad_mode"] not in PAD_MODES:
         raise CheckpointError(f"pad_mode '{config['pad_mode']}' is none of {', '.join(PAD_MODES)}")
-    return {
-        "sample_rate": config["sampling_rate"],
-        "channels": config["audio_channels"],
-        "dim": config["hidden_size"],
-        "filters": config["num_filters"],
-        "ratios": config["upsampling_ratios"],
-        "kernel": config["kernel_size"],
-        "last_kernel": config["last_kernel_size"],
-        "residual_kernel": config["residual_kernel_size"],
-        "residual_layers": config["num_residual_layers"],
-        "dilation_base": config["dilation_growth_rate"],
-        "compress": config["compress"],
-        "true_skip": not config["use_conv_shortcut"],
-        "causal": config["use_causal_conv"],
-        "pad_mode": PAD_MODES[config["pad_mode"]],
-        "trim_right": config["trim_right_ratio"],
-        "codebook_size": config["codebook_size"],
-    }
+    sizes = {ours: config[theirs] for ours, theirs in SEANET.items()}
+    return {**sizes, "true_skip": not config["use_conv_shortcut"], "pad_mode": PAD_MODES[config["pad_mode"]]}
 
 
 def _encodec(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConfig:
@@ -139,13 +157,8 @@ def _mimi(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConf
             "smoothing": 0.0,
         },
         transformer={
-            "layers": config["num_hidden_layers"],
-            "heads": config["num_attention_heads"],
-            "kv_heads": config["num_key_value_heads"],
+            **{ours: config[theirs] for ours, theirs in MIMI_TRANSFORMER.items()},
             "head_dim": config.get("head_dim"),
-            "feedforward": config["intermediate_size"],
-            "context": config["sliding_window"],
-            "norm_eps": config["norm_eps"],
             "rope_theta": theta,
         },
         downsample=2,
@@ -154,6 +167,8 @@ def _mimi(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConf
     )
 
 
+# Configurations without a model_type, known by what they have.
+NAMELESS = [(is_snac, snac_from_package), (is_speechtokenizer, speechtokenizer), (is_focalcodec, focalcodec)]
 CONFIGURATIONS = {"encodec": _encodec, "mimi": _mimi}
 OTHERS = {
     "dac": dac_from_transformers,

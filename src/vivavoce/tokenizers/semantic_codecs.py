@@ -16,6 +16,32 @@ from vivavoce.encoders.pretrained import read_config
 from vivavoce.encoders.speech_transformer import SpeechTransformerConfig
 from vivavoce.errors import CheckpointError
 
+# Ours <- theirs: of X-Codec's acoustic part, of its semantic chains, of X-Codec 2.
+ACOUSTIC = {
+    "encoder_dim": "encoder_hidden_size",
+    "encoder_rates": "downsampling_ratios",
+    "decoder_dim": "decoder_hidden_size",
+    "decoder_rates": "upsampling_ratios",
+    "latent_dim": "hidden_size",
+}
+XCODEC = {
+    "sample_rate": "sample_rate",
+    "codebook_size": "codebook_size",
+    "kernel": "kernel_size",
+    "unit_kernel": "unit_kernel_size",
+    "block_dilations": "block_dilations",
+}
+XCODEC2 = {
+    "sample_rate": "sampling_rate",
+    "encoder_dim": "encoder_hidden_size",
+    "encoder_rates": "downsampling_ratios",
+    "width": "hidden_size",
+    "levels": "quantization_levels",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feedforward": "intermediate_size",
+}
+
 
 def speech_transformer_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A HuBERT or WavLM of transformers' configuration as recipes name it."""
@@ -38,19 +64,11 @@ def xcodec_from_transformers(config: Mapping[str, Any], tensors: Mapping[str, Te
         raise CheckpointError(f"{where}: kernel_size and unit_kernel_size are odd in every published X-Codec")
     count = sum(name.startswith("quantizer.") and name.endswith(".codebook.embed") for name in tensors)
     options = {
-        "sample_rate": config["sample_rate"],
-        "encoder_dim": acoustic["encoder_hidden_size"],
-        "encoder_rates": acoustic["downsampling_ratios"],
-        "decoder_dim": acoustic["decoder_hidden_size"],
-        "decoder_rates": acoustic["upsampling_ratios"],
-        "latent_dim": acoustic["hidden_size"],
+        **{ours: acoustic[theirs] for ours, theirs in ACOUSTIC.items()},
+        **{ours: config[theirs] for ours, theirs in XCODEC.items()},
         "codebooks": count,
-        "codebook_size": config["codebook_size"],
         "semantic": speech_transformer_options(semantic, f"{where}: semantic_model_config"),
-        "kernel": config["kernel_size"],
-        "unit_kernel": config["unit_kernel_size"],
         "blocks": len(config["strides"]),
-        "block_dilations": config["block_dilations"],
     }
     codec = XCodec(XCodecConfig.of(options))
     fill_xcodec(codec, tensors, where)
@@ -75,16 +93,9 @@ def xcodec2_from_transformers(config: Mapping[str, Any], tensors: Mapping[str, T
             raise CheckpointError(f"{where}: {name} is {found!r}, only {expected!r} is supported")
     heard = dataclasses.asdict(conformer_weights.read_config(semantic, source=f"{where}: semantic_model_config"))
     options = {
-        "sample_rate": config["sampling_rate"],
-        "encoder_dim": config["encoder_hidden_size"],
-        "encoder_rates": config["downsampling_ratios"],
-        "width": config["hidden_size"],
+        **{ours: config[theirs] for ours, theirs in XCODEC2.items()},
         "semantic": {"kind": "w2v_bert", **heard},
-        "levels": config["quantization_levels"],
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
         "head_dim": config.get("head_dim"),
-        "feedforward": config["intermediate_size"],
     }
     codec = XCodec2(XCodec2Config.of(options))
     fill_xcodec2(codec, tensors, where)

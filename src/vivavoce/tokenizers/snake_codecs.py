@@ -19,19 +19,24 @@ from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.nn.weights import read_pickled_tree
 from vivavoce.pretrained import CONFIG, PICKLE, has_safetensors, read_weights
 
+# Ours <- theirs.
+DAC = {
+    "sample_rate": "sampling_rate",
+    "encoder_dim": "encoder_hidden_size",
+    "encoder_rates": "downsampling_ratios",
+    "decoder_dim": "decoder_hidden_size",
+    "codebooks": "n_codebooks",
+    "codebook_size": "codebook_size",
+}
+
 
 def dac_from_transformers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Codec:
     """DAC from what transformers' `config.json` says, and the tensors beside it; `CheckpointError` names `where`."""
-    down = config["downsampling_ratios"]
     arguments = {
+        **{ours: config[theirs] for ours, theirs in DAC.items()},
         "sample_rate": int(config["sampling_rate"]),
-        "encoder_dim": config["encoder_hidden_size"],
-        "encoder_rates": down,
-        "decoder_dim": config["decoder_hidden_size"],
-        "decoder_rates": config.get("upsampling_ratios") or list(reversed(down)),
+        "decoder_rates": config.get("upsampling_ratios") or list(reversed(config["downsampling_ratios"])),
         "latent_dim": config.get("hidden_size"),
-        "codebooks": config["n_codebooks"],
-        "codebook_size": config["codebook_size"],
         "quantizer": {
             "codebook_width": config["codebook_dim"],
             "dropout": float(config.get("quantizer_dropout") or 0),

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import load_module, read_pickle, read_safetensors, written_whole
+from vivavoce.errors import CheckpointError, RecipeError, RequestError
+from vivavoce.nn.likeness import unlike
+from vivavoce.nn.pairs import Pair, Published, theirs_of, weight_and_bias
+from vivavoce.nn.weights import load_module, load_part, read_pickle, read_safetensors, written_whole
 from vivavoce.pretrained import read_json, read_weights
+from vivavoce.schema.parts import tuples
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.vocoders.unit_hifigan import UnitHiFiGAN, UnitHiFiGANConfig
 
@@ -29,6 +32,27 @@ _PREDICTOR = {
     "parts.2": ("conv2", "conv2.0"),
     "parts.3.function.1": ("ln2",),
     "parts.4.function": ("proj",),
+}
+
+
+# Ours <- theirs.
+_SEAMLESS = {
+    "units": "unit_hifi_gan_vocab_size",
+    "unit_width": "unit_embed_dim",
+    "speakers": "vocoder_num_spkrs",
+    "speaker_width": "spkr_embed_dim",
+    "languages": "vocoder_num_langs",
+    "language_width": "lang_embed_dim",
+    "duration_kernel": "variance_predictor_kernel_size",
+    "duration_dropout": "var_pred_dropout",
+    "sample_rate": "sampling_rate",
+}
+_GENERATOR = {
+    "width": "upsample_initial_channel",
+    "rates": "upsample_rates",
+    "kernels": "upsample_kernel_sizes",
+    "residual_kernels": "resblock_kernel_sizes",
+    "residual_dilations": "resblock_dilation_sizes",
 }
 
 
@@ -68,21 +92,12 @@ def load_unit_vocoder(directory: str | Path, allow_pickle: bool = False) -> Unit
 def from_seamless(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UnitHiFiGAN:
     """The code vocoder of a SeamlessM4T config (as a dict) and state dict."""
     state = {key.removeprefix("vocoder."): value for key, value in state.items()}
+    widths = config["unit_embed_dim"] + config["spkr_embed_dim"] + config["lang_embed_dim"]
     sizes = UnitHiFiGANConfig(
-        units=config["unit_hifi_gan_vocab_size"],
-        unit_width=config["unit_embed_dim"],
-        speakers=config["vocoder_num_spkrs"],
-        speaker_width=config["spkr_embed_dim"],
-        languages=config["vocoder_num_langs"],
-        language_width=config["lang_embed_dim"],
+        **{ours: config[theirs] for ours, theirs in _SEAMLESS.items() if ours != "sample_rate"},
         duration_hidden=config["unit_embed_dim"],
-        duration_kernel=config["variance_predictor_kernel_size"],
-        duration_dropout=config["var_pred_dropout"],
         sample_rate=config.get("sampling_rate", 16000),
-        generator=_generator_config(
-            config, config["unit_embed_dim"] + config["spkr_embed_dim"] + config["lang_embed_dim"],
-            config["leaky_relu_slope"],
-        ),
+        generator=_generator_config(config, widths, config["leaky_relu_slope"]),
     )
     return _fill(UnitHiFiGAN(sizes), state, "hifi_gan.", "upsampler")
 
@@ -115,15 +130,8 @@ def from_resynthesis(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 
 
 def _generator_config(config: Mapping[str, Any], inputs: int, slope: float) -> HiFiGANConfig:
-    return HiFiGANConfig(
-        inputs=inputs,
-        width=config["upsample_initial_channel"],
-        rates=tuple(config["upsample_rates"]),
-        kernels=tuple(config["upsample_kernel_sizes"]),
-        residual_kernels=tuple(config["resblock_kernel_sizes"]),
-        residual_dilations=tuple(map(tuple, config["resblock_dilation_sizes"])),
-        slope=slope,
-    )
+    sizes = {ours: config[theirs] for ours, theirs in _GENERATOR.items()}
+    return HiFiGANConfig(inputs=inputs, **tuples(sizes), slope=slope)
 
 
 def generator_names(generator: HiFiGAN, upsampling: str) -> list[str]:
@@ -140,30 +148,48 @@ def generator_names(generator: HiFiGAN, upsampling: str) -> list[str]:
 
 
 def _fill(vocoder: UnitHiFiGAN, state: Mapping[str, Tensor], prefix: str, upsampling: str) -> UnitHiFiGAN:
-    state = fold_weight_norm(state)
-    with torch.no_grad():
-        names = generator_names(vocoder.generator, upsampling)
-        for name, convolution in zip(names, vocoder.generator.convolutions()):
-            for leaf in ("weight", "bias"):
-                _copy(getattr(convolution, leaf), state, [f"{prefix}{name}.{leaf}"])
-        for ours, theirs in _EMBEDDINGS.items():
-            module = getattr(vocoder, ours)
-            for leaf, parameter in module.named_parameters() if module is not None else ():
-                _copy(parameter, state, [f"{name}.{leaf}" for name in theirs])
-        if vocoder.predictor is not None:
-            for ours, others in _PREDICTOR.items():
-                for leaf, parameter in vocoder.predictor.get_submodule(ours).named_parameters():
-                    _copy(parameter, state, [f"dur_predictor.{name}.{leaf}" for name in others])
+    source = Published(fold_weight_norm(state), "the checkpoint")
+    load_part(vocoder, source.all(_pairs(vocoder, prefix, upsampling)), "the checkpoint")
     return vocoder.eval()  # type: ignore[return-value]
 
 
-def _copy(parameter: Tensor, state: Mapping[str, Tensor], names: list[str]) -> None:
-    found = next((name for name in names if name in state), None)
-    if found is None:
-        raise CheckpointError(f"the checkpoint has no {' or '.join(names)}")
-    if state[found].shape != parameter.shape:
-        raise CheckpointError(f"{found} is {tuple(state[found].shape)}, the config says {tuple(parameter.shape)}")
-    parameter.copy_(state[found])
+def _pairs(vocoder: UnitHiFiGAN, prefix: str, upsampling: str) -> Iterator[Pair]:
+    own = {id(module): name for name, module in vocoder.named_modules()}
+    names = generator_names(vocoder.generator, upsampling)
+    for name, convolution in zip(names, vocoder.generator.convolutions()):
+        yield from weight_and_bias(own[id(convolution)], f"{prefix}{name}")
+    modules: dict[str, tuple[Any, tuple[str, ...]]] = {}
+    for ours, names_there in _EMBEDDINGS.items():
+        modules[ours] = getattr(vocoder, ours), names_there
+    if vocoder.predictor is not None:
+        for ours, others in _PREDICTOR.items():
+            theirs = tuple(f"dur_predictor.{name}" for name in others)
+            modules[f"predictor.{ours}"] = vocoder.predictor.get_submodule(ours), theirs
+    for ours, (module, theirs) in modules.items():
+        for leaf, _ in module.named_parameters() if module is not None else ():
+            yield Pair(f"{ours}.{leaf}", [f"{name}.{leaf}" for name in theirs])
+
+
+# -- writing --
+
+
+def transformers_vocoder(vocoder: UnitHiFiGAN) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of a vocoder for transformers' SeamlessM4TCodeHifiGan, without weight normalisation.
+
+    That has speakers and languages by number and a duration predictor: `RequestError` of a vocoder that has not.
+    """
+    sizes = vocoder.config
+    if not (sizes.speakers and sizes.languages and sizes.durations):
+        raise RequestError("transformers' unit HiFi-GAN (SeamlessM4T) has speakers and languages by number and a "
+                           "duration predictor; this vocoder has not all three")  # fmt: skip
+    config = {"model_type": "seamless_m4t", **{theirs: getattr(sizes, ours) for ours, theirs in _SEAMLESS.items()}}
+    config |= {theirs: getattr(sizes.generator, ours) for ours, theirs in _GENERATOR.items()}
+    config["leaky_relu_slope"] = sizes.generator.slope
+    tensors = theirs_of(_pairs(vocoder, "hifi_gan.", "upsampler"), vocoder.state_dict())
+    differences = unlike(vocoder, from_seamless(config, tensors))
+    if differences:
+        raise RequestError(f"transformers' unit HiFi-GAN (SeamlessM4T) is another: {'; '.join(differences[:3])}")
+    return config, tensors
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -219,7 +219,7 @@ def test_what_is_not_one_stream_of_units_is_refused_in_words(tmp_path, capsys):
         ("gslm", "no bias|sinusoidal"),
         ("moshi", "no single language model|one stream"),
         ("layout-delay", "one stream|one id a column"),
-        ("speech-codec", "no single language model"),
+        ("speech-codec", "no architecture for a .spectral_codec."),
     ]:
         with pytest.raises(RequestError, match=message):
             vivavoce.systems.save_as(vivavoce.build(name, "smoke"), "transformers", tmp_path / "out")
