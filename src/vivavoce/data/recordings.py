@@ -15,10 +15,12 @@ from vivavoce.errors import AudioError, DataError
 @dataclass
 class Recordings:
     """Waveforms [1, samples] by the speakers to learn from, and by those held out; what could not be read, and why.
-    speakers: of each of `clips`, "" where not known."""
+    speakers, texts: of each of `clips`, "" where not known; held_out_texts likewise."""
 
     clips: list[Tensor] = field(default_factory=list)
     speakers: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    held_out_texts: list[str] = field(default_factory=list)
     held_out: list[Tensor] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -41,8 +43,10 @@ def read_recordings(
             missing.discard(clip.speaker or "")
             wave = _wave(clip, sample_rate, found.skipped)
             if wave is not None:
-                (found.held_out if clip.speaker in held_out else found.clips).append(wave)
-                found.speakers += [] if clip.speaker in held_out else [clip.speaker or ""]
+                apart = clip.speaker in held_out
+                (found.held_out if apart else found.clips).append(wave)
+                (found.held_out_texts if apart else found.texts).append(clip.text or "")
+                found.speakers += [] if apart else [clip.speaker or ""]
     if missing:
         raise DataError(f"held_out: no clip of {', '.join(corpora)} is by '{sorted(missing)[0]}'")
     if not found.clips:

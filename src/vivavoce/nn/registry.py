@@ -10,6 +10,7 @@ from torch import nn
 
 from vivavoce.nn.antialiased import antialiased_snake
 from vivavoce.nn.attention import Attention
+from vivavoce.nn.chunks import ChunkLayer, WholeChunks
 from vivavoce.nn.convnext_stack import convnext_block
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.elu import ELU
@@ -23,6 +24,7 @@ from vivavoce.nn.lstm import LSTM
 from vivavoce.nn.mdct import MDCT, InverseMDCT
 from vivavoce.nn.noise import Noise
 from vivavoce.nn.parallel import Sum
+from vivavoce.nn.resampling import resampling
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.rope import Rope
 from vivavoce.nn.snake import Snake
@@ -100,6 +102,10 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "attention, window, grouped": lambda: Attention(16, 4, kv_heads=2, context=4, rope=Rope(4), qk_norm=1e-6),
     "attention, whole signal": lambda: Attention(16, 2, causal=False),
     "attention, local": lambda: LocalAttention(16, window=5, head_dim=8),
+    "chunks of a transformer": lambda: Chain(WholeChunks(8, 4), ChunkLayer(8, 2, 12, 4, left=2)),
+    "chunks of a transformer, all before them": lambda: Chain(
+        WholeChunks(8, 3), *(ChunkLayer(8, 2, 12, 3, positions="relative") for _ in range(2))
+    ),
     # Fewer frames.
     "stack": lambda: Stack(4, 3),
     "stack, filled": lambda: Stack(4, 5, complete=True),
@@ -112,6 +118,8 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "ConvNeXt V2": lambda: _open(convnext_block(6, 8, response=True)),
     "ConvNeXt V2, causal": lambda: _open(convnext_block(6, 8, ahead=0, response=True)),
     # Front end and head.
+    "resampling, down": lambda: resampling(3, 2),
+    "resampling, up": lambda: resampling(2, 5),
     "STFT": lambda: STFT(32, 8),
     "MDCT": lambda: MDCT(8),
     "inverse MDCT": lambda: InverseMDCT(8),
