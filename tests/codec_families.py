@@ -19,6 +19,15 @@ FOCAL = {
 BERT = {"kind": "w2v_bert", "body": {"layers": 1, "width": 12, "heads": 2, "feedforward": 16}}
 SEANET = {"filters": 2, "lstm": 1, "dim": 8, "codebook_size": 32}
 PRENET = {"vocoder": {**VOCODER, "groups": 4}}
+WHISPERS = {"mels": 16, "width": 16, "layers": 1, "heads": 2, "hidden": 16}
+SPOKEN = {
+    "flow": {"speaker": 4, "width": 8, "heads": 2, "feedforward": 12, "layers": 1, "upper": 1, "chunk": 3,
+             "channels": 8, "estimator_heads": 2, "head_dim": 4, "blocks": 1, "middle": 1, "steps": 2, "left": 1},
+    "vocoder": {"inputs": 8, "width": 8, "rates": [20, 12], "kernels": [40, 24], "fft_size": 8, "hop": 2,
+                "residual_kernels": [3], "residual_dilations": [[1]], "source_kernels": [3, 3],
+                "source_dilations": [[1], [1]], "harmonics": 2, "pitch_width": 6},
+    "voice": 8,
+}
 NARROW = {
     "bigcodec": {"encoder_dim": 2, "decoder_dim": 16, "encoder_rates": [10, 16], "decoder_rates": [16, 10],
                  "latent_dim": 8, "codebook_size": 32, "lstm": 1, "quantizer": {"codebook_width": 4}},
@@ -57,18 +66,37 @@ NARROW = {
     "mdctcodec": BLOCKS,
     "mdctcodec, causal": {**BLOCKS, "causal": True},
     "dmel": {"vocoder": VOCODER},
+    "chattts-dvae": {
+        "sample_rate": 8000, "mels": 12, "fft_size": 128, "hop": 32, "narrow": 6, "encoder": [[10, 0, 2], [8, 2, 1]],
+        "decoder": [[8, 2, 1]], "dim": 16, "vocoder": {"kind": "vocos", **VOCODER, "fft_size": 128},
+    },
+    "firefly-gan-vq": {
+        "sample_rate": 8000, "mels": 12, "fft_size": 128, "hop": 32, "encoder": [[8, 1, 1], [12, 1, 2], [12, 1, 2]],
+        "decoder": [[12, 1, 2], [12, 1, 2]], "dim": 12,
+        "quantizer": {"kind": "grouped_fsq", "levels": [5, 4], "groups": 3, "residuals": 1},
+        "vocoder": {"kind": "hifigan", "width": 8, "rates": [8, 4], "kernels": [16, 8], "residual_kernels": [3],
+                    "residual_dilations": [[1, 3]]},
+    },
     "facodec": {
         "sample_rate": 8000, "encoder_dim": 2, "decoder_dim": 16, "latent_dim": 8, "codebook_size": 16,
         "timbre": {"layers": 1, "heads": 2, "feedforward": 12}, "quantizer": {"codebook_width": 4},
     },
+    "cosyvoice2": {"ears": {"kind": "s3", **WHISPERS, "memory": 5}, **SPOKEN},
+    "glm-4-voice": {"ears": {**WHISPERS, "block": 8, "left": 1}, "quantizer": {"codebook_size": 32}, **SPOKEN},
     "codec": {"filters": 2, "dim": 8, "ratios": [8, 5, 4, 2], "quantizer": {"kind": "scalar", "levels": 19}},
 }  # fmt: skip
 
 
+# Not in every test: what they have of their own is tested where it belongs.
+LIKE_OTHERS = {"cosyvoice-50hz": {"ears": WHISPERS, "quantizer": {"codebook_size": 32}, **SPOKEN}}
+
+
+@torch.no_grad()
 def narrow(name: str, seed: int = 0, **options) -> Codec:
     """A codec whose latents of speech spread over its codes."""
     torch.manual_seed(seed)
-    codec = codec_of({"kind": name.split(",")[0], **NARROW[name], **options}).eval()
+    sizes = {**NARROW, **LIKE_OTHERS}[name]
+    codec = codec_of({"kind": name.split(",")[0], **sizes, **options}).eval()
     for parameter in codec.parameters():
         if parameter.dim() == 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.3)  # gains and biases that begin at the identity
@@ -81,6 +109,11 @@ def narrow(name: str, seed: int = 0, **options) -> Codec:
             latents = codec.encode_latents(wave)[0, :, :width]
             layers[-1].weight.div_(latents.std(0).clamp(min=1e-4).view(-1, *[1] * (layers[-1].weight.dim() - 1)))
             layers[-1].bias.sub_(codec.encode_latents(wave)[0, :, :width].mean(0))
+    if name == "cosyvoice2":  # whose grid has three levels: what leads into it must be as large
+        project = codec.quantizer.input_projection
+        points = project(codec.encode_latents(speech_like(0.5, codec.sample_rate))[0])
+        project.bias.data.sub_(points.mean(0)).div_(points.std(0))
+        project.weight.data.div_(points.std(0)[:, None])
     return codec
 
 

@@ -18,8 +18,12 @@ RECIPES = {
     "focalcodec-50hz": "focalcodec", "focalcodec-stream": "focalcodec", "ts3-codec": "ts3-codec", "taae": "taae",
     "mdctcodec": "mdctcodec", "apcodec": "apcodec",
     "apcodec-plus": "apcodec-plus", "sq-codec": "sq-codec", "dmel": "dmel", "facodec": "facodec",
+    "chattts-dvae": "chattts-dvae", "firefly-gan-vq": "firefly-gan-vq",
+    "sqcodec": "sqcodec-one-quantizer",
     "repcodec": "repcodec", "pq-vae": "pq-vae", "maskgct-semantic": "maskgct-codecs",
     "maskgct-acoustic": "maskgct-codecs",
+    "cosyvoice2": "cosyvoice2-s3-v2", "cosyvoice": "cosyvoice-s3-v1", "glm-4-voice-tokenizer": "glm4voice-tokenizer",
+    "ichigo-whispervq": "ichigo-whispervq",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from vivavoce.codecs import Codec
 from vivavoce.codecs.registry import CODECS, config_of
 from vivavoce.errors import VivavoceError
 from vivavoce.tokenizers.blocks import BlockDecoder, Coded
+from vivavoce.tokenizers.units import UnitCodec
 
 CASES = 10_000 if os.environ.get("VIVAVOCE_LONG") == "1" else 200
 LONGEST = 20.0  # seconds for one case: it hangs
@@ -74,14 +75,15 @@ def decode_somehow(codec, codes: torch.Tensor, chance: np.random.Generator) -> t
             return torch.from_numpy(np.concatenate([decoder.step(Coded(count, levels)), decoder.flush()], 1))
 
 
-RECIPES = sorted(path.stem for path in (Path(vivavoce.__file__).parent / "recipes" / "codecs").glob("*.yaml"))
+FOLDERS = (Path(vivavoce.__file__).parent / "recipes" / kind for kind in ("codecs", "units"))
+RECIPES = sorted(path.stem for folder in FOLDERS for path in folder.glob("*.yaml"))
 
 
 @cache
-def of_recipe(name: str) -> Codec | None:
+def of_recipe(name: str) -> Codec | UnitCodec | None:
     """The codec of a recipe's smoke size; None where it has none, or only parts of one."""
     found = getattr(vivavoce.build(name, size="smoke").system, "codec", None)
-    return found.eval() if isinstance(found, Codec) else None
+    return found.eval() if isinstance(found, Codec | UnitCodec) else None
 
 
 @pytest.mark.parametrize("name", [*SMALL, *RECIPES])
@@ -113,7 +115,7 @@ def test_every_kind_is_among_them():
     here = {SMALL[name]["kind"] for name in SMALL}
     for name in RECIPES:
         codec = of_recipe(name)
-        here |= set() if codec is None else {(config_of(codec) or {}).get("kind", name)}
+        here |= set() if not isinstance(codec, Codec) else {(config_of(codec) or {}).get("kind", name)}
     with torch.device("meta"):
         kinds = {(config_of(build()) or {}).get("kind", name) for name, build in CODECS.items()}
     assert kinds <= here, f"no small codec of {sorted(kinds - here)}"

@@ -14,6 +14,7 @@ CONFIGS = {
     "multi_scale_rvq": {"kind": "multi_scale_rvq", "width": 4 * 12, "strides": [4, 2, 1], "codebook_size": 16,
                         "codebook_width": 4},
     "grouped_rvq": {"kind": "grouped_rvq", "width": 8, "codebooks": 4, "codebook_size": [32, 24, 16, 8], "groups": 2},
+    "grouped_fsq": {"kind": "grouped_fsq", "width": 10, "levels": [5, 4, 3], "groups": 2, "residuals": 2},
     "masked_channel_rvq": {"kind": "masked_channel_rvq", "width": 9, "codebooks": 4, "codebook_size": 16},
     "normal_vq": {"kind": "normal_vq", "width": 6, "codebooks": 2, "codebook_size": 12},
     "sim_vq": {"kind": "sim_vq", "width": 6, "codebook_size": 24, "codebooks": 2},

@@ -19,6 +19,7 @@ from vivavoce.training.ssl_multi import LabelsAndTeacher
 from vivavoce.training.ssl_random_projection import RandomProjection
 from vivavoce.training.ssl_reconstruction import AlteredFrames, FutureFrame
 from vivavoce.training.ssl_regression import ManyMasks, TeacherRegression
+from vivavoce.training.ssl_segments import SegmentRegression, loss_matrix, segment_means
 from vivavoce.training.ssl_spin import SwappedClusters, sinkhorn
 from vivavoce.training.ssl_teacher import Teacher, instance_norm
 
@@ -463,3 +464,70 @@ def test_sinkhorn_uses_all_clusters_alike():
         by_hand = by_hand / by_hand.sum(0, keepdim=True) / 8
         by_hand = by_hand / by_hand.sum(1, keepdim=True) / 400
     torch.testing.assert_close(sinkhorn(scores, 0.05, 3), (by_hand * 400).float())
+
+
+@proves("sylboost-syllablelm", "mechanism")
+def test_the_loss_matrix_tells_labels_from_either_side_of_what_is_hidden():
+    """A frame's label is as likely as the heads say when the span whose nearer end it is close to is hidden."""
+    trunk = encoder()
+    objective = SegmentRegression(trunk, {"encoder": {"kind": "mfcc"}, "clusters": 5}, {"by": "losses"}, projected=8)
+    wave = 0.1 * torch.randn(1600, generator=torch.Generator().manual_seed(2))
+    counts = trunk.frames(torch.tensor([1600]))
+    size, span = int(counts), 6
+    labels = torch.randint(0, 5, (size,), generator=torch.Generator().manual_seed(3))
+    found = loss_matrix(trunk, objective, wave, labels, span, rows=4)
+    x = trunk.embed(trunk.local_norm(trunk.local(wave[None], torch.tensor([1600]))[0]))
+
+    def likely(row, hidden):
+        told = torch.where(hidden[None, :, None], objective.mask_vector, x)
+        frame = objective.projections[0](trunk.context(told, counts)[0, row])
+        scores = F.cosine_similarity(frame, objective.vectors[0], dim=-1) / 0.1
+        return float(scores.softmax(-1)[labels[row]].detach())
+
+    at = torch.arange(size)
+    for row in range(size):
+        for column in range(size):
+            apart, expected = row - column, 0.0
+            if 0 < apart <= span // 2:
+                expected = likely(row, (at > column) & (at <= column + span))
+            elif -(span // 2) <= apart < 0:
+                expected = likely(row, (at < column) & (at >= column - span))
+            assert float(found[row, column]) == pytest.approx(expected, abs=1e-5), (row, column)
+
+
+@proves("sylboost-syllablelm", "mechanism")
+def test_sylboost_asks_for_the_teachers_mean_over_each_segment():
+    trunk = encoder()
+    targets = {"encoder": {"kind": "mfcc"}, "clusters": 5}
+    objective = SegmentRegression(trunk, targets, {"by": "features", "cut": {"spread": 0.3}}, layer=2)
+    waves = [torch.randn(1, 8000, generator=torch.Generator().manual_seed(i)) * 0.1 for i in range(2)]
+    (maker,) = objective.labels
+    maker.bind(trunk, waves)
+    first = {key: value.clone() for key, value in trunk.state_dict().items()}
+    with torch.no_grad():
+        for parameter in trunk.blocks.parameters():
+            parameter.add_(0.05)
+    batch, counts = batch_of(trunk)
+    batch["labels"] = [torch.full((2, int(counts.max())), -1)]
+    for row in range(2):
+        numbers = maker.heard(batch["wave"][row, : batch["lengths"][row]])
+        assert len(numbers) == counts[row] and numbers[0] == 0 and set(numbers.diff().tolist()) == {0, 1}
+        batch["labels"][0][row, : counts[row]] = numbers
+    batch["labels"][0][0, :7] = -1
+    found = objective(trunk, batch, 0)
+    teacher = encoder()
+    teacher.load_state_dict(first)
+    goals, x = (each(batch["wave"], batch["lengths"], 2) for each in (teacher, trunk))
+    gaps = []
+    for row in range(2):
+        numbers = batch["labels"][0][row, : counts[row]]
+        for t in (numbers >= 0).nonzero()[:, 0].tolist():
+            mean = goals[row, : counts[row]][numbers == numbers[t]].mean(0)
+            gaps.append((x[row, t] - mean).square().mean())
+    assert float(found["loss"].detach()) == pytest.approx(float(torch.stack(gaps).mean().detach()), rel=1e-4)
+    found["loss"].backward()
+    assert trunk.blocks[1].narrow.weight.grad.abs().sum() > 0 and objective.mask_vector.grad is None
+    torch.testing.assert_close(
+        segment_means(torch.arange(6.0).view(1, 6, 1), torch.tensor([[4, 4, 7, 7, 7, 4]])).flatten(),
+        torch.tensor([0.5, 0.5, 3.0, 3.0, 3.0, 5.0]),
+    )

@@ -76,13 +76,19 @@ def _block_powers(audio: Audio) -> np.ndarray:
 
 
 def _k_weighted(samples: np.ndarray, rate: int) -> np.ndarray:
-    """The two second-order filters of annex 1 applied to [channels, n], as a product of spectra."""
+    """The two second-order filters of annex 1 applied to [channels, n]."""
+    return filtered(samples, rate, _k_filters(rate))
+
+
+def filtered(samples: np.ndarray, rate: int, filters: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Filters (numerator, denominator) that forget within a second applied to [channels, n], as a product of spectra:
+    float64."""
     size = samples.shape[1]
     # Zeros behind the signal keep the circular convolution from wrapping.
     fft_size = 1 << (size + rate - 1).bit_length()
     z = np.exp(-2j * np.pi * np.arange(fft_size // 2 + 1) / fft_size)
     response = np.ones_like(z)
-    for numerator, denominator in _k_filters(rate):
+    for numerator, denominator in filters:
         response *= np.polyval(numerator[::-1], z) / np.polyval(denominator[::-1], z)
     return np.fft.irfft(np.fft.rfft(samples.astype(np.float64), fft_size) * response, fft_size)[:, :size]
 

@@ -24,6 +24,8 @@ from vivavoce.quantizers import Quantized, Quantizer
 
 Step = Callable[[Tensor, State, Tensor | None], tuple[Tensor, State]]
 
+LONGEST = 1 << 50  # samples; what is said to be longer counts as this, so that sums stay in an int64
+
 # Up to this rate in Hz, a part is called once for so many tiles: the lower the rate, the less there is to do for what a
 # call costs, and the larger are the weights that it reads.
 TILES = ((150.0, 48), (1500.0, 6), (math.inf, 1))
@@ -206,7 +208,7 @@ class Codec(nn.Module):
         if lengths is None:
             return full_precision(self.decode_latents(latents, None, state))
         check_lengths(lengths, len(codes), None)
-        counts, there = self.frames(lengths), self._frames_in(codes)
+        counts, there = self.frames(lengths.long().clamp(max=LONGEST)), self._frames_in(codes)
         if int(counts.max()) > there:
             raise RequestError(
                 f"{int(lengths.max())} samples need {int(counts.max())} frames of codes, there are {there}"

@@ -38,6 +38,7 @@ from vivavoce.vocoders.vocos import Vocos, VocosConfig
 class FeatureConfig(CodecOptions):
     """features: an encoder of `vivavoce.encoders`, with the `layer` whose frames are taken (None: its output); it stays
     as it is unless `frozen` is false. One that streams (`causal_mel`) makes the codec stream, where the rest is causal.
+    every_hop: each hop begun has a frame; else only what fills the encoder's windows (the published FocalCodec).
 
     body: of compressor and decompressor: `focal`, `conv` (residual units) or `convnext`. hidden: widths of the
     compressor's stages, each behind a stride of `strides`; the decompressor has them reversed. window, levels, factor,
@@ -49,6 +50,7 @@ class FeatureConfig(CodecOptions):
     features: Mapping[str, Any] = field(default_factory=lambda: {"kind": "wavlm"})
     layer: int | None = 6
     frozen: bool = True
+    every_hop: bool = True
     body: Literal["focal", "conv", "convnext"] = "focal"
     hidden: tuple[int, ...] = (1024, 512, 256)
     strides: tuple[int, ...] = (1, 1, 1)
@@ -78,16 +80,17 @@ class FeatureConfig(CodecOptions):
 class SpeechFeatures(WholeSignal):
     """Waveform [B, S, 1] -> an encoder's frames [B, ceil(S / hop), D], standardized by `mean` and `scale` [D].
 
-    Zeros stand before and behind the signal so that there is a frame for every hop, begun or not. frozen: the encoder
-    gets no gradient.
+    Zeros stand before and behind the signal so that there is a frame for every hop, begun or not; without `every_hop`
+    there are as many frames as the encoder itself gives, at least one. frozen: the encoder gets no gradient.
     """
 
     inputs = 1
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, encoder: Encoder, layer: int | None, frozen: bool = True):
+    def __init__(self, encoder: Encoder, layer: int | None, frozen: bool = True, every_hop: bool = True):
         super().__init__()
+        self.every_hop = every_hop
         encoder.check_layer(layer)
         trunk: Any = encoder if hasattr(encoder, "blocks") else getattr(encoder, "body", None)
         blocks = getattr(trunk, "blocks", None)
@@ -105,22 +108,36 @@ class SpeechFeatures(WholeSignal):
         return self.encoder.width
 
     def frames(self, length):
-        return -(-length // self.size)
+        if self.every_hop:
+            return -(-length // self.size)
+        whole = (length - self.span) // self.size + 1
+        if isinstance(length, Tensor):
+            return torch.where(length > 0, whole.clamp(min=1), 0)
+        return max(whole, 1) if length > 0 else 0
 
     def inputs_for(self, outputs):
+        if not self.every_hop and outputs > 1:
+            return (outputs - 1) * self.size + self.span
         return (outputs - 1) * self.size + 1
 
     def respond(self, x, lengths):
-        edge = max(self.span - self.size, 0)
         counts = self.frames(lengths)
+        if not self.every_hop:
+            sizes = (counts - 1).clamp(min=0) * self.size + self.span
+            return self._heard(F.pad(x[..., 0], (0, max(0, int(sizes.max()) - x.shape[1]))), sizes, counts)
+        edge = max(self.span - self.size, 0)
         sizes = counts * self.size + edge
         wave = F.pad(x[..., 0], (edge // 2, max(0, int(sizes.max()) - edge // 2 - x.shape[1])))
+        return self._heard(wave, sizes, counts)
+
+    def _heard(self, wave: Tensor, sizes: Tensor, counts: Tensor) -> Tensor:
+        """wave [B, S], of which sizes [B] samples give counts [B] frames."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             y = self.encoder(wave[:, : int(sizes.max())], sizes, self.layer)[:, : int(counts.max())]
         return (y - self.mean) / self.scale
 
 
-def _encoder(features: Mapping[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+def encoder_of(features: Mapping[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     """The encoder of these options, and options that build it without its `source`, beside which sizes do not count."""
     if features.get("source") is None:
         sizes = {name: value for name, value in features.items() if name != "source"}
@@ -136,7 +153,7 @@ def _ears(config: FeatureConfig, encoder: Encoder) -> Chain:
     if isinstance(encoder, StreamingEncoder):
         module = encoder.module
         return Chain(WholeFrames(int(module.hop), 1), module)
-    return Chain(SpeechFeatures(encoder, config.layer, config.frozen))
+    return Chain(SpeechFeatures(encoder, config.layer, config.frozen, config.every_hop))
 
 
 def _unit(width: int) -> Streaming:
@@ -201,6 +218,11 @@ class FeatureCodec(Codec):
 
     config: FeatureConfig
 
+    def _decoded(self, codes, lengths, state=None):
+        """Zeros stand where no frame tells of the end of a signal."""
+        wave = super()._decoded(codes, lengths, state)
+        return wave if lengths is None else F.pad(wave, (0, max(0, int(lengths.max()) - wave.shape[2])))
+
     def features(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Waveform [B, 1, S] -> features [B, T, D], not quantized; `lengths` [B] in samples."""
         x = self._channels_last(wave)
@@ -247,7 +269,7 @@ class Uncoded:
 def build_feature_codec(options: Mapping[str, Any] | FeatureConfig) -> FeatureCodec:
     """An untrained codec; weights are drawn from torch's global generator. Raises `RecipeError`."""
     config = options if isinstance(options, FeatureConfig) else FeatureConfig.of(options)
-    features, sizes = _encoder(config.features)
+    features, sizes = encoder_of(config.features)
     config = dataclasses.replace(config, features=sizes)
     ears = _ears(config, features)
     hop = int(ears.hop)

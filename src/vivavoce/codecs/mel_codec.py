@@ -20,16 +20,19 @@ QUIET = 1e-5  # magnitudes below it count as it, in every bin
 
 class MelFrames(Conv):
     """Waveform [B, S, 1] -> log10 of mel magnitudes [B, S // hop + 1, mels]; half a spectrum's samples are reflected at
-    both ends (the dmel package: torch.stft with `center`, Hann windows in its middle, Slaney's filters)."""
+    both ends (the dmel package: torch.stft with `center`, Hann windows in its middle, Slaney's filters). edge: in their
+    place so many zeros at both ends; of (fft_size - hop) / 2 there are S // hop frames."""
 
     taper: Tensor
     filters: Tensor
 
     def __init__(
-        self, sample_rate: int, mels: int, window: int, hop: int, fft_size: int, fmin: float, fmax: float, floor: float
-    ):
-        edge = fft_size // 2
-        super().__init__(1, mels, fft_size, hop, bias=False, left=edge, right=edge, pad_mode="reflect", complete=False)
+        self, sample_rate: int, mels: int, window: int, hop: int, fft_size: int, fmin: float, fmax: float, floor: float,
+        edge: int | None = None,
+    ):  # fmt: skip
+        pad: dict[str, Any] = {"pad_mode": "reflect"} if edge is None else {}
+        edge = fft_size // 2 if edge is None else edge
+        super().__init__(1, mels, fft_size, hop, bias=False, left=edge, right=edge, complete=False, **pad)
         self.register_parameter("weight", None)  # only the convolution's bookkeeping is used
         self.fft_size, self.floor = fft_size, floor
         before = (fft_size - window) // 2

@@ -13,8 +13,10 @@ from vivavoce.codecs.dac import DACConfig, build_dac
 from vivavoce.codecs.facodec import PUBLISHED_FACODEC, FACodecConfig, build_facodec
 from vivavoce.codecs.feature_codec import PUBLISHED_FEATURE, FeatureConfig, build_feature_codec
 from vivavoce.codecs.mel_codec import PUBLISHED_MEL, MelCodecConfig, build_mel_codec
+from vivavoce.codecs.mel_vq import PUBLISHED_MEL_VQ, MelVQConfig, build_mel_vq
 from vivavoce.codecs.published import PUBLISHED, PUBLISHED_DAC, PUBLISHED_SNAC
 from vivavoce.codecs.seanet_vocos import PUBLISHED_SEANET_VOCOS, SEANetVocosConfig, build_seanet_vocos
+from vivavoce.codecs.semantic import PUBLISHED_SEMANTIC, SemanticConfig, build_semantic_codec
 from vivavoce.codecs.snac import SNACConfig, build_snac
 from vivavoce.codecs.snake_vocos import PUBLISHED_SNAKE_VOCOS, SnakeVocosConfig, build_snake_vocos
 from vivavoce.codecs.spectral import SpectralConfig, build_spectral_codec
@@ -72,6 +74,7 @@ FAMILIES: dict[str, tuple[type, Callable[..., Codec], Mapping[str, Mapping[str, 
     "transformer_codec": (TransformerCodecConfig, build_transformer_codec, PUBLISHED_TRANSFORMER),
     "spectrum_codec": (SpectrumConfig, build_spectrum_codec, PUBLISHED_SPECTRUM),
     "mel_codec": (MelCodecConfig, build_mel_codec, PUBLISHED_MEL),
+    "mel_vq": (MelVQConfig, build_mel_vq, PUBLISHED_MEL_VQ),
     "snake_vocos": (SnakeVocosConfig, build_snake_vocos, PUBLISHED_SNAKE_VOCOS),
     "ticodec": (TiCodecConfig, build_ticodec, {}),
     "bicodec": (BiCodecConfig, build_bicodec, {}),
@@ -79,6 +82,7 @@ FAMILIES: dict[str, tuple[type, Callable[..., Codec], Mapping[str, Mapping[str, 
     "xcodec": (XCodecConfig, build_xcodec, {}),
     "xcodec2": (XCodec2Config, build_xcodec2, {}),
     "seanet_vocos": (SEANetVocosConfig, build_seanet_vocos, PUBLISHED_SEANET_VOCOS),
+    "semantic_codec": (SemanticConfig, build_semantic_codec, PUBLISHED_SEMANTIC),
     "facodec_stacks": (FACodecConfig, build_facodec, PUBLISHED_FACODEC),
 }
 for _kind, (_config, _build, _published) in FAMILIES.items():

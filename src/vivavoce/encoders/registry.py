@@ -77,6 +77,20 @@ def _whisper(
     return WhisperEncoder(WhisperEncoderConfig(**sizes)).eval()
 
 
+def _s3(**options: Any) -> Encoder:
+    from vivavoce.encoders.s3 import S3Config, S3Encoder
+
+    return S3Encoder(S3Config(**tuples(options))).eval()
+
+
+def _block_whisper(**options: Any) -> Encoder:
+    from vivavoce.audio.whisper import RATE
+    from vivavoce.encoders.block_whisper import BlockWhisper
+    from vivavoce.encoders.streaming import StreamingEncoder
+
+    return StreamingEncoder(BlockWhisper(**options), RATE)
+
+
 def _mfcc(**options: Any) -> Encoder:
     from vivavoce.encoders.mfcc import MFCCEncoder
 
@@ -119,6 +133,18 @@ def _mel_recurrent(**options: Any) -> Encoder:
     return MelRecurrent(**options).eval()
 
 
+def _mr_hubert(**sizes: Any) -> Encoder:
+    from vivavoce.encoders.multi_resolution import MultiResolution, MultiResolutionConfig
+
+    return MultiResolution(MultiResolutionConfig(**tuples(sizes))).eval()
+
+
+def _waveform_context(**options: Any) -> Encoder:
+    from vivavoce.encoders.waveform_context import WaveformContext
+
+    return WaveformContext(**tuples(options)).eval()
+
+
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "hubert": _speech_transformer,
     "wav2vec2": _speech_transformer,
@@ -129,12 +155,16 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "w2v_bert": _w2v_bert,
     "wav2vec2_conformer": _wav2vec2_conformer,
     "whisper": _whisper,
+    "s3": _s3,
+    "block_whisper": _block_whisper,
     "mfcc": _mfcc,
     "causal_mel": _causal_mel,
     "log_mel": _log_mel,
     "mel_transformer": _mel_transformer,
     "mel_conformer": _mel_conformer,
     "mel_recurrent": _mel_recurrent,
+    "waveform_context": _waveform_context,
+    "mr_hubert": _mr_hubert,
 }
 
 

@@ -4,7 +4,7 @@ As GSLM (arXiv:2102.01192) and HuBERT (arXiv:2106.07447) make them.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,24 +80,27 @@ class UnitTokenizer(nn.Module):
         seed: int = 0,
         most_frames: int = 2_000_000,
         standardize: bool = False,
+        points: Callable[[Tensor], Tensor] | None = None,
         **kmeans: Any,
     ) -> "UnitTokenizer":
         """Train the clusters on waveforms (each `Audio`, [samples] or [1, samples]), heard one after the other.
 
-        standardize: bring every dimension of the frames to the same variance first. Beyond `most_frames` frames a
-        uniform random sample of that many is kept. Further options are those of `minibatch_kmeans`. Raises `DataError`
-        when the corpus has fewer frames than clusters.
+        standardize: bring every dimension of the frames to the same variance first. points: what of a signal's frames
+        [T, D] is clustered, [N, D] (None: each of them). Beyond `most_frames` points a uniform random sample of that
+        many is kept. Further options are those of `minibatch_kmeans`. Raises `DataError` when the corpus has fewer
+        points than clusters.
         """
         frames = _Reservoir(most_frames, encoder.width, seed)
         for wave in waves:
             found = encoder.features([wave], layer=layer)
-            frames.add(found.values[0, : int(found.lengths[0])].float().cpu())
-        points = frames.rows()
-        if len(points) < clusters:
-            raise DataError(f"{len(points)} frames for {clusters} units: give a larger corpus or fewer units")
-        scale = 1 / points.std(0).clamp(min=1e-6) if standardize else None
-        points = points if scale is None else points * scale
-        centers = minibatch_kmeans(points, clusters, seed=seed, **kmeans).centers
+            mine = found.values[0, : int(found.lengths[0])].float().cpu()
+            frames.add(mine if points is None else points(mine))
+        rows = frames.rows()
+        if len(rows) < clusters:
+            raise DataError(f"{len(rows)} frames for {clusters} units: give a larger corpus or fewer units")
+        scale = 1 / rows.std(0).clamp(min=1e-6) if standardize else None
+        rows = rows if scale is None else rows * scale
+        centers = minibatch_kmeans(rows, clusters, seed=seed, **kmeans).centers
         return cls(encoder, centers, layer, config, scale)
 
     def _apply(self, fn, recurse=True):
@@ -112,6 +115,19 @@ class UnitTokenizer(nn.Module):
     def nearest(self, frames: Tensor) -> Tensor:
         """Units [B, T] of frames [B, T, D]."""
         return nearest(frames.flatten(0, 1) * self.scale, self.centers).view(frames.shape[:2])
+
+    def label(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Units [B, T] of whole signals' frames [B, T, D], of which lengths [B] are valid."""
+        return self.nearest(frames)
+
+    def points(self, frames: Tensor) -> Tensor:
+        """What is compared with the centers of one signal's frames [T, D]: [N, D]."""
+        return frames
+
+    def take(self, centers: Tensor, scale: Tensor) -> None:
+        """Have these centers [clusters, D] and this scale [D] from now on."""
+        self.centers.copy_(centers)
+        self.scale.copy_(scale)
 
     @property
     def sample_rate(self) -> int:
@@ -147,7 +163,7 @@ class UnitTokenizer(nn.Module):
         counts = self.frames(lengths)
         if self.encoder.piece is None or int(counts.max() if len(counts) else 0) <= sum(sizes(self.encoder)):
             frames = self.encoder.features(batch[:, None], lengths, self.layer)
-            codes = self.nearest(frames.values)
+            codes = self.label(frames.values, frames.lengths)
             return codes * valid(frames.lengths, codes.shape[1]), frames.lengths
         rows = [heard_in_pieces(self.encoder, row[:length], self.heard) for row, length in zip(batch, lengths.tolist())]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), counts.to(rows[0].device)
@@ -155,7 +171,7 @@ class UnitTokenizer(nn.Module):
     @torch.no_grad()
     def heard(self, wave: Tensor) -> Tensor:
         """Codes [T] of one signal [samples] that the encoder hears whole."""
-        return self.nearest(self.encoder.features(wave[None, None], None, self.layer).values)[0]
+        return self.label(self.encoder.features(wave[None, None], None, self.layer).values)[0]
 
     def ties(self, wave: Any, lengths: Tensor | None = None) -> Tensor:
         """Where rounding may change a code: bool [B, 1, T]."""
@@ -176,11 +192,19 @@ class UnitTokenizer(nn.Module):
                 save_file({key: value.contiguous() for key, value in weights.items()}, part)
             config = rebuilding(self.encoder, config)
         with written_whole(directory / CENTERS) as part:
-            save_file({"centers": self.centers, "scale": self.scale}, part)
-        about = {"kind": "units", "encoder": config, "layer": self.layer}
+            save_file(self.tensors(), part)
+        about = {"kind": "units", "encoder": config, "layer": self.layer, **self.about()}
         text = json.dumps(about | ({"int8": self.int8} if self.int8 else {}), indent=2)
         with written_whole(directory / CONFIG) as part:
             part.write_text(text + "\n")
+
+    def about(self) -> dict[str, Any]:
+        """What a subclass must be told beside encoder and layer."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved beside the encoder's weights."""
+        return {"centers": self.centers, "scale": self.scale}
 
     @classmethod
     def load(cls, directory: str | Path) -> "UnitTokenizer":
@@ -197,8 +221,14 @@ class UnitTokenizer(nn.Module):
                 load_module(encoder, read_safetensors(directory / WEIGHTS), str(directory / WEIGHTS))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{directory} is no directory of units: {str(error).splitlines()[0]}") from error
-        scale, int8 = tensors.get("scale"), config.get("int8")
-        return cls(encoder.eval(), centers, config["layer"], config["encoder"], scale, int8)
+        about = config["layer"], config["encoder"], tensors.get("scale"), config.get("int8")
+        if "segments" in config:
+            from vivavoce.encoders.segment_units import SegmentUnits
+
+            if "groups" not in tensors:
+                raise CheckpointError(f"{directory / CENTERS} has no groups, though {CONFIG} names segments")
+            return SegmentUnits(encoder.eval(), centers, tensors["groups"], *about, cut=config["segments"])
+        return cls(encoder.eval(), centers, *about)
 
 
 def deduplicate(codes: Tensor, lengths: Tensor | None = None) -> Units:

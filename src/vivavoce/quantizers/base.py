@@ -80,22 +80,7 @@ class Quantizer(nn.Module):
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise `RequestError` unless codes are integers [B, K, T], K <= codebooks, inside the codebooks."""
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise RequestError(f"codes of type {codes.dtype}: integers expected, as encode gives them")
-        if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.codebooks:
-            raise RequestError(
-                f"codes {tuple(codes.shape)}: expected [batch, codebooks, frames] with 1 to {self.codebooks} codebooks"
-            )
-        if codes.numel() == 0:
-            return
-        lowest, highest = codes.amin((0, 2)), codes.amax((0, 2))
-        sizes = torch.tensor(self.codebook_sizes[: codes.shape[1]], device=codes.device)
-        if bool((lowest < 0).any() | (highest >= sizes).any()):
-            level = int(((lowest < 0) | (highest >= sizes)).nonzero()[0])
-            raise RequestError(
-                f"codebook {level} has entries 0 to {int(sizes[level]) - 1}, "
-                f"the codes have {int(lowest[level])} to {int(highest[level])}: made by another tokenizer?"
-            )
+        check_codes(codes, self.codebook_sizes)
 
     def _apply(self, fn, recurse=True):
         def keep_float32(tensor: Tensor) -> Tensor:
@@ -105,6 +90,26 @@ class Quantizer(nn.Module):
             return moved
 
         return super()._apply(keep_float32, recurse)
+
+
+def check_codes(codes: Tensor, sizes: Sequence[int]) -> None:
+    """Raise `RequestError` unless codes are integers [B, K, T], K <= len(sizes), inside codebooks of these sizes."""
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise RequestError(f"codes of type {codes.dtype}: integers expected, as encode gives them")
+    if codes.dim() != 3 or not 1 <= codes.shape[1] <= len(sizes):
+        raise RequestError(
+            f"codes {tuple(codes.shape)}: expected [batch, codebooks, frames] with 1 to {len(sizes)} codebooks"
+        )
+    if codes.numel() == 0:
+        return
+    lowest, highest = codes.amin((0, 2)), codes.amax((0, 2))
+    limits = torch.tensor(sizes[: codes.shape[1]], device=codes.device)
+    if bool((lowest < 0).any() | (highest >= limits).any()):
+        level = int(((lowest < 0) | (highest >= limits)).nonzero()[0])
+        raise RequestError(
+            f"codebook {level} has entries 0 to {int(limits[level]) - 1}, "
+            f"the codes have {int(lowest[level])} to {int(highest[level])}: made by another tokenizer?"
+        )
 
 
 def health(codes: Tensor, size: int, everywhere: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from vivavoce.quantizers.base import Quantized, Quantizer, health
 TIE = 1e-5  # of a step: a value nearer to the middle of two grid points has no certain code
 
 
-class _Grid(Quantizer):
+class Grid(Quantizer):
     """What both share: float32, checks."""
 
     def _finish(self, y: Tensor, codes: Tensor, latents: Tensor, lengths: Tensor | None) -> Quantized:
@@ -31,7 +31,7 @@ class _Grid(Quantizer):
         return Quantized(frames, codes, y.new_zeros(()), torch.stack(usage), torch.stack(spread))
 
 
-class ScalarQuantizer(_Grid):
+class ScalarQuantizer(Grid):
     """Latents [B, T, width] -> codes [B, width, T], one for each dimension, in `levels` equal steps of low .. high.
 
     squash: values go through tanh first, so that the bounds are -1 and 1 (SQ-Codec, arXiv:2406.02328, equation 1: with
@@ -97,7 +97,7 @@ class ScalarQuantizer(_Grid):
         return (places[:, :used] - places[:, :used].floor() - 0.5).abs() < TIE * self.levels
 
 
-class ResidualScalarQuantizer(_Grid):
+class ResidualScalarQuantizer(Grid):
     """Latents [B, T, width] -> codes [B, K, T]: K grids of `levels`[k] points in each of `dims` dimensions.
 
     tanh(z) is brought to the nearest of levels[0] points in -1 .. 1; what that leaves over to the nearest of levels[1]

@@ -9,6 +9,7 @@ from vivavoce.quantizers.factorized import FactorizedResidualVectorQuantizer
 from vivavoce.quantizers.factors import FactorQuantizer
 from vivavoce.quantizers.grids import ResidualScalarQuantizer, ScalarQuantizer
 from vivavoce.quantizers.grouped import GroupedResidualVectorQuantizer
+from vivavoce.quantizers.grouped_fsq import GroupedFiniteScalarQuantizer
 from vivavoce.quantizers.masked_channels import MaskedChannelVectorQuantizer
 from vivavoce.quantizers.multi_scale import MultiScaleVectorQuantizer
 from vivavoce.quantizers.normal import NormalVectorQuantizer
@@ -25,6 +26,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "factorized_rvq": FactorizedResidualVectorQuantizer,
     "multi_scale_rvq": MultiScaleVectorQuantizer,
     "grouped_rvq": GroupedResidualVectorQuantizer,
+    "grouped_fsq": GroupedFiniteScalarQuantizer,
     "masked_channel_rvq": MaskedChannelVectorQuantizer,
     "normal_vq": NormalVectorQuantizer,
     "sim_vq": SimVectorQuantizer,

@@ -7,15 +7,19 @@ import torch
 from vivavoce.codecs import Codec, load_codec
 from vivavoce.codecs.checkpoint import CONFIG
 from vivavoce.codecs.lyra import is_lyra, load_lyra
+from vivavoce.codecs.semantic_weights import FILE as S3GEN
+from vivavoce.codecs.semantic_weights import load_s3gen
 from vivavoce.errors import CheckpointError
 from vivavoce.hub import local_place
 from vivavoce.pretrained import PICKLE
 from vivavoce.tokenizers.foreign import from_kyutai, from_transformers
+from vivavoce.tokenizers.own_codecs import BIGCODEC, bigcodec, wavtokenizer, wavtokenizer_config
 from vivavoce.tokenizers.snake_codecs import dac_from_descript
 from vivavoce.tokenizers.units import CONFIG as UNITS
 from vivavoce.tokenizers.units import UnitCodec
 
-HUB_FILES = ["config.json", "model.safetensors", "codec.yaml", "tokenizer-*.safetensors", "*.tflite"]
+PICKLES = [PICKLE, "*.pt", "*.ckpt", "*.yaml"]
+HUB_FILES = ["config.json", "model.safetensors", "codec.yaml", "tokenizer-*.safetensors", "*.tflite", S3GEN]
 
 
 def load_tokenizer(
@@ -28,15 +32,16 @@ def load_tokenizer(
     """A trained codec, or units with their vocoder, ready to encode and decode.
 
     name: a directory (ours with `codec.yaml` or `units.json`; transformers' with `config.json`, model_type encodec,
-    mimi, dac, xcodec or xcodec2; SNAC's; Google's with Lyra V2's TFLite files), Kyutai's Mimi file
-    `tokenizer-….safetensors` or a directory with it, a weights file `….pth` of descript-audio-codec, or a hub id
-    `owner/name[@revision]`.
+    mimi, dac, xcodec or xcodec2; SNAC's, SpeechTokenizer's, WavTokenizer's, FocalCodec's; Google's with Lyra V2's
+    TFLite files), Kyutai's Mimi file `tokenizer-….safetensors` or a directory with it, a weights file `….pth` of
+    descript-audio-codec, BigCodec's `bigcodec.pt` or a directory with it, a directory with CosyVoice 2's
+    `s3gen.safetensors`, or a hub id `owner/name[@revision]`.
     codebooks: how many to use (None: what the reference emits by default). dtype: of everything but the quantizer,
     which stays float32. allow_pickle: read a foreign pickled checkpoint, by weights-only loading.
 
     Raises `RequestError` where there is nothing of that name, `CheckpointError` where what is there does not fit.
     """
-    files = [*HUB_FILES, PICKLE] if allow_pickle else HUB_FILES
+    files = [*HUB_FILES, *PICKLES] if allow_pickle else HUB_FILES
     codec = _open(local_place(name, "tokenizer", files), allow_pickle)
     if codebooks is not None:
         codec.codebooks = codebooks
@@ -47,9 +52,12 @@ def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
     if path.is_file():
         if path.suffix == ".pth":
             return dac_from_descript(path, allow_pickle)
+        if path.suffix == ".pt":
+            return bigcodec(path, allow_pickle)
         if path.suffix != ".safetensors":
             raise CheckpointError(
-                f"{path}: a tokenizer is a .safetensors file (Kyutai's Mimi), a .pth file (DAC) or a directory"
+                f"{path}: a tokenizer is a .safetensors file (Kyutai's Mimi), a .pth file (DAC), a .pt file (BigCodec) "
+                "or a directory"
             )
         return from_kyutai(path)
     if (path / CONFIG).is_file():
@@ -58,6 +66,10 @@ def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
         return UnitCodec.load(path)
     if is_lyra(path):
         return load_lyra(path)
+    if (path / S3GEN).is_file():
+        return load_s3gen(path / S3GEN)
+    if (path / BIGCODEC).is_file():
+        return bigcodec(path / BIGCODEC, allow_pickle)
     files = sorted(path.glob("tokenizer-*.safetensors"))
     if files and not (path / "model.safetensors").is_file():
         return from_kyutai(files[0])
@@ -65,7 +77,10 @@ def _open(path: Path, allow_pickle: bool) -> Codec | UnitCodec:
         return from_transformers(path, allow_pickle)
     if files:
         return from_kyutai(files[0])
+    configuration = wavtokenizer_config(path)
+    if configuration is not None:
+        return wavtokenizer(path, configuration, allow_pickle)
     raise CheckpointError(
         f"{path} holds no tokenizer: expected {CONFIG} (ours), config.json (transformers), tokenizer-*.safetensors "
-        "(Kyutai's Mimi) or soundstream_encoder.tflite (Lyra V2)"
+        "(Kyutai's Mimi), soundstream_encoder.tflite (Lyra V2) or s3gen.safetensors (CosyVoice 2)"
     )

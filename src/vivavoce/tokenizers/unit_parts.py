@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vivavoce.encoders.registry import build_encoder
+from vivavoce.encoders.segment_units import SegmentUnits
 from vivavoce.encoders.units import UnitTokenizer, rebuilding
 from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.hub import local_place
@@ -24,17 +25,20 @@ def build_units(
     centers: str | None = None,
     source: str | None = None,
     int8: str | None = None,
+    segments: Mapping[str, Any] | None = None,
     **who: int,
 ) -> UnitCodec:
     """A `UnitCodec` of an encoder's frames at `layer` and `clusters` centers, with a `vocoder` of as many units.
 
     centers: a file of k-means centers [clusters, width] (`.npy`, or `.safetensors` with one tensor); without it they
-    are random until a phase of `objective: kmeans` has fitted them. source: a directory that `UnitCodec.save` wrote, in
-    place of all this. end: whether an id beyond the units ends an utterance. who: `speaker`, `language` of the vocoder.
+    are random until a phase of `objective: kmeans` has fitted them. segments: the units are of segments (see
+    `segment_units`): how they are cut, and `centers`, how many there are that are grouped into the clusters (as many).
+    source: a directory that `UnitCodec.save` wrote, in place of all this. end: whether an id beyond the units ends an
+    utterance. who: `speaker`, `language` of the vocoder.
     """
     if source is not None:
-        if encoder is not None or vocoder is not None or centers is not None or int8 is not None:
-            raise RecipeError("encoder, vocoder, centers, int8 beside `source`: they come from there")
+        if any(each is not None for each in (encoder, vocoder, centers, int8, segments)):
+            raise RecipeError("encoder, vocoder, centers, int8, segments beside `source`: they come from there")
         codec = UnitCodec.load(local_place(source, "units", ["units.json", "*.safetensors", "vocoder.json"]), **who)
         codec.end = codec.codebook_size if end else None
         return codec
@@ -43,10 +47,18 @@ def build_units(
     if not isinstance(clusters, int) or clusters < 1:
         raise RecipeError(f"clusters: {clusters!r}: a whole number, at least 1")
     hearing = build_encoder(encoder)
-    points = torch.randn(clusters, hearing.width) if centers is None else read_centers(centers)
-    if len(points) != clusters:
-        raise RecipeError(f"centers: {centers} holds {len(points)}, and clusters says {clusters}")
-    units = UnitTokenizer(hearing, points, layer, dict(encoder), int8=int8)
+    cut = dict(segments or {})
+    count = cut.pop("centers", clusters)
+    if not isinstance(count, int) or count < clusters:
+        raise RecipeError(f"segments.centers: {count!r}: a whole number, at least as many as clusters ({clusters})")
+    points = torch.randn(count, hearing.width) if centers is None else read_centers(centers)
+    if len(points) != count:
+        raise RecipeError(f"centers: {centers} holds {len(points)}, and the recipe says {count}")
+    if segments is None:
+        units = UnitTokenizer(hearing, points, layer, dict(encoder), int8=int8)
+    else:
+        groups = torch.arange(count) % clusters
+        units = SegmentUnits(hearing, points, groups, layer, dict(encoder), int8=int8, cut=cut)
     voice = None
     if vocoder is not None:
         voice = build_vocoder({"kind": "unit_hifigan", **vocoder, "units": clusters})
@@ -89,6 +101,8 @@ def self_contained(codec: UnitCodec, options: Mapping[str, Any]) -> dict[str, An
     }
     if codec.units.int8:
         found["int8"] = codec.units.int8
+    if isinstance(codec.units, SegmentUnits):
+        found["segments"] = {**codec.units.about()["segments"], "centers": len(codec.units.centers)}
     if codec.vocoder is not None:
         found["vocoder"] = asdict(codec.vocoder.config)
     return {**found, **who}

@@ -11,9 +11,9 @@ from vivavoce.encoders.pieces import PieceStream
 from vivavoce.encoders.streaming import StreamingEncoder
 from vivavoce.encoders.units import CONFIG, UnitTokenizer, deduplicate
 from vivavoce.errors import CheckpointError, RequestError
-from vivavoce.nn.streaming import State, zero_padding
+from vivavoce.nn.streaming import State, check_lengths, zero_padding
 from vivavoce.quantizers import Quantized
-from vivavoce.quantizers.base import perplexity
+from vivavoce.quantizers.base import check_codes, perplexity
 from vivavoce.vocoders.checkpoints import CONFIG as VOCODER
 from vivavoce.vocoders.checkpoints import load_unit_vocoder, save_unit_vocoder
 from vivavoce.vocoders.durations import duration_loss
@@ -146,9 +146,11 @@ class UnitCodec(nn.Module):
 
         Encoders need some more samples than a frame's hop: what the last ones gave no unit for is silent.
         """
+        codes = self._checked(codes)
         if lengths is None:
             counts = torch.full((len(codes),), codes.shape[2], device=codes.device)
         else:
+            check_lengths(lengths, len(codes), None)
             counts = self.frames(lengths)
             if bool((counts > codes.shape[2]).any()):
                 raise RequestError(f"{int(lengths.max())} samples need {int(counts.max())} units, not {codes.shape[2]}")
@@ -177,12 +179,21 @@ class UnitCodec(nn.Module):
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """Units [B, 1, T], `lengths` [B] in frames -> samples [B, 1, S] and the next state with `emitted` [B]."""
+        codes = self._checked(codes)
+        if len(codes) != state.batch:
+            raise RequestError(f"codes of {len(codes)} rows for the state of {state.batch}")
         return self._voice().step(codes[:, 0], state, lengths)
 
     @torch.no_grad()
     def decode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
         """End the signal (of `rows` [B] bool): the last samples [B, 1, S]."""
         return self._voice().flush(state, rows)
+
+    def _checked(self, codes: Tensor) -> Tensor:
+        check_codes(codes, self.codebook_sizes)
+        if not len(codes):
+            raise RequestError(f"codes {tuple(codes.shape)}: expected [batch, 1, frames], one row at least")
+        return codes.long()
 
     def _voice(self) -> UnitHiFiGAN:
         if self.vocoder is None:
@@ -211,7 +222,7 @@ class UnitCodec(nn.Module):
     def quantize(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
         """Frames [B, T, D] -> the vocoder's unit embeddings [B, T, E], and the loss of its duration predictor."""
         voice = self._voice()
-        codes = self._nearest(latents)
+        codes = self.units.label(latents, lengths)
         loss = latents.new_zeros(())
         if voice.predictor is not None:
             runs = deduplicate(codes, lengths)

@@ -14,6 +14,7 @@ from vivavoce.schema.parts import made
 from vivavoce.systems import Model
 from vivavoce.training.dialogue_plans import aligned_plan, dialogues_plan, stereo_plan
 from vivavoce.training.plan import Load, Plan, codec_of, expect, has, not_there, options_of, planned
+from vivavoce.training.semantic_plans import transcription_plan
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.ssl_plans import objectives
 from vivavoce.training.task import Task
@@ -94,9 +95,11 @@ def _codec_training(phase: Phase, codec: Any, load: Load) -> Plan:
     from vivavoce.training.codec_task import CodecTask
     from vivavoce.training.factor_task import FactorTask
     from vivavoce.training.feature_task import FeatureTask
+    from vivavoce.training.flow_task import FlowTask
 
-    options, tasks = phase.objective.options, {"features": FeatureTask, "factors": FactorTask}
-    task: type[CodecTask] = tasks.get(phase.objective.kind, CodecTask)
+    options = phase.objective.options
+    tasks: dict[str, type[CodecTask]] = {"features": FeatureTask, "factors": FactorTask, "flow": FlowTask}
+    task = tasks.get(phase.objective.kind, CodecTask)
 
     def make(clips: Any, held_out: Any, about: Mapping[str, Any] | None = None, **more: Any) -> Task:
         where, said = f"training.{phase.name}.objective", {**options, **(about or {}), **more}
@@ -212,6 +215,8 @@ TASKS = {
     ("adversarial", "recordings"): _recordings_plan,
     ("features", "recordings"): _recordings_plan,
     ("factors", "recordings"): _recordings_plan,
+    ("flow", "recordings"): _recordings_plan,
+    ("transcription", "recordings"): transcription_plan,
     ("next_token", "digit_conversations"): _conversation_plan,
     ("words", "digit_conversations"): _word_plan,
     ("next_token", "token_patterns"): pattern_plan,

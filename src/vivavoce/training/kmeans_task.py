@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vivavoce.encoders.units import UnitTokenizer
 from vivavoce.errors import DataError
+from vivavoce.quantizers import nearest
 from vivavoce.tokenizers.units import UnitCodec
 from vivavoce.training.fit import FitTask
 
@@ -49,14 +50,14 @@ class KMeansTask(FitTask):
         seconds = sum(wave.shape[1] for wave in self.waves) / old.sample_rate
         points = min(self.frames, max(1, int(seconds * old.frame_rate)))
         found = UnitTokenizer.fit(
-            *(old.encoder.eval(), self.waves, old.codebook_size, old.layer, old.config, self.seed, self.frames),
+            *(old.encoder.eval(), self.waves, len(old.centers), old.layer, old.config, self.seed, self.frames),
             batch=self.size,
             passes=max(1, math.ceil(self.steps * self.size / points)),
             restarts=self.restarts,
             standardize=self.standardize,
+            points=old.points,
         )
-        old.centers.copy_(found.centers)
-        old.scale.copy_(found.scale)
+        old.take(found.centers, found.scale)
         return self._health()
 
     @torch.no_grad()
@@ -69,8 +70,9 @@ class KMeansTask(FitTask):
             values = units.encoder.features([wave], layer=units.layer).values[0]
             codes = units.encode([wave])[0, 0, : len(values)]
             counts += torch.bincount(codes, minlength=units.codebook_size)
-            error += float((values * units.scale - units.centers[codes]).square().sum())
-            total += len(values)
+            points = units.points(values) * units.scale
+            error += float((points - units.centers[nearest(points, units.centers)]).square().sum())
+            total += len(points)
         share = counts / counts.sum().clamp(min=1)
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         return {"error": error / max(total, 1), "perplexity": float(entropy.exp())}

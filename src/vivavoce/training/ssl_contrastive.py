@@ -1,5 +1,5 @@
 """wav2vec 2.0's objective: among a hidden frame's own quantized vector and others of its utterance, tell its own
-(arXiv:2006.11477, section 3.2)."""
+(arXiv:2006.11477, section 3.2); and w2v-BERT's, which asks for its code too."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.encoders.base import Trunk
+from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
-from vivavoce.quantizers.gumbel import GumbelQuantizer
+from vivavoce.quantizers.gumbel import Chosen, GumbelQuantizer
 from vivavoce.training.ssl_masked_labels import mean_square, scaled_gradient
 from vivavoce.training.ssl_masking import Masking
 from vivavoce.training.ssl_task import Objective
@@ -57,10 +58,20 @@ class MaskedContrastive(Objective):
         local = trunk.local_norm(scaled_gradient(frames, self.local_gradient))
         mask = batch["mask"] & valid(counts, frames.shape[1])
         x = trunk.embed(local)
-        x = trunk.context(torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), counts)
-        chosen = self.quantizer(local, mask)
+        x = torch.where(mask[..., None], self.mask_vector.to(x.dtype), x)
+        return self.judged(trunk, x, counts, local, mask, batch["seeds"], penalty)
+
+    def judged(
+        self, trunk: Trunk, x: Tensor, counts: Tensor, local: Tensor, mask: Tensor, seeds: Tensor, penalty: Tensor
+    ) -> dict[str, Tensor]:
+        """What `forward` gives, of frames x [B, T, D] whose hidden ones, `mask` [B, T], are replaced, and of the normed
+        local frames [B, T, C]."""
+        return self.told_apart(trunk.context(x, counts), self.quantizer(local, mask), mask, seeds, penalty)
+
+    def told_apart(self, x: Tensor, chosen: Chosen, mask: Tensor, seeds: Tensor, penalty: Tensor) -> dict[str, Tensor]:
+        """The losses of frames in context x [B, T, D], hidden at `mask` [B, T], and what was chosen for each."""
         targets, found = self.project_target(chosen.vectors), self.project(x)
-        indices = other_hidden(mask, self.negatives, batch["seeds"])
+        indices = other_hidden(mask, self.negatives, seeds)
         logits = contrast(found[mask], targets, indices, mask) / self.temperature
         contrastive = F.cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.int64))
         size = self.quantizer.groups * self.quantizer.entries
@@ -72,6 +83,28 @@ class MaskedContrastive(Objective):
             "perplexity": chosen.perplexity.detach(),
             "local_square": penalty.detach(),
         }
+
+
+class ContrastAndLabels(MaskedContrastive):
+    """w2v-BERT's (arXiv:2108.06209, section 3.2): the contrast is asked of the frames behind block `middle`, and of
+    those behind the last one the codes that the same quantizer gives hidden frames: cross entropy of linear heads, one
+    for each group, weighed by `labels`, beside the contrastive loss and the diversity's."""
+
+    def __init__(self, trunk: Trunk, middle: int, labels: float = 1.0, **contrastive: Any):
+        quantizer = {"groups": 1, "entries": 1024, "width": 1024, **contrastive.pop("quantizer", {})}
+        super().__init__(trunk, quantizer=quantizer, **contrastive)
+        if not isinstance(middle, int) or not 1 <= middle < trunk.layers:
+            raise RecipeError(f"middle: {middle!r}: one of the encoder's blocks 1 to {trunk.layers - 1}")
+        self.middle, self.labels_weight = middle, labels
+        self.heads = nn.ModuleList(nn.Linear(trunk.width, quantizer["entries"]) for _ in range(quantizer["groups"]))
+
+    def judged(self, trunk, x, counts, local, mask, seeds, penalty):
+        layers, chosen = trunk.context(x, counts, "all"), self.quantizer(local, mask)
+        found = self.told_apart(layers[:, self.middle], chosen, mask, seeds, penalty)
+        last, codes = layers[:, -1][mask], chosen.codes.unbind(1)
+        each = [F.cross_entropy(head(last).float(), mine[mask]) for head, mine in zip(self.heads, codes)]
+        told = torch.stack(each).mean() if len(last) else last.sum() * 0
+        return {**found, "loss": found["loss"] + self.labels_weight * told, "labels": told.detach()}
 
 
 def other_hidden(mask: Tensor, count: int, seeds: Tensor) -> Tensor:

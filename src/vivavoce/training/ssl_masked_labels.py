@@ -1,4 +1,5 @@
-"""HuBERT's objective: the label of every hidden frame, told from what stands around it (arXiv:2106.07447)."""
+"""HuBERT's objective: the label of every hidden frame, told from what stands around it (arXiv:2106.07447); at two
+rates, MR-HuBERT's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.encoders.base import Trunk
+from vivavoce.encoders.multi_resolution import MultiResolution
 from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.training.ssl_labels import Labels
@@ -51,7 +53,8 @@ class MaskedLabels(Objective):
         self.projections = nn.ModuleList(nn.Linear(trunk.width, projected) for _ in several)
         self.vectors = nn.ParameterList(nn.Parameter(torch.randn(each.clusters, projected)) for each in self.labels)
 
-    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+    def hide(self, trunk: Trunk, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Frames [B, T, D], some hidden; which ones [B, T]; how many count [B]; the local frames' mean square."""
         wave = batch["wave"]
         if self.mixing:
             wave = mixed(wave, batch["lengths"], batch["seeds"], self.mixing)
@@ -59,8 +62,11 @@ class MaskedLabels(Objective):
         penalty = mean_square(frames, counts)
         x = trunk.embed(trunk.local_norm(scaled_gradient(frames, self.local_gradient)))
         mask = batch["mask"] & valid(counts, x.shape[1])
-        x = trunk.context(torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), counts)
-        loss, accuracy = self.judge(x, mask, counts, batch["labels"])
+        return torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), mask, counts, penalty
+
+    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        x, mask, counts, penalty = self.hide(trunk, batch)
+        loss, accuracy = self.judge(trunk.context(x, counts), mask, counts, batch["labels"])
         return {
             "loss": loss + self.penalty * penalty,
             "labels": loss.detach(),
@@ -84,6 +90,37 @@ class MaskedLabels(Objective):
                 if hidden:
                     right, asked = right + (logits.argmax(-1) == goal).sum(), asked + len(goal)
         return total, (right / asked.clamp(min=1)).detach()
+
+
+class LabelsOfTwoRates(MaskedLabels):
+    """MR-HuBERT's (arXiv:2310.02720, section 2.3): the labels of hidden frames from the last block, and, weighed by
+    `low`, every other frame's from the last block at half the rate, by heads of their own."""
+
+    def __init__(
+        self, trunk: Trunk, targets: Sequence[Mapping[str, Any]] | Mapping[str, Any], low: float = 1.0, **options: Any
+    ):
+        super().__init__(trunk, targets, **options)
+        if not isinstance(trunk, MultiResolution):
+            raise RecipeError("two rates of labels need an encoder of kind mr_hubert")
+        self.low, self.middle = low, trunk.middle
+        self.slow = MaskedLabels(trunk, [{"clusters": each.clusters} for each in self.labels], **options)
+        del self.slow.mask_vector  # what is hidden is hidden from both
+
+    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        x, mask, counts, penalty = self.hide(trunk, batch)
+        layers, labels = trunk.context(x, counts, "all"), batch["labels"]
+        last = layers[:, -1]
+        loss, accuracy = self.judge(last, mask, counts, labels)
+        every = [each[:, ::2] for each in labels]
+        slow, slowly = self.slow.judge(layers[:, self.middle, ::2], mask[:, ::2], (counts + 1) // 2, every)
+        return {
+            "loss": loss + self.low * slow + self.penalty * penalty,
+            "labels": loss.detach(),
+            "labels/low": slow.detach(),
+            "accuracy": accuracy,
+            "accuracy/low": slowly,
+            "local_square": penalty.detach(),
+        }
 
 
 def cosines(x: Tensor, vectors: Tensor) -> Tensor:

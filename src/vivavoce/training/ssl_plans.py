@@ -21,15 +21,21 @@ from vivavoce.training.unit_plans import speeds_of
 # objective of a phase -> (module, class); data is always `recordings`
 OBJECTIVES = {
     "masked_labels": ("vivavoce.training.ssl_masked_labels", "MaskedLabels"),
+    "labels_of_two_rates": ("vivavoce.training.ssl_masked_labels", "LabelsOfTwoRates"),
     "masked_contrastive": ("vivavoce.training.ssl_contrastive", "MaskedContrastive"),
+    "contrast_and_labels": ("vivavoce.training.ssl_contrastive", "ContrastAndLabels"),
+    "future_contrast": ("vivavoce.training.ssl_future", "FutureContrast"),
     "random_projection": ("vivavoce.training.ssl_random_projection", "RandomProjection"),
     "teacher_regression": ("vivavoce.training.ssl_regression", "TeacherRegression"),
     "many_masks": ("vivavoce.training.ssl_regression", "ManyMasks"),
     "online_clusters": ("vivavoce.training.ssl_clusters", "OnlineClusters"),
     "labels_and_teacher": ("vivavoce.training.ssl_multi", "LabelsAndTeacher"),
     "future_frame": ("vivavoce.training.ssl_reconstruction", "FutureFrame"),
+    "coded_frames": ("vivavoce.training.ssl_reconstruction", "CodedFrames"),
+    "masked_autoencoder": ("vivavoce.training.ssl_autoencoder", "MaskedAutoencoder"),
     "altered_frames": ("vivavoce.training.ssl_reconstruction", "AlteredFrames"),
     "swapped_clusters": ("vivavoce.training.ssl_spin", "SwappedClusters"),
+    "segment_regression": ("vivavoce.training.ssl_segments", "SegmentRegression"),
 }
 ROWS = ("seconds", "join", "fresh", "seed")  # options of an objective that are the task's
 

@@ -1,4 +1,5 @@
-"""Objectives that tell the spectrum itself: of a frame to come (APC, VQ-APC), or under alterations (TERA)."""
+"""Objectives that tell the spectrum itself: of a frame to come (APC, VQ-APC), under alterations (TERA), or of hidden
+frames through a codebook (DeCoAR 2.0)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from vivavoce.encoders.base import Trunk
 from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.quantizers.gumbel import GumbelQuantizer
-from vivavoce.training.ssl_masking import Alteration
+from vivavoce.training.ssl_masking import Alteration, Masking
 from vivavoce.training.ssl_task import Objective
 
 
@@ -69,3 +70,47 @@ class AlteredFrames(Objective):
         if not bool(mask.any()):
             return {"loss": x.sum() * 0}
         return {"loss": F.l1_loss(x[mask].float(), frames[mask].float()), "altered": mask.float().mean()}
+
+
+class CodedFrames(Objective):
+    """DeCoAR 2.0 (arXiv:2012.06659): mean L1 distance of hidden local frames from what a head of two layers makes of
+    the codebook entries that the encoder's frames choose, plus `diversity` times the share of entries not in use, as
+    wav2vec 2.0 has it. Hidden frames are heard as zeros.
+
+    quantizer: groups, entries, width of `quantizers.gumbel`; temperatures: (at first, at last, factor a step).
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        mask: Mapping[str, Any] | None = None,
+        quantizer: Mapping[str, Any] | None = None,
+        temperatures: tuple[float, float, float] = (2.0, 0.5, 0.999995),
+        diversity: float = 0.1,
+    ):
+        super().__init__()
+        self.masking = Masking(**(mask or {}))
+        sizes: dict[str, Any] = {"groups": 2, "entries": 320, "width": trunk.width, **(quantizer or {})}
+        self.quantizer = GumbelQuantizer(trunk.width, temperature=temperatures[0], **sizes)
+        self.temperatures, self.diversity = temperatures, diversity
+        self.head = nn.Sequential(
+            nn.Linear(sizes["width"], trunk.width), nn.ReLU(), nn.Linear(trunk.width, trunk.local_width)
+        )
+
+    def before_step(self, trunk: Trunk, step: int) -> None:
+        first, last, factor = self.temperatures
+        self.quantizer.temperature = max(first * factor**step, last)
+
+    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        frames, counts = trunk.local(batch["wave"], batch["lengths"])
+        inside = valid(counts, frames.shape[1])
+        mask = batch["mask"] & inside
+        heard = torch.where(mask[..., None], 0.0, frames)
+        chosen = self.quantizer(trunk.context(trunk.embed(trunk.local_norm(heard)), counts), inside)
+        size = self.quantizer.groups * self.quantizer.entries
+        figures = {"perplexity": chosen.perplexity.detach()}
+        if not bool(mask.any()):
+            return {"loss": chosen.vectors.sum() * 0, **figures}
+        distance = F.l1_loss(self.head(chosen.vectors[mask]).float(), frames[mask].float())
+        loss = distance + self.diversity * (size - chosen.perplexity) / size
+        return {"loss": loss, "distance": distance.detach(), **figures}
