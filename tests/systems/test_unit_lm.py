@@ -259,7 +259,7 @@ def test_units_of_a_recipe_come_from_centers_or_a_directory(tmp_path):
         assert loaded.resynth(voice()).audio.samples.tolist() == model.resynth(voice()).audio.samples.tolist()
     np.save(tmp_path / "few.npy", centers[:5])
     for options, error, message in [
-        ({"tokenizers.units.centers": str(tmp_path / "few.npy")}, RecipeError, "holds 5, and clusters says 12"),
+        ({"tokenizers.units.centers": str(tmp_path / "few.npy")}, RecipeError, "holds 5, and the recipe says 12"),
         ({"tokenizers.units.centers": str(tmp_path / "none.npy")}, CheckpointError, "no file of centers"),
         ({"tokenizers.units.clusters": 0}, RecipeError, "at least 1"),
         ({"tokenizers.units.source": str(tmp_path / "gone")}, RecipeError, "beside `source`"),

@@ -87,7 +87,7 @@ def corpus(tmp_path):
 def recipe(corpus, voice, **changes):
     data = {"corpora": [str(corpus / f"{voice}.jsonl")], "held_out": []}
     said = {f"training.{phase}.data": {"kind": "recordings", **data} for phase in ("reconstruction", "adversarial")}
-    return read_recipe("speech-codec-3k", "smoke", {**said, **changes})
+    return read_recipe("speech-codec", "smoke", {**said, **changes})
 
 
 def test_a_trained_codec_and_its_judges_go_on_with_another_voice(corpus, tmp_path):

@@ -17,10 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 PACKS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
-# A call of oneDNN costs 15 us more than one of torch: products of so many values of a matrix are worth it, whatever the
-# frames beyond the first; of fewer, those of so many multiplications.
-LARGE, WORTH = 1 << 17, 1 << 22
-FEW = 16  # frames below which a product in 8 bits is bound by reading its matrix
+# A call of oneDNN costs 15 us more than one of torch, and finding what was kept as much again: so many multiplications
+# are worth it. With fewer frames than FEW a product is bound by reading its matrix, in whatever order.
+WORTH, FEW = 1 << 22, 16
 SAMPLES = 64
 
 _kept: Any = WeakTensorKeyDictionary()
@@ -54,8 +53,8 @@ def round_to_int8(weight: Tensor) -> None:
 
 def packs(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of frames x [..., K] with `weight` is one of a matrix that is laid out for it."""
-    frames, size = x.shape.numel() // max(1, x.shape[-1]), weight.numel()
-    return PACKS and _plain(x) and frames > 1 and (size >= LARGE or frames * size >= WORTH)
+    frames = x.shape.numel() // max(1, x.shape[-1])
+    return PACKS and frames >= FEW and frames * weight.numel() >= WORTH and _plain(x)
 
 
 def _plain(x: Tensor) -> bool:
@@ -72,11 +71,11 @@ def product(
 ) -> Tensor:  # fmt: skip
     """x [..., K] times the matrix [N, K] that `matrix` makes of `weight`, plus `bias` [N] -> [..., N], through GELU if
     asked."""
+    if x.shape.numel() < FEW * x.shape[-1]:
+        y = F.linear(x, matrix(weight), bias)
+        return F.gelu(y) if gelu else y
     if weight in _small:
-        made = None
-        if _plain(x) and x.shape.numel() >= FEW * x.shape[-1]:
-            made = kept(weight, lambda found: _rounded(matrix(found)))
-        if made is not None:
+        if _plain(x) and (made := kept(weight, lambda found: _rounded(matrix(found)))) is not None:
             y = _of_integers(x, made[0], made[1], bias)
             return F.gelu(y) if gelu else y
     elif packs(x, weight) and (made := kept(weight, lambda found: _packed(matrix(found)))) is not None:
