@@ -10,7 +10,6 @@ extra `hub`.
 
 import argparse
 import gc
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measure import Table, machine
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "shims"))
 
@@ -202,13 +202,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     clock = time.process_time if options.cpu_time else time.perf_counter
-    lines = [
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, float32, medians of {options.rounds}"
-        f"{' (processor time)' if options.cpu_time else ''}",
-        "",
-        "| what | threads | vivavoce | peers | times the faster peer | target |",
-        "|---|---|---|---|---|---|",
-    ]
+    table = Table(
+        f"{machine()}, float32, medians of {options.rounds}{' (processor time)' if options.cpu_time else ''}",
+        ["what", "threads", "vivavoce", "peers", "times the faster peer", "target"],
+    )
     parts: list[tuple[Callable[[], Runs], int]] = [
         (lambda make=WHOLE[name]: make(options.seconds), options.rounds) for name in options.only
     ]
@@ -220,30 +217,25 @@ def main() -> None:
         for threads in options.threads:
             torch.set_num_threads(threads)
             for what, times in measure(runs, rounds, clock).items():
-                lines.append(row(what, threads, times))
-                print(lines[-1], file=sys.stderr, flush=True)
+                table.add(*cells(what, threads, times))
                 direction, _, manner = what.partition(", ")
                 if manner == "streaming":
                     single[direction, threads] = times["vivavoce"]
                 elif manner:
                     share = times["vivavoce"] / (options.rows * single[direction, threads])
                     name = f"{direction}, {options.rows} rows against {options.rows} single steps"
-                    lines.append(f"| {name} | {threads} | {share:.0%} of the time | | | |")
+                    table.add(name, threads, f"{share:.0%} of the time", "", "", "")
         del runs
         gc.collect()
-    table = "\n".join(lines)
-    print(table)
-    if options.output:
-        options.output.write_text(table + "\n", encoding="utf-8")
+    table.write(options.output)
 
 
-def row(what: str, threads: int, times: dict[str, float]) -> str:
-    """A line of the table."""
+def cells(what: str, threads: int, times: dict[str, float]) -> tuple[object, ...]:
+    """Of a line of the table."""
     peers = {who: seconds for who, seconds in times.items() if who != "vivavoce"}
     listed = ", ".join(f"{who} {shown(seconds)}" for who, seconds in peers.items())
     ratio = min(peers.values()) / times["vivavoce"]
-    target = f"{TARGETS[what]}" if what in TARGETS else ""
-    return f"| {what} | {threads} | {shown(times['vivavoce'])} | {listed} | {ratio:.2f} | {target} |"
+    return what, threads, shown(times["vivavoce"]), listed, f"{ratio:.2f}", TARGETS.get(what, "")
 
 
 def shown(seconds: float) -> str:

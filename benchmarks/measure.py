@@ -1,4 +1,4 @@
-"""What the benchmarks of language models share: runs timed in turn, and the time that reading their weights takes."""
+"""What the benchmarks share: runs timed in turn, and the time that reading their weights takes."""
 
 import platform
 import statistics

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import Table
 from training_lm import SIZES, model_of, peer_ids, peer_of, utterances
 
 from vivavoce.nn.flops import FlopCount, peak
@@ -108,25 +109,19 @@ def main() -> None:
     if worst > 1e-4:
         raise SystemExit(f"scores differ by {worst:.2g} nats a token")
     rounds = options.only or options.rounds
-    lines = [
+    table = Table(
         f"{options.size}, {options.lengths} lengths, {done // 2} of {options.pairs} pairs, {options.threads} thread(s) "
         f"of {options.device}, greatest difference {worst:.1g} nats a token" + (", processor time" * options.cpu_time),
-        "",
-        "| scoring | batch | tokens/s | share of peak | all pairs | times | target |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        ["scoring", "batch", "tokens/s", "share of peak", "all pairs", "times", "target"],
+    )
     most = peak(options.device)
     for name, seconds in spent.items():
         rate = rounds / seconds
         times = f"{seconds / spent[OURS]:.2f}" if name != OURS else ""
         share = "" if options.cpu_time else f"{work * rate / most:.0%}"  # the peak is told by the clock
-        lines.append(
-            f"| {name} | {best.get(name, '')} | {rate:.0f} | {share} | {sum(tokens) / rate:.0f} s | "
-            f"{times} | {TARGETS.get(name, '')} |"
-        )
-    print("\n".join(lines))
-    if options.output:
-        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        whole = f"{sum(tokens) / rate:.0f} s"
+        table.add(name, best.get(name, ""), f"{rate:.0f}", share, whole, times, TARGETS.get(name, ""))
+    table.write(options.output)
 
 
 def _rows(

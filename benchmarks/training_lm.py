@@ -329,26 +329,25 @@ def main() -> None:
         one.end()
     speeds = {name: statistics.median(r["tokens"] / r["seconds"] for r in each) for name, each in found.items()}
     used = statistics.median(r["mfu"] for r in found[OURS])
-    lines = [
+    from measure import Table  # torch, which the processes load for themselves
+
+    table = Table(
         f"{options.size}, {options.lengths} lengths, {options.threads} thread(s) of {options.device}, {options.dtype}, "
         f"about {options.tokens} tokens a step, medians of {options.rounds} rounds of {options.steps} steps"
         + (", processor time" if options.cpu_time else ""),
-        "",
-        "| training | at once | tokens/s | MFU | padding | memory | times | target |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+        ["training", "at once", "tokens/s", "MFU", "padding", "memory", "times", "target"],
+    )
     for name, each in found.items():
         share = "" if options.cpu_time else f"{used * speeds[name] / speeds[OURS]:.0%}"  # a peak is told by the clock
         unit = "columns" if name == OURS else "utterances"
         padding = statistics.fmean(r["padding"] for r in each)
         times = f"{speeds[OURS] / speeds[name]:.2f}" if name != OURS else ""
-        lines.append(
-            f"| {name} | {best[name]} {unit} | {speeds[name]:.0f} | {share} | "
-            f"{padding:.0%} | {each[-1]['memory'] / 2**20:.0f} MB | {times} | {TARGETS.get(name, '')} |"
-        )
-    print("\n".join(lines))
-    if options.output:
-        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        memory = f"{each[-1]['memory'] / 2**20:.0f} MB"
+        table.add(
+            name, f"{best[name]} {unit}", f"{speeds[name]:.0f}", share, f"{padding:.0%}", memory, times,
+            TARGETS.get(name, ""),
+        )  # fmt: skip
+    table.write(options.output)
 
 
 if __name__ == "__main__":

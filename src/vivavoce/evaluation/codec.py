@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,11 +132,11 @@ class CodecQuality(Task):
         if self.recogniser is not None and item.expected and item.expected.get("text"):
             text = item.expected["text"]
             if self.recogniser == CLOSED:
-                scores["sentence"] = float(self._once(CLOSED, CLOSED)(estimate) == _words(text))
+                scores["sentence"] = float(self._once(CLOSED, self._closed)(estimate) == _words(text))
             else:
                 scores["errors"], scores["words"] = self._word_errors(text, estimate)
         if self.speaker is not None:
-            embed = self._once("speaker", self.speaker)
+            embed = self._once("speaker", self._speaker)
             scores["voice"] = float(np.dot(embed(reference), embed(estimate)))
         plain = ("bits_per_second", "tokens_per_second", "real_time_factor", "delay")
         return {**scores, **{name: float(artefact[name]) for name in plain}}
@@ -157,23 +157,31 @@ class CodecQuality(Task):
         from vivavoce.errors import need
 
         jiwer = need("jiwer", "eval", "word errors")
-        said, heard = (_words(each) for each in (text, self._once("recogniser", self.recogniser)(audio)))
+        said, heard = (_words(each) for each in (text, self._once("recogniser", self._recogniser)(audio)))
         if not said:
             return math.nan, math.nan
         found = jiwer.process_words(said, heard or " ")
         return float(found.substitutions + found.deletions + found.insertions), float(len(said.split()))
 
-    def _once(self, kind: str, name: str | None) -> Any:
+    def _once(self, kind: str, make: Callable[[], Any]) -> Any:
         if kind not in self._made:
-            from vivavoce.evaluation.judge import ClosedVocabulary
-            from vivavoce.evaluation.speakers import load_speaker_encoder
-            from vivavoce.evaluation.transcribers import load_transcriber
-
-            if kind == CLOSED:
-                self._made[kind] = ClosedVocabulary(self._sentences)
-            else:
-                self._made[kind] = load_speaker_encoder(str(name)) if kind == "speaker" else load_transcriber(str(name))
+            self._made[kind] = make()
         return self._made[kind]
+
+    def _closed(self) -> Any:
+        from vivavoce.evaluation.judge import ClosedVocabulary
+
+        return ClosedVocabulary(self._sentences)
+
+    def _recogniser(self) -> Any:
+        from vivavoce.evaluation.transcribers import load_transcriber
+
+        return load_transcriber(str(self.recogniser))
+
+    def _speaker(self) -> Any:
+        from vivavoce.evaluation.speakers import load_speaker_encoder
+
+        return load_speaker_encoder(str(self.speaker))
 
     def summarize(self, scored: Sequence[Scored]) -> list[Result]:
         speakers = [(s.item.expected or {}).get("speaker", s.item.id) for s in scored]
