@@ -24,6 +24,7 @@ from vivavoce.evaluation.unit_statistics import (
     pnmi,
     runs,
 )
+from vivavoce.systems.codec_model import Frames
 
 HOP = 160
 
@@ -96,8 +97,6 @@ class Pitches:
         self.codec = self
 
     def features(self, audio, layer=None):
-        from vivavoce.systems.codec_model import Frames
-
         wave = audio.samples[0][: len(audio.samples[0]) // HOP * HOP].reshape(-1, HOP)
         turns = np.exp(-2j * np.pi * np.arange(HOP)[:, None] * np.arange(5, 25, 5) / HOP)
         return Frames(np.abs(wave @ turns).astype(np.float32) + 1e-3, 100.0)
@@ -147,6 +146,29 @@ def test_a_model_whose_units_are_the_phones_is_perfect_until_it_is_disguised(cor
     every, once = (values["bitrate", g].value for g in ("every frame", "without repetitions"))
     assert every == pytest.approx(6 * once, rel=0.05) and 150 < every <= 200, "two bits, a hundred times a second"
     assert evaluate(Pitches(), task_named("units"), corpus, tmp_path / "out")[0] == found[0], "answers are kept"
+
+
+class Halves(Pitches):
+    """Two tones to a unit, and twice as many frames."""
+
+    name = "halves"
+    frame_rate, hop = 200.0, HOP // 2
+
+    def features(self, audio, layer=None):
+        values = super().features(audio).values
+        return Frames(np.repeat(values[:, :2] + values[:, 2:], 2, axis=0), 200.0)
+
+
+def test_another_model_hears_the_same_clips(corpus, monkeypatch):
+    monkeypatch.setattr("vivavoce.systems.load", lambda name, device: Halves() if name == "runs/halves" else None)
+    found = evaluate(Pitches(), task_named("units", robustness=False, against="runs/halves"), corpus)
+    values = {(row.metric, row.group): row for row in found}
+    theirs = {(row.metric, row.group): row for row in evaluate(Halves(), task_named("units", robustness=False), corpus)}
+    for metric, group in (("ABX error, triphone", "frames, across speakers"), ("PNMI", ""),
+                          ("ABX error, phoneme", "units, within speakers"), ("phone purity", "")):  # fmt: skip
+        row = values[metric, f"{group}, less halves" if group else "less halves"]
+        assert row.value == pytest.approx(values[metric, group].value - theirs[metric, group].value, abs=1e-9)
+        assert row.low <= row.value <= row.high and (row.high < -10 if group else row.low > 10)
 
 
 def test_rules_distances_and_item_files_are_chosen(corpus, tmp_path, run_cli):

@@ -7,7 +7,7 @@ is heard alone (consistency). Intervals are over speakers: whole speakers are dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,17 +19,22 @@ from vivavoce.data.clips import Clip, Word
 from vivavoce.data.corpora import open_corpus
 from vivavoce.data.phones import KINDS, abx_tokens, phones_of
 from vivavoce.errors import AudioError, DataError, RequestError
-from vivavoce.evaluation.abx import DISTANCES, RULES, Table, Token, abx, read_items
+from vivavoce.evaluation.abx import DISTANCES, RULES, Token, abx, read_items
 from vivavoce.evaluation.harness import Item, Result, Scored, Task
-from vivavoce.evaluation.statistics import DRAWS, Estimate
+from vivavoce.evaluation.statistics import Estimate
 from vivavoce.evaluation.unit_statistics import (
     cluster_purity,
+    drawn,
     edit_distance,
     entropy,
     joint_counts,
+    of_replicates,
     phone_purity,
     pnmi,
+    ratio,
+    replicates,
     runs,
+    table_replicates,
 )
 from vivavoce.schema.arguments import Positive
 
@@ -51,7 +56,8 @@ class Units(Task):
     both); its files are named by the rows' ids, or by the last part of these. distance, rules, context, largest_group,
     most_speakers, seed: of `abx`; 0 of a number means all. layer: of the frames (default: that of the units). level:
     which of a codec's codebooks. robustness: whether units are heard disguised. excerpt: seconds of a stretch that is
-    heard alone (0: none). speakers: only these; clips: at most so many, evenly chosen.
+    heard alone (0: none). speakers: only these; clips: at most so many, evenly chosen. against: another model, as
+    `vivavoce.load` takes it, that hears the same clips: lines of the differences, ours less its.
     """
 
     name = "units"
@@ -72,6 +78,7 @@ class Units(Task):
         excerpt: Annotated[float, Field(ge=0)] = 0.5,
         clips: Positive = 10_000,
         speakers: list[str] | None = None,
+        against: str | None = None,
         seed: int = 0,
     ):
         kinds = tuple(tokens) if tokens is not None else KINDS
@@ -82,10 +89,11 @@ class Units(Task):
         self.context, self.layer, self.level, self.seed = context, layer, level, seed
         self.largest, self.most = largest_group or None, most_speakers or None
         self.robustness, self.excerpt, self.clips = robustness, excerpt, clips
-        self.speakers = tuple(speakers or ())
+        self.speakers, self.against = tuple(speakers or ()), against
         # what answers hang on; how they are scored may change
         self.settings = {"layer": layer, "level": level, "robustness": robustness, "excerpt": excerpt}
         self._model: Any = None
+        self._other: Any = None
         self._chosen: list[Clip] = []
 
     def items(self, data: Path | None) -> list[Item]:
@@ -101,6 +109,10 @@ class Units(Task):
 
     def items_of(self, model: Any, data: Path | None) -> list[Item]:
         self._model = model
+        if self.against is not None:
+            from vivavoce.systems import load
+
+            self._other = load(self.against, device=str(model.device))
         return self.items(data)
 
     def answers(self, model: Any, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
@@ -172,7 +184,6 @@ class Units(Task):
     # -- ABX --
 
     def _abx(self, scored: Sequence[Scored]) -> Iterator[Result]:
-        rate = float(self._model.features(Audio(np.zeros((1, 16000), np.float32), 16000)).frame_rate)
         wanted = {"items": read_items(self.items_file)} if self.items_file else {
             kind: [Token(*token) for token in abx_tokens([s.item.expected["clip"] for s in scored], kind)]
             for kind in self.kinds
@@ -180,22 +191,50 @@ class Units(Task):
         names = {one.item.id.replace(" ", "_"): one for one in scored}
         names |= {one.item.id.split("/")[-1]: one for one in scored} if self.items_file else {}
         used = {token.file for tokens in wanted.values() for token in tokens}
-        frames = {name: self._frames(one) for name, one in names.items() if name in used}
-        codes = {name: np.asarray(one.artefact["units"], np.int64) for name, one in names.items() if name in used}
-        shared = dict(rules=self.rules, context=self.context, largest_group=self.largest, most_speakers=self.most,
-                      seed=self.seed)  # fmt: skip
+        named = {name: one for name, one in names.items() if name in used}
+        ours, other = (self._heard(model, named) if model is not None else None for model in (self._model, self._other))
+        assert ours is not None
         for kind, tokens in wanted.items():
             for mode in ("within", "across"):
-                for what, values, distance in (("frames", frames, self.distance), ("units", codes, "identical")):
-                    table = abx(tokens, values, rate, mode, distance, **shared)  # type: ignore[arg-type]
-                    yield self._row(
-                        f"ABX error, {kind}", f"{what}, {mode} speakers", of_table(table, self.seed), "%",
-                        f"{distance}, context {self.context}, {self.rules}", higher_is_better=False,
+                for what, distance in (("frames", self.distance), ("units", "identical")):
+                    table, *second = (
+                        abx(tokens, each[what], each["rate"], mode, distance, self.rules, self.context, self.largest,
+                            self.most, self.seed)
+                        for each in (ours, other) if each is not None
                     )  # fmt: skip
+                    note = f"{distance}, context {self.context}, {self.rules}"
+                    metric, group = f"ABX error, {kind}", f"{what}, {mode} speakers"
+                    found = of_replicates(table.error(), table_replicates(table, self.seed), table.triplets)
+                    yield self._row(metric, group, found, "%", note, higher_is_better=False)
+                    for theirs in second:
+                        found = of_replicates(
+                            table.error() - theirs.error(),
+                            table_replicates(table, self.seed) - table_replicates(theirs, self.seed), table.triplets,
+                        )  # fmt: skip
+                        yield self._row(metric, f"{group}, {self._less}", found, "%", note, higher_is_better=False)
 
-    def _frames(self, one: Scored) -> np.ndarray:
-        audio = one.item.expected["clip"].load(self._model.sample_rate).mono()
-        return np.asarray(self._model.features(audio, self.layer).values)
+    @property
+    def _less(self) -> str:
+        return f"less {self._other.name}"
+
+    def _heard(self, model: Any, named: Mapping[str, Scored]) -> dict[str, Any]:
+        """Frames and units of every clip, and how many frames a model has a second."""
+        clips = {one.item.id: one for one in named.values()}
+        frames, units = {}, {}
+        for key, one in clips.items():
+            audio = one.item.expected["clip"].load(model.sample_rate).mono()
+            frames[key] = np.asarray(model.features(audio, self.layer if model is self._model else None).values)
+            units[key] = self._units(model, one)
+        rate = float(model.features(Audio(np.zeros((1, 16000), np.float32), 16000)).frame_rate)
+        by_name = {name: one.item.id for name, one in named.items()}
+        return {"frames": {name: frames[key] for name, key in by_name.items()},
+                "units": {name: units[key] for name, key in by_name.items()}, "rate": rate}  # fmt: skip
+
+    def _units(self, model: Any, one: Scored) -> np.ndarray:
+        """A clip's units [T]: what the model answered, or what the other one says now."""
+        if model is self._model:
+            return np.asarray(one.artefact["units"], np.int64)
+        return self._codes(model, one.item.expected["clip"].load(model.sample_rate).mono()).astype(np.int64)
 
     # -- phones --
 
@@ -204,17 +243,29 @@ class Units(Task):
         names = sorted({phone.text for one in every for phone in one.item.expected["phones"]})
         if not names:
             return
-        size = 1 + max(max(one.artefact["units"], default=0) for one in every)
-        tables = []
-        for some in by_speaker.values():
-            mine = [one for one in some if one.item.expected["phones"]]
-            labels = [frame_phones(one, names, float(self._model.system.codec.frame_rate)) for one in mine]
-            units = [np.asarray(one.artefact["units"], np.int64) for one in mine]
-            tables.append(joint_counts(labels, units, (len(names), size)))
-        stack = np.stack(tables)
-        note = f"{int((stack.sum((0, 1)) > 0).sum())} units of {len(names)} phones, silences left out"
+        ours, *second = (
+            self._phone_counts(model, by_speaker, names) for model in (self._model, self._other) if model is not None
+        )
+        count = int(ours.sum())
+        note = f"{int((ours.sum((0, 1)) > 0).sum())} units of {len(names)} phones, silences left out"
         for metric, statistic in (("PNMI", pnmi), ("phone purity", phone_purity), ("cluster purity", cluster_purity)):
-            yield self._row(metric, "", drawn(stack, statistic, int(stack.sum()), self.seed), "%", note)
+            yield self._row(metric, "", drawn(ours, statistic, count, self.seed), "%", note)
+            for theirs in second:
+                point = statistic(ours.sum(0)) - statistic(theirs.sum(0))
+                spread = replicates(ours, statistic, self.seed) - replicates(theirs, statistic, self.seed)
+                yield self._row(metric, self._less, of_replicates(point, spread, count), "%", note)
+
+    def _phone_counts(self, model: Any, by_speaker: Mapping[str, Sequence[Scored]], names: list[str]) -> np.ndarray:
+        """How often a unit meets a phone: [speakers, phones, units]."""
+        rate, tables = float(model.system.codec.frame_rate), []
+        heard = {who: [one for one in some if one.item.expected["phones"]] for who, some in by_speaker.items()}
+        units = {who: [self._units(model, one) for one in some] for who, some in heard.items()}
+        size = 1 + max((int(u.max(initial=0)) for some in units.values() for u in some), default=0)
+        for who, some in heard.items():
+            said = [one.item.expected["phones"] for one in some]
+            labels = [frame_phones(phones, names, len(u), rate) for phones, u in zip(said, units[who])]
+            tables.append(joint_counts(labels, units[who], (len(names), size)))
+        return np.stack(tables)
 
     # -- cost and robustness --
 
@@ -251,61 +302,11 @@ def bits_per_second(counts: np.ndarray) -> float:
     return entropy(counts[:-1]) * float(counts[:-1].sum()) / float(counts[-1])
 
 
-def frame_phones(one: Scored, names: Sequence[str], rate: float) -> np.ndarray:
-    """The number of the phone in the middle of each frame, `rate` a second, -1 where there is none: int64 [T]."""
+def frame_phones(phones: Sequence[Word], names: Sequence[str], frames: int, rate: float) -> np.ndarray:
+    """The number of the phone in the middle of each of so many frames, `rate` a second, -1 where there is none."""
     numbers = {name: number for number, name in enumerate(names)}
-    middles = (np.arange(len(one.artefact["units"])) + 0.5) / rate
-    found = np.full(len(middles), -1, np.int64)
-    phones: Sequence[Word] = one.item.expected["phones"]
+    middles = (np.arange(frames) + 0.5) / rate
+    found = np.full(frames, -1, np.int64)
     for phone in phones:
         found[(middles >= phone.start) & (middles < phone.end)] = numbers[phone.text]
     return found
-
-
-def of_table(table: Table, seed: int) -> Estimate:
-    """The error of a table of ABX with its interval over speakers."""
-    size = len(table.speakers)
-    point = table.error()
-    if not table.triplets:
-        return Estimate(point, np.nan, np.nan, 0)
-    if size < 2:
-        return Estimate(point, np.nan, np.nan, table.triplets)
-    picks = np.random.default_rng(seed).integers(0, size, (DRAWS, size))
-    # how often each speaker is drawn weighs its errors: the same mean, without copies
-    there = ~np.isnan(table.values)
-    values, mask = np.where(there, table.values, 0.0).reshape(size, -1), there.reshape(size, -1).astype(float)
-    used = mask.any(0)
-    values, mask = values[:, used], mask[:, used]
-    weights = np.stack([np.bincount(pick, minlength=size) for pick in picks]).astype(float)
-    above, below = weights @ values, weights @ mask
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(below > 0, above / below, np.nan)
-    return centred(point, np.nanmean(means, axis=1), table.triplets)
-
-
-def centred(point: float, replicates: np.ndarray, count: int) -> Estimate:
-    """The interval of replicates, moved so that their median is the point: where speakers are drawn with repetitions
-    there are fewer different ones, and mutual information of less data is larger."""
-    low, middle, high = np.nanquantile(replicates, [0.025, 0.5, 0.975])
-    return Estimate(point, float(low - middle + point), float(high - middle + point), count)
-
-
-def drawn(stack: np.ndarray, statistic: Callable[[np.ndarray], float], count: int, seed: int) -> Estimate:
-    """`statistic` of the sum of what speakers have [speakers, ...], with its interval over them."""
-    point = statistic(stack.sum(0))
-    if len(stack) < 2:
-        return Estimate(point, np.nan, np.nan, count)
-    picks = np.random.default_rng(seed).integers(0, len(stack), (500, len(stack)))
-    flat = stack.reshape(len(stack), -1)
-    replicates = [
-        statistic((np.bincount(pick, minlength=len(stack)) @ flat).reshape(stack.shape[1:])) for pick in picks
-    ]
-    return centred(float(point), np.array(replicates), count)
-
-
-def ratio(above: np.ndarray, below: np.ndarray, seed: int) -> Estimate:
-    """Sum over speakers of one thing over the sum of another, with its interval over them."""
-    both = np.stack([above, below], axis=1)[below > 0]
-    if not len(both):
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    return drawn(both, lambda total: float(total[0] / total[1]), int(both[:, 1].sum()), seed)
