@@ -172,6 +172,20 @@ def hub(monkeypatch):
     return asked
 
 
+def test_convolutions_hear_a_few_frames_and_no_more():
+    sizes = {"mels": 8, "width": 12, "layers": 2, "kernel": 3, "hidden": 16}
+    encoder = build_encoder({"kind": "mel_convolutions", **sizes})
+    local, counts = encoder.local(torch.randn(1, 16000) * 0.1, torch.tensor([16000]))
+    changed = local.clone()
+    changed[0, 40] += 1
+    before, after = (encoder.context(encoder.embed(x), counts, "all") for x in (local, changed))
+    heard = [frames.nonzero().flatten().tolist() for frames in (before != after).any(-1)[0]]
+    assert heard == [[40], [39, 40, 41], [38, 39, 40, 41, 42]]
+    assert torch.equal(encoder.context(encoder.embed(local), counts, 1), before[:, 1])
+    with pytest.raises(RecipeError, match="kernel 4: an odd number of frames"):
+        build_encoder({"kind": "mel_convolutions", "kernel": 4})
+
+
 @pytest.mark.parametrize("flag", ["VIVAVOCE_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_the_hub_is_not_asked(hub, flag, monkeypatch):
     monkeypatch.setenv(flag, "1")

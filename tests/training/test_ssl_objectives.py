@@ -8,8 +8,11 @@ import torch.nn.functional as F
 
 from proves import proves
 from vivavoce.encoders.registry import build_encoder
+from vivavoce.encoders.units import UnitTokenizer
+from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.quantizers.random_projection import RandomProjectionQuantizer
+from vivavoce.tokenizers.units import UnitCodec
 from vivavoce.training.ssl_clusters import OnlineClusters
 from vivavoce.training.ssl_contrastive import MaskedContrastive, contrast, other_hidden
 from vivavoce.training.ssl_labels import Labels
@@ -21,6 +24,7 @@ from vivavoce.training.ssl_reconstruction import AlteredFrames, FutureFrame
 from vivavoce.training.ssl_regression import ManyMasks, TeacherRegression
 from vivavoce.training.ssl_segments import SegmentRegression, loss_matrix, segment_means
 from vivavoce.training.ssl_spin import SwappedClusters, sinkhorn
+from vivavoce.training.ssl_task import PretrainTask
 from vivavoce.training.ssl_teacher import Teacher, instance_norm
 
 WAVE = {
@@ -132,6 +136,26 @@ def test_mixing_changes_what_is_heard_but_not_what_is_to_be_told():
     plain = objective(trunk, batch, 0)
     assert mixed["labels"] != plain["labels"] and mixed["local_square"] != plain["local_square"]
     assert "wave" in batch and torch.equal(batch["wave"][1, 5000:], torch.zeros(3000))
+
+
+def test_a_disguise_changes_the_voice_and_not_what_is_to_be_told():
+    """The same rows and labels; another voice, as long, and the same one again."""
+    voice = {"vocal_tract": {"factor": [0.8, 0.85]}, "pitch": {"factor": [1.2, 1.3]}}
+    waves = [torch.randn(1, 9000 + 400 * i, generator=torch.Generator().manual_seed(i)) * 0.1 for i in range(3)]
+    batches = []
+    for disguise in (None, voice, voice):
+        codec = UnitCodec(UnitTokenizer(encoder(MEL), torch.zeros(4, 24)))
+        targets = {"encoder": {"kind": "mfcc"}, "clusters": 3}
+        objective = MaskedLabels(codec.units.encoder, targets, projected=8, disguise=disguise)
+        batches.append(PretrainTask("first", codec, waves, objective, seconds=0.4, batch=3).batch(0, 0, 1))
+    plain, other, again = batches
+    assert torch.equal(plain["labels"][0], other["labels"][0]) and torch.equal(plain["lengths"], other["lengths"])
+    assert torch.equal(other["wave"], again["wave"]) and torch.equal(other["mask"], again["mask"])
+    for one, two, length in zip(plain["wave"], other["wave"], plain["lengths"].tolist()):
+        assert float((one - two)[:length].square().mean()) > 0.1 * float(one[:length].square().mean())
+        assert not two[length:].any()
+    with pytest.raises(RecipeError, match=r"objective\.disguise\.whisper: there is no such effect"):
+        MaskedLabels(encoder(MEL), {"clusters": 3}, disguise={"whisper": {}})
 
 
 @proves("wav2vec2", "mechanism")

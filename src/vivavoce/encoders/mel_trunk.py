@@ -1,8 +1,8 @@
 """Encoders over stacked log-mel frames: what TERA and APC learn with, and what a CPU pre-trains.
 
 The local half has no weights: Kaldi's filter bank, each utterance brought to zero mean and unit variance in every band,
-`stack` frames side by side. The other half is a transformer, or recurrent layers that hear the past only. (A conformer
-over the same frames: `encoders.conformer`.)
+`stack` frames side by side. The other half is a transformer, recurrent layers that hear the past only, or convolutions
+that hear a few frames around. (A conformer over the same frames: `encoders.conformer`.)
 """
 
 from typing import Any
@@ -138,3 +138,31 @@ class MelRecurrent(MelTrunk):
             y = F.dropout(part(outputs[-1])[0], self.dropout, self.training)
             outputs.append(y + outputs[-1] if self.residual and number else y)
         return torch.stack(outputs, dim=1) if layer == "all" else outputs[-1]
+
+
+class MelConvolutions(MelTrunk):
+    """Residual convolutions over mel frames: each hears `layers` x (`kernel` - 1) / 2 frames on either side, so that
+    what stands far away changes nothing. `hidden` channels within a block, GELU behind its convolution; a norm last."""
+
+    def __init__(
+        self, width: int = 256, layers: int = 3, kernel: int = 5, hidden: int = 512, dropout: float = 0.0, **front: Any
+    ):
+        super().__init__(width, **{"stack": 1, **front})
+        if kernel % 2 == 0:
+            raise RecipeError(f"kernel {kernel}: an odd number of frames")
+        self.layers, self.dropout = layers, dropout
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.wide = nn.ModuleList(nn.Conv1d(width, hidden, kernel, padding=kernel // 2) for _ in range(layers))
+        self.back = nn.ModuleList(nn.Linear(hidden, width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
+        outputs = [zero_padding(x, counts)]
+        wanted = layer if isinstance(layer, int) else self.layers
+        for norm, wide, back in list(zip(self.norms, self.wide, self.back))[:wanted]:
+            heard = zero_padding(norm(outputs[-1]), counts)
+            y = back(F.gelu(wide(heard.mT).mT))
+            outputs.append(outputs[-1] + F.dropout(y, self.dropout, self.training))
+        if layer == "all":
+            return torch.stack(outputs, dim=1)
+        return self.norm(outputs[-1]) if layer is None else outputs[-1]

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.data.augment import check
 from vivavoce.encoders.base import Trunk
 from vivavoce.encoders.multi_resolution import MultiResolution
 from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.training.ssl_labels import Labels
 from vivavoce.training.ssl_masking import Masking
-from vivavoce.training.ssl_mixing import mixed
+from vivavoce.training.ssl_mixing import disguised, mixed
 from vivavoce.training.ssl_task import Objective
 
 
@@ -25,7 +26,9 @@ class MaskedLabels(Objective):
     `temperature`. hidden, shown: weights of hidden frames and of those that can be heard (1 and 0: alpha = 1).
     penalty: of the mean square of the local frames. local_gradient: factor of what the local half learns by. Several
     `targets` have a head each, and their losses are averaged. mixing: probability that a row has noise, or a piece of
-    another row, over it, while its labels stay (WavLM, arXiv:2110.13900, section III.C).
+    another row, over it, while its labels stay (WavLM, arXiv:2110.13900, section III.C). disguise: how the voice that
+    is heard is disguised, while the labels are those of the plain one: an augmentation recipe of
+    `vivavoce.data.augment` that keeps lengths, as ContentVec disguises its pupil's voice (arXiv:2204.09224).
     """
 
     def __init__(
@@ -40,8 +43,12 @@ class MaskedLabels(Objective):
         penalty: float = 10.0,
         local_gradient: float = 0.1,
         mixing: float = 0.0,
+        disguise: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ):
         super().__init__()
+        if disguise is not None:
+            check(disguise, "objective.disguise")
+        self.disguise = disguise
         several = [targets] if isinstance(targets, Mapping) else list(targets)
         if not several:
             raise RecipeError("targets: name at least one, as {encoder: {kind: mfcc}, clusters: 100}")
@@ -51,7 +58,13 @@ class MaskedLabels(Objective):
         self.penalty, self.local_gradient, self.mixing = penalty, local_gradient, mixing
         self.mask_vector = nn.Parameter(torch.rand(trunk.width))
         self.projections = nn.ModuleList(nn.Linear(trunk.width, projected) for _ in several)
-        self.vectors = nn.ParameterList(nn.Parameter(torch.randn(each.clusters, projected)) for each in self.labels)
+        # of unit length: Adam's steps have one size, and would turn longer ones slowly
+        self.vectors = nn.ParameterList(
+            nn.Parameter(F.normalize(torch.randn(each.clusters, projected), dim=-1)) for each in self.labels
+        )
+
+    def views(self, wave: Tensor, sample_rate: int, chance: torch.Generator) -> list[Tensor]:
+        return [wave] if self.disguise is None else [disguised(wave, sample_rate, self.disguise, chance)]
 
     def hide(self, trunk: Trunk, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Frames [B, T, D], some hidden; which ones [B, T]; how many count [B]; the local frames' mean square."""

@@ -1,6 +1,12 @@
-"""Rows heard through others: WavLM's utterance mixing (arXiv:2110.13900, section III.C, algorithm 1)."""
+"""Rows as the encoder hears them: through others by WavLM's utterance mixing (arXiv:2110.13900, section III.C,
+algorithm 1), or in a disguised voice."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,3 +40,15 @@ def mixed(wave: Tensor, lengths: Tensor, seeds: Tensor, probability: float, nois
         power = wave[row, :length].square().mean() / piece.square().mean().clamp(min=1e-10)
         result[row, start : start + size] += piece * (power * 10 ** (-ratio / 10)).sqrt()
     return result
+
+
+def disguised(
+    wave: Tensor, sample_rate: int, recipe: Mapping[str, Any] | Sequence[Mapping[str, Any]], chance: torch.Generator
+) -> Tensor:
+    """A row [samples] by a recipe of `vivavoce.data.augment`, as long as it was."""
+    from vivavoce.data.augment import augment
+
+    seed = int(torch.randint(2**62, (), generator=chance))
+    made = augment(wave.numpy(), sample_rate, recipe, np.random.default_rng(seed))
+    other = torch.from_numpy(np.ascontiguousarray(made, np.float32))
+    return F.pad(other, (0, max(0, len(wave) - len(other))))[: len(wave)]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from vivavoce.encoders.base import Trunk
 from vivavoce.nn.streaming import valid
 from vivavoce.quantizers.collective import total
+from vivavoce.training.ssl_mixing import disguised
 from vivavoce.training.ssl_task import Objective
 
 DISGUISE: dict[str, Any] = {
@@ -53,12 +53,7 @@ class SwappedClusters(Objective):
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
 
     def views(self, wave: Tensor, sample_rate: int, chance: torch.Generator) -> list[Tensor]:
-        from vivavoce.data.augment import augment
-
-        seed = int(torch.randint(2**62, (), generator=chance))
-        made = augment(wave.numpy(), sample_rate, self.voice, np.random.default_rng(seed))
-        other = torch.from_numpy(np.ascontiguousarray(made, np.float32))
-        return [wave, F.pad(other, (0, max(0, len(wave) - len(other))))[: len(wave)]]
+        return [wave, disguised(wave, sample_rate, self.voice, chance)]
 
     @torch.no_grad()
     def before_step(self, trunk: Trunk, step: int) -> None:
