@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vivavoce.audio import Audio, write
-from vivavoce.data.recordings import excerpts, read_recordings
-from vivavoce.errors import DataError
+from vivavoce.data.recordings import excerpts, read_recordings, spoken
+from vivavoce.errors import DataError, RequestError
 
 
 @pytest.fixture
@@ -34,6 +34,22 @@ def test_held_out_speakers_are_apart_and_bad_files_counted(corpus):
     assert [name for name, _ in found.skipped] == ["tones/3"]
     half = read_recordings([str(corpus / "manifests" / "tones.jsonl")], 8000)
     assert [wave.shape[1] for wave in half.clips] == [2000, 2001, 2001]
+    both = read_recordings(["tones"], 16000, (), corpus, channels=2)  # one of the recordings has two, the others one
+    assert [wave.shape for wave in both.clips] == [(2, 4000), (2, 4001), (2, 4002)]
+    assert all(torch.equal(*wave) for wave in both.clips)
+
+
+def test_synthetic_voices_say_the_texts():
+    texts, voices = ["good morning", "", "seven", "good morning", "how are you"], ["espeak:en-us+m1", "espeak:es+f2"]
+    found = spoken(texts, voices, 2, 16000)
+    assert len(found) == 4 and all(wave.shape[0] == 1 and 3000 < wave.shape[1] < 40_000 for wave in found)
+    assert all(0.01 < float(wave.square().mean().sqrt()) < 0.5 for wave in found)
+    again = spoken(texts, voices[1:], 2, 16000)
+    assert [wave.shape for wave in again] != [wave.shape for wave in found[2:]], "the second voice says other texts"
+    assert all(torch.equal(one, two) for one, two in zip(spoken(texts, voices, 2, 16000), found, strict=True))
+    assert not spoken(texts, [], 2, 16000)
+    with pytest.raises(RequestError, match="nothing to say"):
+        spoken([""], voices, 2, 16000)
 
 
 def test_excerpts_are_of_long_clips_and_few():
