@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from codec_parity import speech_like
+from codec_parity import speech_like, spread
 from vivavoce.codecs import Codec, codec_of
 
 SSL = {
@@ -20,9 +20,12 @@ BERT = {"kind": "w2v_bert", "body": {"layers": 1, "width": 12, "heads": 2, "feed
 SEANET = {"filters": 2, "lstm": 1, "dim": 8, "codebook_size": 32}
 PRENET = {"vocoder": {**VOCODER, "groups": 4}}
 WHISPERS = {"mels": 16, "width": 16, "layers": 1, "heads": 2, "hidden": 16}
+FLOW = {
+    "width": 8, "heads": 2, "feedforward": 12, "layers": 1, "upper": 1, "channels": 8, "estimator_heads": 2,
+    "head_dim": 4, "blocks": 1, "middle": 1, "steps": 2, "left": 1,
+}  # fmt: skip
 SPOKEN = {
-    "flow": {"speaker": 4, "width": 8, "heads": 2, "feedforward": 12, "layers": 1, "upper": 1, "chunk": 3,
-             "channels": 8, "estimator_heads": 2, "head_dim": 4, "blocks": 1, "middle": 1, "steps": 2, "left": 1},
+    "flow": {**FLOW, "speaker": 4, "chunk": 3},
     "vocoder": {"inputs": 8, "width": 8, "rates": [20, 12], "kernels": [40, 24], "fft_size": 8, "hop": 2,
                 "residual_kernels": [3], "residual_dilations": [[1]], "source_kernels": [3, 3],
                 "source_dilations": [[1], [1]], "harmonics": 2, "pitch_width": 6},
@@ -81,7 +84,17 @@ NARROW = {
         "sample_rate": 8000, "encoder_dim": 2, "decoder_dim": 16, "latent_dim": 8, "codebook_size": 16,
         "timbre": {"layers": 1, "heads": 2, "feedforward": 12}, "quantizer": {"codebook_width": 4},
     },
+    "esc": {"sample_rate": 8000, "fft_size": 46, "window": 32, "hop": 8, "widths": [4, 6, 8], "heads": [2, 2],
+            "size": 2, "groups": 2, "codebook_size": 16, "codebook_widths": [4, 4, 4]},
+    "hilcodec": {"sample_rate": 8000, "ratios": [5, 4, 2], "filters": 2, "decoder_filters": 2, "fft_size": 8,
+                 "dim": 6, "codebooks": 3, "codebook_size": 16, "quantizer": {"dropout_levels": [1, 3]}},
     "cosyvoice2": {"ears": {"kind": "s3", **WHISPERS, "memory": 5}, **SPOKEN},
+    "semanticodec": {
+        "ears": {"width": 16, "layers": 3, "heads": 2, "hidden": 20, "mels": 32, "columns": 2, "average": 2},
+        "clusters": 24, "layers": 1, "codebook_size": 32, "vocoder": {"width": 32, "residual_kernels": [3],
+        "residual_dilations": [[1]]}, "flow": {**FLOW, "chunk": 1}, "latents": {"mels": 8, "width": 6, "narrow": 6,
+        "encoder": [[8, 1, 2], [8, 1, 2]], "decoder": [[8, 1, 2], [8, 1, 2]]},
+    },
     "glm-4-voice": {"ears": {**WHISPERS, "block": 8, "left": 1}, "quantizer": {"codebook_size": 32}, **SPOKEN},
     "codec": {"filters": 2, "dim": 8, "ratios": [8, 5, 4, 2], "quantizer": {"kind": "scalar", "levels": 19}},
 }  # fmt: skip
@@ -109,6 +122,14 @@ def narrow(name: str, seed: int = 0, **options) -> Codec:
             latents = codec.encode_latents(wave)[0, :, :width]
             layers[-1].weight.div_(latents.std(0).clamp(min=1e-4).view(-1, *[1] * (layers[-1].weight.dim() - 1)))
             layers[-1].bias.sub_(codec.encode_latents(wave)[0, :, :width].mean(0))
+    if name == "semanticodec":  # whose acoustic frames are made of the semantic ones and their centers
+        wave, size = speech_like(1.0, codec.sample_rate), codec.quantizer.acoustic.width
+        frames = codec.encode_latents(wave)[0, :, :size]
+        codec.units.take(spread(frames, codec.codebook_sizes[0], 0), torch.ones(size))
+        rest = codec.encode_latents(wave)[0, :, size:]
+        codec.quantizer.acoustic.levels[0].load(spread(rest, codec.codebook_sizes[1], 1))
+        for convolution in codec.decoder.parts[2].convolutions()[1:]:
+            convolution.weight.mul_(10)  # else it begins with silence
     if name == "cosyvoice2":  # whose grid has three levels: what leads into it must be as large
         project = codec.quantizer.input_projection
         points = project(codec.encode_latents(speech_like(0.5, codec.sample_rate))[0])

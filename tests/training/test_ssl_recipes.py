@@ -16,7 +16,7 @@ from vivavoce.training.recipes import train_recipe
 RECIPES = (
     "hubert", "hubert-small", "wav2vec2", "wavlm", "mt4ssl", "data2vec", "data2vec2", "dinosr", "best-rq", "usm",
     "nest-rq", "apc", "vq-apc", "tera", "spin", "cpc", "wav2vec", "decoar2", "w2v-bert",
-    "mr-hubert", "wavlablm", "mae-ast",
+    "mr-hubert", "wavlablm", "mae-ast", "audio-mae",
 )  # fmt: skip
 UNPROVED = ("hubert-small", "best-rq", "vq-apc")  # no rows of the atlas
 

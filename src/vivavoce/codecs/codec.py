@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
+from vivavoce.nn.side_inputs import SideInputs
 from vivavoce.nn.streaming import (
     Chain,
     Pointwise,
@@ -299,13 +300,14 @@ class Codec(nn.Module):
     def _sections(self, chain: Chain) -> list[tuple[range, int]]:
         """Neighbouring parts that are called for the same number of tiles, and that number; the fewest tiles first.
 
-        A part's rate is the lower one of what it hears and what it gives. An activation goes with the part behind it.
+        A part's rate is the lower one of what it hears and what it gives, but of stages that all hear the signal itself
+        what they hear. An activation goes with the part behind it.
         """
         hop = Fraction(1) if chain is self.encoder else Fraction(self.hop)
         sections: dict[int, range] = {}
         first = 0
         for number, part in enumerate(chain):
-            rate = self.sample_rate / max(hop, hop * part.hop)
+            rate = self.sample_rate / (hop if isinstance(part, SideInputs) else max(hop, hop * part.hop))
             hop *= part.hop
             if not isinstance(part, Pointwise) or number + 1 == len(chain.parts):
                 tiles = next(tiles for top, tiles in TILES if rate <= top)

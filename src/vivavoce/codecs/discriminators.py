@@ -1,4 +1,4 @@
-"""Discriminators that judge waveforms: complex STFTs (EnCodec), periods (HiFi-GAN), banded spectra (DAC).
+"""Discriminators that judge waveforms: complex STFTs (EnCodec), periods (HiFi-GAN), scales (MelGAN), bands (DAC).
 
 Each is called with a waveform [B, C, samples] in [-1, 1] and gives (logits, feature maps); `Discriminators` holds
 several and gives a list of these.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from vivavoce.codecs.filter_bank import CUTOFFS, FilterBankDiscriminator
 from vivavoce.errors import RecipeError
 from vivavoce.nn.mdct import MDCT
 from vivavoce.nn.stft import phases, spectrum_of
@@ -23,15 +24,15 @@ BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 class STFTDiscriminator(nn.Module):
     """2-D convolutions over (time, frequency) of real and imaginary parts (arXiv:2210.13438, section 3.4).
 
-    `filters` throughout; kernels (3, 9), time dilations 1, 2, 4 with frequency stride 2; LeakyReLU 0.2. As
-    audiocraft/adversarial/discriminators/msstftd.py.
+    `filters` throughout; kernels (3, 9), time dilations 1, 2, 4 with frequency stride 2; LeakyReLU of `slope`: 0.2 in
+    the package encodec, 0.3 in AudioCraft's recipes. As audiocraft/adversarial/discriminators/msstftd.py.
     """
 
     window: Tensor
 
-    def __init__(self, size: int = 1024, filters: int = 32, channels: int = 1):
+    def __init__(self, size: int = 1024, filters: int = 32, channels: int = 1, slope: float = 0.2):
         super().__init__()
-        self.size = size
+        self.size, self.slope = size, slope
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         layers = [_conv(2 * channels, filters, (3, 9))]
         layers += [_conv(filters, filters, (3, 9), stride=(1, 2), dilation=(d, 1)) for d in (1, 2, 4)]
@@ -48,7 +49,7 @@ class STFTDiscriminator(nn.Module):
         parts = torch.cat([part.view(batch, channels, *z.shape[1:]) for part in (z.real, z.imag)], dim=1)
         y, features = parts.transpose(2, 3), []
         for conv in self.convs:
-            y = F.leaky_relu(conv(y), 0.2)
+            y = F.leaky_relu(conv(y), self.slope)
             features.append(y)
         return self.post(y), features
 
@@ -71,6 +72,30 @@ class PeriodDiscriminator(nn.Module):
         missing = -x.shape[-1] % self.period
         y = F.pad(x, (0, missing), "reflect" if x.shape[-1] > missing else "constant")
         y, features = y.view(x.shape[0], 1, -1, self.period), []
+        for conv in self.convs:
+            y = F.leaky_relu(conv(y), 0.1)
+            features.append(y)
+        return self.post(y), features
+
+
+class ScaleDiscriminator(nn.Module):
+    """1-D convolutions over the waveform, averaged down by two `halvings` times (MelGAN, arXiv:1910.06711, section
+    2.2): kernels of 41 in groups of four inputs, strides of 4. As dac/model/discriminator.py's `MSD`."""
+
+    def __init__(self, halvings: int = 0, filters: int = 16):
+        super().__init__()
+        self.halvings = halvings
+        widths = [filters, 4 * filters, 16 * filters, 64 * filters, 64 * filters]
+        layers = [nn.Conv1d(1, filters, 15, padding=7)]
+        layers += [nn.Conv1d(a, b, 41, 4, groups=a // 4, padding=20) for a, b in pairwise(widths)]
+        layers += [nn.Conv1d(widths[-1], widths[-1], 5, padding=2)]
+        self.convs = nn.ModuleList(weight_norm(layer) for layer in layers)
+        self.post = weight_norm(nn.Conv1d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        y, features = wave.reshape(-1, 1, wave.shape[-1]), []
+        for _ in range(self.halvings):
+            y = F.avg_pool1d(y, 4, 2, 1, count_include_pad=False)
         for conv in self.convs:
             y = F.leaky_relu(conv(y), 0.1)
             features.append(y)
@@ -121,19 +146,20 @@ class BandDiscriminator(nn.Module):
 
 
 class SpectrumDiscriminator(nn.Module):
-    """2-D convolutions over (time, frequency) of log-amplitudes, of phases, or of MDCT coefficients.
+    """2-D convolutions over (time, frequency) of magnitudes, of their logarithms, of phases, or of MDCT coefficients.
 
-    of: `amplitude` and `phase` (windows of `size` samples every size / 4; APCodec's, arXiv:2402.10533, section III-B-1)
-    or `mdct` (`size` coefficients a frame; MDCTCodec's, arXiv:2411.00464, section 2.3). Several sizes make it
-    multi-resolution. Kernels as those of `STFTDiscriminator`.
+    of: `magnitude` (UnivNet's, arXiv:2106.07889, section 2.2), `amplitude`, its logarithm, and `phase` (APCodec's,
+    arXiv:2402.10533, section III-B-1), of windows of `size` samples every size / 4, or `mdct` (`size` coefficients a
+    frame; MDCTCodec's, arXiv:2411.00464, section 2.3). Several sizes make it multi-resolution. Kernels as those of
+    `STFTDiscriminator`.
     """
 
     window: Tensor
 
     def __init__(self, size: int = 512, filters: int = 32, of: str = "amplitude"):
         super().__init__()
-        if of not in ("amplitude", "phase", "mdct"):
-            raise RecipeError(f"of: {of!r} is none of amplitude, phase, mdct")
+        if of not in ("magnitude", "amplitude", "phase", "mdct"):
+            raise RecipeError(f"of: {of!r} is none of magnitude, amplitude, phase, mdct")
         self.size, self.of = size, of
         self.mdct = MDCT(size) if of == "mdct" else None
         self.register_buffer("window", torch.hann_window(size), persistent=False)
@@ -157,7 +183,8 @@ class SpectrumDiscriminator(nn.Module):
         spectrum = spectrum_of(wave, self.window, self.size // 4)
         if self.of == "phase":
             return phases(spectrum)
-        return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-10).log() / 2
+        power = (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-10)
+        return power.sqrt() if self.of == "magnitude" else power.log() / 2
 
 
 class Discriminators(nn.Module):
@@ -178,16 +205,23 @@ class Discriminators(nn.Module):
 KINDS = {
     "stft": STFTDiscriminator,
     "period": PeriodDiscriminator,
+    "scale": ScaleDiscriminator,
     "band": BandDiscriminator,
     "spectrum": SpectrumDiscriminator,
+    "filter_bank": FilterBankDiscriminator,
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "encodec": {"members": [{"kind": "stft", "size": size} for size in (1024, 2048, 512, 256, 128)]},
+    "audiocraft": {"members": [{"kind": "stft", "size": size, "slope": 0.3} for size in (1024, 2048, 512, 256, 128)]},
     "dac": {
         "members": [{"kind": "period", "period": period} for period in (2, 3, 5, 7, 11)]
         + [{"kind": "band", "size": size} for size in (2048, 1024, 512)],
         "level": True,
+    },
+    "hilcodec": {
+        "members": [{"kind": "filter_bank", "bands": bands} for bands in (1, *CUTOFFS)]
+        + [{"kind": "stft", "size": size, "filters": 16} for size in (128, 256, 512, 1024)]
     },
     # two windows at a quarter of the width: for 16 kHz speech on a CPU
     "small": {"members": [{"kind": "stft", "size": size, "filters": 8} for size in (1024, 256)]},
@@ -195,7 +229,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build_discriminators(config: str | Mapping[str, Any]) -> Discriminators:
-    """From a preset's name or {"members": [{"kind": "stft" | "period" | "band", …}, …], "level": bool}."""
+    """From a preset's name or {"members": [{"kind": one of `KINDS`, …}, …], "level": bool}."""
     if isinstance(config, str):
         if config not in PRESETS:
             raise RecipeError(f"discriminators '{config}': choose one of {', '.join(PRESETS)}, or list members")

@@ -246,9 +246,10 @@ class FeatureCodec(Codec):
 
 
 class Uncoded:
-    """A `FeatureCodec` without its codes, with the face that training has of any codec."""
+    """A `FeatureCodec`, or what else can `vocode` its `features`, without its codes, with the face that training has of
+    any codec."""
 
-    def __init__(self, codec: FeatureCodec):
+    def __init__(self, codec: Any):
         self.codec = codec
 
     def encode_latents(self, wave: Tensor) -> Tensor:

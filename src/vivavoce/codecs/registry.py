@@ -10,13 +10,16 @@ from vivavoce.codecs.build import CodecConfig, build_codec
 from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.convnext import ConvNeXtConfig, build_convnext_codec
 from vivavoce.codecs.dac import DACConfig, build_dac
+from vivavoce.codecs.esc import PUBLISHED_ESC, ESCConfig, build_esc
 from vivavoce.codecs.facodec import PUBLISHED_FACODEC, FACodecConfig, build_facodec
 from vivavoce.codecs.feature_codec import PUBLISHED_FEATURE, FeatureConfig, build_feature_codec
+from vivavoce.codecs.hilcodec import PUBLISHED_HILCODEC, HILCodecConfig, build_hilcodec
 from vivavoce.codecs.mel_codec import PUBLISHED_MEL, MelCodecConfig, build_mel_codec
 from vivavoce.codecs.mel_vq import PUBLISHED_MEL_VQ, MelVQConfig, build_mel_vq
 from vivavoce.codecs.published import PUBLISHED, PUBLISHED_DAC, PUBLISHED_SNAC
 from vivavoce.codecs.seanet_vocos import PUBLISHED_SEANET_VOCOS, SEANetVocosConfig, build_seanet_vocos
 from vivavoce.codecs.semantic import PUBLISHED_SEMANTIC, SemanticConfig, build_semantic_codec
+from vivavoce.codecs.semanticodec import PUBLISHED_SEMANTICODEC, SemantiCodecConfig, build_semanticodec
 from vivavoce.codecs.snac import SNACConfig, build_snac
 from vivavoce.codecs.snake_vocos import PUBLISHED_SNAKE_VOCOS, SnakeVocosConfig, build_snake_vocos
 from vivavoce.codecs.spectral import SpectralConfig, build_spectral_codec
@@ -83,6 +86,9 @@ FAMILIES: dict[str, tuple[type, Callable[..., Codec], Mapping[str, Mapping[str, 
     "xcodec2": (XCodec2Config, build_xcodec2, {}),
     "seanet_vocos": (SEANetVocosConfig, build_seanet_vocos, PUBLISHED_SEANET_VOCOS),
     "semantic_codec": (SemanticConfig, build_semantic_codec, PUBLISHED_SEMANTIC),
+    "semanticodec_parts": (SemantiCodecConfig, build_semanticodec, PUBLISHED_SEMANTICODEC),
+    "hilcodec_stacks": (HILCodecConfig, build_hilcodec, PUBLISHED_HILCODEC),
+    "esc_levels": (ESCConfig, build_esc, PUBLISHED_ESC),
     "facodec_stacks": (FACodecConfig, build_facodec, PUBLISHED_FACODEC),
 }
 for _kind, (_config, _build, _published) in FAMILIES.items():

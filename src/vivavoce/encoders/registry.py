@@ -1,6 +1,6 @@
 """Encoders by name, as recipes name them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vivavoce.encoders.base import Encoder
@@ -119,6 +119,20 @@ def _mel_transformer(**options: Any) -> Encoder:
     return MelTransformer(**options).eval()
 
 
+def _mel_convolutions(**options: Any) -> Encoder:
+    from vivavoce.encoders.mel_trunk import MelConvolutions
+
+    return MelConvolutions(**options).eval()
+
+
+def _mel_patches(group: Sequence[int] | None = None, **options: Any) -> Encoder:
+    """AudioMAE; group: bands and columns of the patches that lie side by side in one."""
+    from vivavoce.encoders.mel_patches import MelPatches, PatchGroups
+
+    patches = MelPatches(**options).eval()
+    return patches if group is None else PatchGroups(patches, *group).eval()
+
+
 def _mel_conformer(**options: Any) -> Encoder:
     """BEST-RQ's: its form, over four stacked frames, is the default of `body`."""
     if "source" not in options:
@@ -161,6 +175,8 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "causal_mel": _causal_mel,
     "log_mel": _log_mel,
     "mel_transformer": _mel_transformer,
+    "mel_convolutions": _mel_convolutions,
+    "mel_patches": _mel_patches,
     "mel_conformer": _mel_conformer,
     "mel_recurrent": _mel_recurrent,
     "waveform_context": _waveform_context,

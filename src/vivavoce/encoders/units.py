@@ -116,6 +116,10 @@ class UnitTokenizer(nn.Module):
         """Units [B, T] of frames [B, T, D]."""
         return nearest(frames.flatten(0, 1) * self.scale, self.centers).view(frames.shape[:2])
 
+    def center(self, units: Tensor) -> Tensor:
+        """Units [...] -> their centers as frames [..., D]."""
+        return self.centers[units] / self.scale
+
     def label(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Units [B, T] of whole signals' frames [B, T, D], of which lengths [B] are valid."""
         return self.nearest(frames)

@@ -27,6 +27,7 @@ from vivavoce.nn.parallel import Sum
 from vivavoce.nn.resampling import resampling
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.rope import Rope
+from vivavoce.nn.side_inputs import SideInputs
 from vivavoce.nn.snake import Snake
 from vivavoce.nn.stacking import Stack, Unstack
 from vivavoce.nn.stft import STFT
@@ -90,6 +91,11 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "handed on": lambda: HandsOn(
         Chain(Conv(4, 6, 5, left=3, right=1), ConvTranspose(6, 5, 4, 2), Conv(5, 5, 5, left=2, right=2))
     ),
+    "side inputs": lambda: SideInputs(
+        Conv(3, 4, 5),
+        [Conv(3, 4, 2), Conv(3, 6, 8, 4)],
+        [Chain(Residual(Conv(4, 4, 3)), Conv(4, 6, 8, 4)), Conv(6, 5, 6, 3)],
+    ),
     # Memories.
     "lstm": lambda: LSTM(6, layers=2),
     "lstm without skip": lambda: LSTM(6, skip=False),
@@ -137,6 +143,8 @@ def input_width(module: Streaming) -> int:
             first = first.parts[0]
         elif isinstance(first, (Residual, HandsOn)):
             first = first.inner
+        elif isinstance(first, SideInputs):
+            first = first.first
         elif isinstance(first, Sum):
             first = first.branches[0]
         else:

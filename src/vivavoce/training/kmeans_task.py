@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivavoce.encoders.units import UnitTokenizer
 from vivavoce.errors import DataError
 from vivavoce.quantizers import nearest
-from vivavoce.tokenizers.units import UnitCodec
 from vivavoce.training.fit import FitTask
 
 
 class KMeansTask(FitTask):
-    """Fit the centers of `codec`'s units to the frames of `waves` (each [1, samples] at its rate).
+    """Fit the centers of the `units` of `codec` to the frames of `waves` (each [1, samples] at its rate).
 
     steps: mini-batches of `batch` frames at most. frames: how many frames are kept of a larger corpus, a uniform
     sample. restarts: starts of which the best is taken. standardize: as
@@ -24,7 +24,7 @@ class KMeansTask(FitTask):
     def __init__(
         self,
         name: str,
-        codec: UnitCodec,
+        codec: Any,
         waves: Sequence[Tensor],
         steps: int = 1000,
         batch: int = 10_000,
@@ -33,13 +33,13 @@ class KMeansTask(FitTask):
         standardize: bool = False,
         seed: int = 0,
     ):
-        if not isinstance(codec, UnitCodec):
-            raise TypeError(f"kmeans fits a tokenizer of kind units, not a {type(codec).__name__}")
+        if not hasattr(codec, "units"):
+            raise TypeError(f"kmeans fits a tokenizer of units, not a {type(codec).__name__}")
         self.name, self.codec, self.waves = name, codec, waves
         self.steps, self.size, self.frames, self.restarts, self.seed = steps, batch, frames, restarts, seed
         self.standardize = standardize
 
-    def modules(self) -> Mapping[str, UnitCodec]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"codec": self.codec}
 
     def fit(self) -> Mapping[str, float]:

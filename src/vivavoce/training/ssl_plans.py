@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivavoce.encoders.base import Trunk
 from vivavoce.errors import RecipeError
 from vivavoce.schema import Phase, Recipe
 from vivavoce.schema.parts import made
 from vivavoce.systems import Model
-from vivavoce.tokenizers.units import UnitCodec
 from vivavoce.training.plan import Plan, codec_of, expect, options_of, planned
 from vivavoce.training.task import Task
 from vivavoce.training.unit_plans import speeds_of
@@ -42,13 +40,12 @@ ROWS = ("seconds", "join", "fresh", "seed")  # options of an objective that are 
 
 def pretrain_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     """An encoder of units learns from recordings, heard on speakers that it has not learned from."""
-    from vivavoce.training.ssl_task import PretrainTask
+    from vivavoce.training.ssl_task import PretrainTask, trunk_of
 
     where, codec = f"training.{phase.name}", codec_of(phase, model)
-    if not isinstance(codec, UnitCodec):
+    if not hasattr(codec, "units"):
         raise RecipeError(f"{where}: {phase.objective.kind} trains the encoder of units: a tokenizer of kind units")
-    if not isinstance(codec.units.encoder, Trunk):
-        raise RecipeError(f"{where}: an encoder of kind {type(codec.units.encoder).__name__} cannot be pre-trained")
+    trunk = trunk_of(codec, where)
     options = options_of(f"{where}.data", phase.data.options, "corpora", held_out=(), speeds=(1.0,))
     corpora, apart = (expect(f"{where}.data", options, name, "a list") for name in ("corpora", "held_out"))
     speeds = speeds_of(options["speeds"], f"{where}.data")
@@ -58,7 +55,7 @@ def pretrain_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     rest = {name: value for name, value in phase.objective.options.items() if name not in ROWS}
 
     def make(waves: Sequence[Tensor], held_out: Sequence[Tensor]) -> Task:
-        objective = made(f"{where}.objective", learns, codec.units.encoder, **rest)
+        objective = made(f"{where}.objective", learns, trunk, **rest)
         return made(
             f"{where}.objective", PretrainTask, phase.name, codec, waves, objective, held_out=held_out,
             batch=phase.batch, **rows,

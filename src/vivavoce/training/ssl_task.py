@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vivavoce.encoders.base import Trunk
 from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import DataError, RecipeError
-from vivavoce.tokenizers.units import UnitCodec
 from vivavoce.training.ssl_labels import Labels
 from vivavoce.training.ssl_masking import Masking, mask_rows
 from vivavoce.training.task import Task, share, step_seed
@@ -52,6 +51,17 @@ class Objective(nn.Module):
         """Take back what `extra` gave."""
 
 
+def trunk_of(codec: Any, where: str = "training") -> Trunk:
+    """What can be pre-trained of the encoder of a codec's units; `RecipeError`, beginning with `where`, if nothing."""
+    encoder = codec.units.encoder
+    trunk = getattr(encoder, "trunk", encoder)
+    if not isinstance(trunk, Trunk):
+        raise RecipeError(
+            f"{where}: an encoder of kind {type(encoder).__name__} cannot be pre-trained: it has no two halves"
+        )
+    return trunk
+
+
 class PretrainTask(Task):
     """Trains the encoder of `codec`'s units on `waves` ([1, samples] each, at its rate) towards `objective`.
 
@@ -63,7 +73,7 @@ class PretrainTask(Task):
     def __init__(
         self,
         name: str,
-        codec: UnitCodec,
+        codec: Any,
         waves: Sequence[Tensor],
         objective: Objective,
         *,
@@ -86,7 +96,7 @@ class PretrainTask(Task):
             if fresh:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(step_seed(seed, name, "fresh"))
-                    trunk.load_state_dict(build_encoder(codec.units.config or {}).state_dict())
+                    codec.units.encoder.load_state_dict(build_encoder(codec.units.config or {}).state_dict())
             trunk.requires_grad_(True)
         self.sizes = list(getattr(waves, "sizes", None) or [wave.shape[1] for wave in waves])
         self.ends = list(accumulate(self.sizes))
@@ -95,10 +105,7 @@ class PretrainTask(Task):
     @property
     def trunk(self) -> Trunk:
         """The encoder that learns."""
-        trunk = self.codec.units.encoder
-        if not isinstance(trunk, Trunk):
-            raise RecipeError(f"an encoder of kind {type(trunk).__name__} cannot be pre-trained: it has no two halves")
-        return trunk
+        return trunk_of(self.codec)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"codec": self.codec, "objective": self.objective}
