@@ -7,6 +7,8 @@ from codec_families import narrow
 from codec_parity import speech_like
 from proves import proves
 from vivavoce.errors import RecipeError
+from vivavoce.quantizers import FiniteScalarQuantizer
+from vivavoce.schema import read_recipe
 from vivavoce.training.flow_task import FlowTask
 from vivavoce.training.transcription_task import TranscriptionTask, edits, likeliest
 
@@ -50,6 +52,47 @@ def test_tokens_learn_what_is_read_from_them():
     with torch.no_grad():
         assert task.evaluate(0)["text"] < 0.5 * first["text"]
     assert all(torch.equal(value, before[name]) for name, value in codec.decoder.state_dict().items())
+
+
+def syllables(tones, seed):
+    """A whistle of 0.36 s for each tone, high and level (1) or falling by three octaves (4), and a pause behind it."""
+    chance = torch.Generator().manual_seed(seed)
+    parts = []
+    for tone in tones:
+        fall = torch.linspace(0, 3.0 if tone == "4" else 0, 8640)
+        phase = (2400 * (0.95 + 0.1 * torch.rand((), generator=chance)) * 2**-fall / 24000).cumsum(0) * 2 * torch.pi
+        sound = 0.3 * phase.sin() + 0.01 * torch.randn(8640, generator=chance)
+        parts += [sound, 0.001 * torch.randn(2880, generator=chance)]
+    return torch.cat(parts)[None]
+
+
+@proves("toneunit", "mechanism")
+def test_units_tell_the_tones_that_are_written():
+    """Syllables that differ in their tone alone: read with it, through nothing but units of a grid, they have units of
+    their own."""
+    recipe = read_recipe("toneunit")
+    assert set("az15") <= set(recipe.training[0].objective.options["letters"])
+    torch.manual_seed(0)
+    codec = narrow("cosyvoice2")
+    assert isinstance(codec.quantizer, FiniteScalarQuantizer)
+    tones = ["1", "4", "1", "4"]
+    texts = [f"a{tone}" for tone in tones]
+    clips, others = ([syllables(each, seed + n) for n, each in enumerate(tones)] for seed in (0, 100))
+    task = TranscriptionTask(codec, clips, texts=texts, batch=4, stretch=2, **{**SMALL, "letters": "a14"})
+    assert [target.tolist() for target in task.targets[:2]] == [[1, 2], [1, 3]]
+    weights = [*codec.encoder.parameters(), *codec.quantizer.parameters(), *task.head.parameters()]
+    optimizer, nats = torch.optim.Adam(weights, 5e-3), []
+    codec.train()
+    for step in range(41):
+        for _, losses in task.updates(task.batch(step, 0, 1), step):
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+            nats.append(float(losses["text"]))
+    codec.eval()
+    assert nats[-1] < 0.1 * nats[0]
+    level, falling = (set(codec.encode(wave[None])[0, 0, 1:9].tolist()) for wave in others[:2])
+    assert len(level & falling) <= 1 < len(level | falling), (level, falling)
 
 
 def test_texts_that_cannot_be_told_are_left_out():

@@ -133,12 +133,13 @@ def rates(tokenizer: Any, frames: int, samples: int) -> dict[str, Any]:
 
     ratios = ratios_of(tokenizer)
     bits = sum(ratio * code_bits(size) for ratio, size in zip(ratios, tokenizer.codebook_sizes))
+    rate = getattr(tokenizer, "frame_rate", frames * tokenizer.sample_rate / samples)  # of text's tokens: as it was
     return {
         "seconds": round(samples / tokenizer.sample_rate, 3),
         "codebooks": len(ratios),
         "frames": frames,
-        "bits_per_second": round(tokenizer.frame_rate * bits, 1),
-        "tokens_per_second": round(tokenizer.frame_rate * sum(ratios), 2),
+        "bits_per_second": round(rate * bits, 1),
+        "tokens_per_second": round(rate * sum(ratios), 2),
     }
 
 
@@ -192,10 +193,13 @@ def _encode(tokenizer: Any, recording: str, writer: Any) -> int:
 
 def _header(model: str, tokenizer: Any) -> Any:
     """What a file says of the tokenizer."""
+    from vivavoce.errors import RequestError
     from vivavoce.tokenizers.blocks import ratios_of
     from vivavoce.tokenizers.compact_file import CodesHeader
     from vivavoce.tokenizers.fingerprint import fingerprint
 
+    if not hasattr(tokenizer, "frame_rate"):
+        raise RequestError(f"{model}: its codes belong to tokens of text, not to frames: a file of codes has none")
     ratios = ratios_of(tokenizer)
     return CodesHeader(
         tokenizer=model,

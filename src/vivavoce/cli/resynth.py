@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
         model: str = MODEL,
         recording: str = RECORDING,
         output: Path = typer.Option(..., "-o", "--output", metavar="OUT.wav", help="Where the result goes."),
+        text: str | None = typer.Option(None, help="What is said, for tokens that are aligned to text."),
         codebooks: int = CODEBOOKS,
         device: str = DEVICE,
         dtype: str = DTYPE,
@@ -27,23 +28,26 @@ def register(app: typer.Typer) -> None:
         import vivavoce
         from vivavoce.tokenizers.blocks import ratios_of
 
-        tokenizer, wave, codes, extra = _encode(model, recording, codebooks, device, dtype, allow_pickle)
+        tokenizer, wave, codes, extra = _encode(model, recording, text, codebooks, device, dtype, allow_pickle)
         vivavoce.write(output, vivavoce.Audio(_decode(tokenizer, codes, wave.shape[-1], extra), tokenizer.sample_rate))
         frames = codes.shape[2] // max(ratios_of(tokenizer))
         tell({"model": model, **rates(tokenizer, frames, wave.shape[-1]), "output": str(output)}, as_json)
 
 
 def _encode(
-    model: str, recording: str, codebooks: int | None, device: str, dtype: str | None, allow_pickle: bool
+    model: str, recording: str, text: str | None, codebooks: int | None, device: str, dtype: str | None,
+    allow_pickle: bool,
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     """The tokenizer, the waveform [1, channels, samples] at its rate and width, the codes [1, codebooks, frames] and
-    what decoding needs beside them: `scales`, from a codec that normalises.
+    what decoding needs beside them: `scales`, from a codec that normalises; the text and whose voice it is, where codes
+    are aligned to it.
     """
     import torch
 
     import vivavoce
     from vivavoce.audio import check_waveform, resample
     from vivavoce.cli.options import pickled, placed
+    from vivavoce.errors import RequestError
 
     audio = vivavoce.read(recording)
     check_waveform(audio, where=recording)
@@ -53,6 +57,11 @@ def _encode(
     if samples.shape[0] != tokenizer.channels:
         samples = samples.mean(axis=0, keepdims=True).repeat(tokenizer.channels, axis=0)
     wave = torch.from_numpy(samples)[None].to(place["device"], place["dtype"])
+    if hasattr(tokenizer, "bits_per_token"):
+        said, codes = tokenizer.encode(wave, text)
+        return tokenizer, wave, codes, {"text": said, **tokenizer.beside(wave)}
+    if text is not None:
+        raise RequestError(f"--text: the tokens of {model} are made of audio alone: leave it out")
     if not hasattr(tokenizer, "encode_scaled"):
         return tokenizer, wave, tokenizer.encode(wave), {}
     codes, scales = tokenizer.encode_scaled(wave)

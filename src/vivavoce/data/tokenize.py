@@ -17,7 +17,7 @@ from vivavoce.data.files import alone_in, made_folder
 from vivavoce.data.progress import progress
 from vivavoce.data.store import TokenWriter
 from vivavoce.data.tokens import StreamSpec, TokenRow, row_of
-from vivavoce.errors import AudioError
+from vivavoce.errors import AudioError, RequestError
 from vivavoce.tokenizers.blocks import BlockEncoder, Coded, coded, joined, ratios_of
 from vivavoce.tokenizers.fingerprint import fingerprint
 
@@ -60,6 +60,8 @@ def spec_of(tokenizer: Any, name: str) -> StreamSpec:
     A tokenizer whose levels differ in rate says by `ratios` how many codes of each there are in a frame; it gives codes
     [B, levels, frames x largest ratio] in which -1 pads the slower levels.
     """
+    if not hasattr(tokenizer, "frame_rate"):
+        raise RequestError(f"{name}: its codes belong to tokens of text, not to frames: a token store has no such rows")
     common = {"tokenizer": name, "fingerprint": fingerprint(tokenizer), "sample_rate": tokenizer.sample_rate}
     if hasattr(tokenizer, "codebook_sizes"):
         sizes = tokenizer.codebook_sizes

@@ -299,9 +299,13 @@ class CrossAttention(nn.Module):
         self.kv = linear(memory or width, 2 * self.kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
 
-    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, M, kv_heads, head_dim] of a memory: computed once for a whole generation."""
+    def remember(self, memory: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, M, kv_heads, head_dim] of a memory: computed once for a whole generation.
+
+        values: another memory [B, M, D'] that the values are made of (TASTE, arXiv:2504.07053)."""
         k, v = self.kv(memory).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=2)
+        if values is not None:
+            v = self.kv(values).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=2)[1]
         return k, v
 
     def forward(self, x: Tensor, remembered: tuple[Tensor, Tensor], lengths: Tensor | None = None) -> Tensor:

@@ -130,9 +130,9 @@ class TransformerLayer(nn.Module):
         start = self.config.layer_scale
         return nn.Identity() if start is None else LayerScale(self.config.width, start)
 
-    def remember(self, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the memory, or None."""
-        return None if memory is None else self.cross.remember(memory)
+    def remember(self, memory: Tensor | None, values: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the memory, or None; `values` as `CrossAttention.remember` has it."""
+        return None if memory is None else self.cross.remember(memory, values)
 
     def whole(self, x, lengths, mask, rotation, prefix, documents, memory, memory_lengths, condition):
         """The whole signal; arguments as `Transformer.forward` has them, memory as `remember` gives it."""
@@ -238,16 +238,17 @@ class Transformer(Streaming):
 
     def forward(
         self, x, lengths=None, positions=None, mask=None, memory=None, memory_lengths=None, prefix=None, condition=None,
-        documents=None,
+        documents=None, memory_values=None,
     ):
         """The whole signal x [B, T, D] -> [B, T, D].
 
         positions: [B or 1, T] int64, where they are not 0, 1, 2, …. mask: [B or 1, T, T] bool, the keys (last) that a
         query may see, besides the causal rule. memory: [B, M, D'] for cross-attention, of which `memory_lengths` [B]
-        are valid. prefix: keys and values of each layer that every query sees, a list of pairs [B, P, kv_heads,
-        head_dim]; positions then begin at P. condition: [B, C] or [B, T, C] for the norms. documents: lengths of the
-        rows that stand one behind another in x [1, T, D], none of which sees another; their sum is T. Positions then
-        begin anew with each.
+        are valid; memory_values: another one of the same shape that values are made of, the memory then being for keys
+        alone. prefix: keys and values of each layer that every query sees, a list of pairs [B, P, kv_heads, head_dim];
+        positions then begin at P. condition: [B, C] or [B, T, C] for the norms. documents: lengths of the rows that
+        stand one behind another in x [1, T, D], none of which sees another; their sum is T. Positions then begin anew
+        with each.
         """
         if documents is not None:
             documents = self._documents(documents, x, lengths, mask, prefix, memory)
@@ -262,7 +263,7 @@ class Transformer(Streaming):
         again = self.recompute and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.blocks):
             given = (x, lengths, mask, rotation, prefix[i] if prefix is not None else None, documents,
-                     layer.remember(memory), memory_lengths, condition)  # fmt: skip
+                     layer.remember(memory, memory_values), memory_lengths, condition)  # fmt: skip
             x = checkpoint(layer.whole, *given, use_reentrant=False) if again else layer.whole(*given)
         return x
 

@@ -19,6 +19,7 @@ from vivavoce.systems.assembly import assemble, fingerprint
 from vivavoce.systems.engines import check_engine, use_engine
 from vivavoce.systems.model import Model
 from vivavoce.tokenizers import unit_parts
+from vivavoce.tokenizers.text_aligned import TextAlignedCodec
 from vivavoce.tokenizers.units import UnitCodec
 
 WEIGHTS = "model.safetensors"
@@ -49,7 +50,8 @@ def save(model: Model, directory: str | Path, dtype: torch.dtype = torch.float32
 def with_files(model: Model) -> dict[str, Any]:
     """The tokenizers that have a file of their own in a model directory, by their names in the recipe."""
     streams = getattr(model.system, "streams", {})
-    made = {stream.tokenizer: getattr(streams.get(name), "tokenizer", None)
+    alone = None if streams else getattr(model.system, "codec", None)
+    made = {stream.tokenizer: getattr(streams.get(name), "tokenizer", alone)
             for name, stream in model.recipe.streams.items() if stream.tokenizer is not None}  # fmt: skip
     return {key: tokenizer for key, tokenizer in made.items() if hasattr(tokenizer, "file")}
 
@@ -74,6 +76,9 @@ def self_contained(model: Model) -> Recipe:
         key = recipe.streams[recipe.interaction.speaks].tokenizer or ""
         own = unit_parts.self_contained(codec, tokenizers[key].options)
         tokenizers[key] = Part(kind=tokenizers[key].kind, **own)
+    if isinstance(codec, TextAlignedCodec):
+        tokenizers |= {key: Part(kind=part.kind, **codec.self_contained(part.options))
+                       for key, part in tokenizers.items() if part.kind == "text_aligned"}  # fmt: skip
     return recipe.model_copy(update={"stages": stages, "tokenizers": tokenizers})
 
 

@@ -8,6 +8,7 @@ from vivavoce.schema.parts import build_part
 from vivavoce.tokenizers.integers import Integers
 from vivavoce.tokenizers.pieces import JsonPieces, SentencePieces
 from vivavoce.tokenizers.prosody import RunProsody
+from vivavoce.tokenizers.text_aligned import build_text_aligned
 from vivavoce.tokenizers.unit_parts import build_units
 from vivavoce.tokenizers.words import WordVocabulary
 
@@ -17,6 +18,7 @@ TOKENIZERS: dict[str, Callable[..., Any]] = {
     **CODECS,
     "units": build_units,
     "prosody": RunProsody,
+    "text_aligned": build_text_aligned,
     "words": WordVocabulary,
     "sentencepiece": SentencePieces,
     "tokenizer_json": JsonPieces,

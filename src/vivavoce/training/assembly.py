@@ -14,7 +14,7 @@ from vivavoce.schema.parts import made
 from vivavoce.systems import Model
 from vivavoce.training.dialogue_plans import aligned_plan, dialogues_plan, stereo_plan
 from vivavoce.training.plan import Load, Plan, codec_of, expect, has, not_there, options_of, planned
-from vivavoce.training.semantic_plans import transcription_plan
+from vivavoce.training.semantic_plans import text_aligned_plan, transcription_plan
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.ssl_plans import objectives
 from vivavoce.training.task import Task
@@ -74,17 +74,21 @@ def _codec_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
 
 
 def _recordings_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
-    """A codec on recorded speech, heard on speakers that it has not learned from."""
+    """A codec on recorded speech, and `sentences` of its texts said by each of the synthetic `voices`, heard on
+    speakers that it has not learned from."""
     where, rate = f"training.{phase.name}.data", recipe.sample_rate
-    codec, options = codec_of(phase, model), options_of(where, phase.data.options, "corpora", held_out=())
-    corpora, apart = (expect(where, options, name, "a list") for name in ("corpora", "held_out"))
+    codec = codec_of(phase, model)
+    options = options_of(where, phase.data.options, "corpora", held_out=(), voices=(), sentences=10)
+    corpora, apart, voices = (expect(where, options, name, "a list") for name in ("corpora", "held_out", "voices"))
+    sentences = expect(where, options, "sentences", "a number from 1")
 
     def load(pack: Path | None) -> tuple[Any, ...]:
-        from vivavoce.data.recordings import excerpts, read_recordings
+        from vivavoce.data.recordings import excerpts, read_recordings, spoken
 
-        found = read_recordings(corpora, rate, apart, pack)
-        said = {"speakers": found.speakers} if phase.objective.kind == "factors" else {}
-        return found.clips, excerpts(found.held_out, rate, 3 * rate, count=6), said
+        found = read_recordings(corpora, rate, apart, pack, codec.channels)
+        made = [wave.repeat(codec.channels, 1) for wave in spoken(found.texts, voices, sentences, rate)]
+        said = {"speakers": [*found.speakers, *[""] * len(made)]} if phase.objective.kind == "factors" else {}
+        return [*found.clips, *made], excerpts(found.held_out, rate, 3 * rate, count=6), said
 
     return _codec_training(phase, codec, load)
 
@@ -96,9 +100,11 @@ def _codec_training(phase: Phase, codec: Any, load: Load) -> Plan:
     from vivavoce.training.factor_task import FactorTask
     from vivavoce.training.feature_task import FeatureTask
     from vivavoce.training.flow_task import FlowTask
+    from vivavoce.training.latent_task import DiffusionTask, LatentTask
 
     options = phase.objective.options
     tasks: dict[str, type[CodecTask]] = {"features": FeatureTask, "factors": FactorTask, "flow": FlowTask}
+    tasks |= {"latents": LatentTask, "diffusion": DiffusionTask}
     task = tasks.get(phase.objective.kind, CodecTask)
 
     def make(clips: Any, held_out: Any, about: Mapping[str, Any] | None = None, **more: Any) -> Task:
@@ -216,7 +222,10 @@ TASKS = {
     ("features", "recordings"): _recordings_plan,
     ("factors", "recordings"): _recordings_plan,
     ("flow", "recordings"): _recordings_plan,
+    ("latents", "recordings"): _recordings_plan,
+    ("diffusion", "recordings"): _recordings_plan,
     ("transcription", "recordings"): transcription_plan,
+    ("text_aligned", "recordings"): text_aligned_plan,
     ("next_token", "digit_conversations"): _conversation_plan,
     ("words", "digit_conversations"): _word_plan,
     ("next_token", "token_patterns"): pattern_plan,

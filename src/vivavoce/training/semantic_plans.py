@@ -1,4 +1,4 @@
-"""Phases of supervised semantic tokens: recorded speech with its texts."""
+"""Phases that learn from recorded speech and its texts: supervised semantic tokens, and those aligned to text."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,18 @@ def transcription_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     """A codec's tokens towards what is said in whole clips; those of held-out speakers are read to see how well."""
     from vivavoce.training.transcription_task import TranscriptionTask
 
+    return _with_texts(recipe, phase, model, TranscriptionTask)
+
+
+def text_aligned_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
+    """A text-aligned codec towards the units of whole clips."""
+    from vivavoce.training.aligned_task import AlignedTask
+
+    return _with_texts(recipe, phase, model, AlignedTask)
+
+
+def _with_texts(recipe: Recipe, phase: Phase, model: Model, task: type[Task]) -> Plan:
+    """A codec's task on whole clips and their texts."""
     where, codec = f"training.{phase.name}.data", codec_of(phase, model)
     options = options_of(where, phase.data.options, "corpora", held_out=())
     corpora, apart = (expect(where, options, name, "a list") for name in ("corpora", "held_out"))
@@ -23,7 +35,7 @@ def transcription_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     def make(clips: Any, held_out: Any, **texts: Any) -> Task:
         said = {**phase.objective.options, **texts}
         place = f"training.{phase.name}.objective"
-        return made(place, TranscriptionTask, codec, clips, held_out=held_out, batch=phase.batch, **said)
+        return made(place, task, codec, clips, held_out=held_out, batch=phase.batch, **said)
 
     def load(pack: Path | None) -> tuple[Any, ...]:
         from vivavoce.data.recordings import read_recordings
