@@ -65,6 +65,10 @@ AUDIO = {
 HEARERS = {
     **LISTENERS,
     "eval": lambda model, audio, out: ["eval", model, "--task", "resynthesis", "--data", audio.parent, "-o", out],
+    "eval codec": lambda model, audio, out: [
+        *("eval", model, "--task", "codec", "--data", audio.parent, "-o", out),
+        *("--set", "codec.measures=[stoi,si_sdr,mel]"),
+    ],
     "data stats": lambda model, audio, out: ["data", "stats", audio.parent],
     "data lhotse": lambda model, audio, out: [
         *("data", "lhotse", audio.parent, "-o", out / "cuts.jsonl.gz", "--license", "CC0", "--source", "here")
@@ -86,7 +90,7 @@ def test_audio(command, kind, model, tmp_path, capsys):
         assert code == 0, err
         assert list((tmp_path / "out").iterdir()) or command == "data stats"
         return
-    folder_given = command in ("data import", "tokenize", "eval", *HEADERS_ALONE)
+    folder_given = command in ("data import", "tokenize", "eval", "eval codec", *HEADERS_ALONE)
     refused(code, err, str(audio.parent) if folder_given else audio.name, expected=1)
     made = (".wav", ".vvc", ".parquet", ".gz", ".flac")
     left = [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix in made]

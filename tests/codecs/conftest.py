@@ -11,8 +11,9 @@ from codecs_recipes import clips
 def recorded(monkeypatch):
     """Instead of recorded corpora, some sounds like speech."""
 
-    def read(corpora, rate, apart, pack):
-        return SimpleNamespace(clips=clips(rate), held_out=clips(rate)[:1], speakers=["a", "b", "c"])
+    def read(corpora, rate, apart, pack, channels=1):
+        found = [clip.repeat(channels, 1) for clip in clips(rate)]
+        return SimpleNamespace(clips=found, held_out=found[:1], speakers=["a", "b", "c"], texts=["", "", ""])
 
     monkeypatch.setattr("vivavoce.data.recordings.read_recordings", read)
     monkeypatch.setattr("vivavoce.data.recordings.excerpts", lambda held_out, *args, **options: held_out)

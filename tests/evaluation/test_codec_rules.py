@@ -53,9 +53,26 @@ def test_what_has_no_speech_has_the_values_that_they_give_it():
     assert math.isnan(versa.si_snr(SILENCE, NOISE)) and versa.si_snr(NOISE, 2 * NOISE) > 100
 
 
+@pytest.mark.parametrize("samples", [1, 30, 409, 410, 3000])
+def test_short_signals_have_values_or_none(samples):
+    for rules in ("codec-superb", "versa"):
+        for measure, columns in measures_under(rules).values():
+            value = measure(NOISE[:samples], 0.9 * NOISE[:samples], 16000)
+            assert isinstance(value, float) or set(value) == set(columns)
+    assert math.isnan(versa.stoi(NOISE[:samples], NOISE[:samples], 16000)) == (samples < 410)
+
+
 def test_means_count_for_one_and_not_for_the_other():
     shifted = NOISE + 1.0
     assert codec_superb.si_sdr(NOISE, shifted) > 60 and versa.si_snr(NOISE, shifted) == pytest.approx(0, abs=0.3)
+
+
+def test_si_sdr_is_audiotools():
+    """Codec-SUPERB calls the package's loss, with the other sign."""
+    audiotools = peer("audiotools.metrics.distance")
+    for estimate in (0.7 * NOISE + 0.2 * NOISE[::-1] + 0.1, NOISE[::-1], np.round(NOISE * 64) / 64):
+        theirs = -audiotools.SISDRLoss()(*(torch.from_numpy(each.copy())[None, None] for each in (NOISE, estimate)))
+        assert number(codec_superb.si_sdr(NOISE, estimate)) == number(float(theirs))
 
 
 def test_resampling_is_julius_resampling():

@@ -68,7 +68,7 @@ RATIOS = {"dac-16khz": [2, 4, 5, 8], "dac-24khz": [2, 4, 5, 8], "dac-44khz": [2,
 def test_published_size_as_transformers(name, tmp_path):
     published = PUBLISHED_DAC[name]
     rate, codebooks = published["sample_rate"], published["codebooks"]
-    wave = speech(rate, 1.0)
+    wave = speech(rate, 0.6)
     model = their_model(wave, downsampling_ratios=RATIOS[name], n_codebooks=codebooks, sampling_rate=rate)
     model.save_pretrained(tmp_path)
     codec = load_tokenizer(tmp_path)

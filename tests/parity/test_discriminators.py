@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from peers import peer
-from vivavoce.codecs.discriminators import PeriodDiscriminator, build_discriminators
+from vivavoce.codecs.discriminators import PeriodDiscriminator, ScaleDiscriminator, build_discriminators
+from vivavoce.training.adversarial import discriminator_loss, feature_matching, generator_loss
 
 encodec = peer("encodec.msstftd")
 vocos = peer("vocos.discriminators")
 dac = peer("dac.model.discriminator")
+losses = peer("dac.nn.loss")
+audiotools = peer("audiotools")
 
 NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
@@ -68,6 +71,33 @@ def test_hifigan_periods_as_vocos_has_them(wave, period):
         logits, features = ours(sound)
         their_logits, their_features = theirs(sound[:, 0])
         check((logits, features[1:]), (their_logits, their_features[:-1]))
+
+
+@torch.no_grad()
+def test_melgan_scales_as_dac_has_them(wave):
+    theirs = dac.MSD()
+    ours = copied(theirs, ScaleDiscriminator())
+    *their_features, their_logits = theirs(wave)
+    check(ours(wave), (their_logits, their_features))
+    slower = ScaleDiscriminator(halvings=2)
+    slower.load_state_dict(ours.state_dict())
+    short = wave[..., : 4 * 1250].unflatten(-1, (-1, 4)).mean(-1)
+    assert slower(wave)[0].shape == ours(short)[0].shape
+
+
+def test_summed_losses_are_dacs(wave):
+    """Its weights, 15 for mel, 2 for features, 1 for the generator, are meant for sums over maps and discriminators."""
+    theirs = dac.Discriminator(periods=[3], fft_sizes=[128])
+    members = [{"kind": "period", "period": 3}, {"kind": "band", "size": 128}]
+    with torch.no_grad():
+        ours = copied(theirs, build_discriminators({"members": members, "level": True}))
+        sounds = [audiotools.AudioSignal(each, 16000) for each in (wave.flip(-1), wave)]
+        loss = losses.GANLoss(theirs)
+        real, fake = ours(sounds[1].audio_data), ours(sounds[0].audio_data)
+        mine = generator_loss(fake, "lsgan", True), feature_matching(real, fake, summed=True)
+        torch.testing.assert_close(mine, loss.generator_loss(*sounds), atol=1e-4, rtol=1e-4)
+        judged = discriminator_loss(real, fake, "lsgan", True)
+        torch.testing.assert_close(judged, loss.discriminator_loss(*sounds), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def same_but_for_counters(ours, again):
 
 HUBERT = {"kind": "hubert", "conv_widths": [8] * 7, "width": 16, "layers": 2, "heads": 2, "hidden": 32,
           "position_kernel": 16, "position_groups": 4}  # fmt: skip
-XCODEC = {"kind": "xcodec", "encoder_dim": 4, "decoder_dim": 32, "latent_dim": 12, "codebooks": 3, "codebook_size": 64,
+XCODEC = {"kind": "xcodec", "encoder_dim": 4, "decoder_dim": 32, "latent_dim": 12, "codebooks": 3, "codebook_size": 512,
           "semantic": HUBERT, "block_dilations": [1, 2]}  # fmt: skip
 BERT = {"kind": "w2v_bert", "body": {"layers": 2, "width": 16, "heads": 2, "feedforward": 32}}
 XCODEC2 = {"kind": "xcodec2", "encoder_dim": 4, "width": 32, "layers": 2, "heads": 4, "feedforward": 48,
@@ -61,7 +61,7 @@ CODECS = {
 }
 
 
-def sound(codec, frames=60):
+def sound(codec, frames=400):
     wave = speech_like(frames * codec.hop / codec.sample_rate + 0.01, codec.sample_rate, rows=codec.channels)
     return wave[:, 0][None, :, : frames * codec.hop]
 
@@ -75,7 +75,7 @@ def their_codes(model, wave):
 @pytest.mark.parametrize("name", CODECS)
 @torch.no_grad()
 def test_a_codec_of_ours_is_the_same_in_transformers(name, tmp_path):
-    codec = small(name.split()[0], **CODECS[name])
+    codec = small(name.split()[0], codebook_size=2048, **CODECS[name])
     assert save_transformers(codec, tmp_path) == []
     model, again = opened(tmp_path), load_tokenizer(tmp_path)
     same_but_for_counters(codec, again)
@@ -83,15 +83,15 @@ def test_a_codec_of_ours_is_the_same_in_transformers(name, tmp_path):
     wave = sound(codec)
     theirs = their_codes(model, wave)
     if name == "encodec-48khz":  # chunks side by side, of one length each
-        wave = wave[..., : codec.chunk]
+        wave = wave[..., : codec.stride]
         theirs = model.encode(wave).audio_codes[0]
         said = model.decode(theirs[None], model.encode(wave).audio_scales).audio_values
         ours, scales = codec.encode_scaled(wave)
-        assert torch.equal(ours, theirs) and len(theirs.unique()) > 10
+        assert torch.equal(ours, theirs) and len(theirs.unique()) > 40
         check_wave(codec.decode(ours, torch.tensor([wave.shape[-1]]), scales), said)
         return
     check_codes(codec, wave, theirs)
-    assert len(theirs.unique()) > 10
+    assert len(theirs.unique()) > 100
     said = model.decode(theirs[None], [None]) if "encodec" in name else model.decode(audio_codes=theirs)
     check_wave(codec.decode(theirs), said.audio_values.view(1, codec.channels, -1))
 
@@ -130,13 +130,13 @@ def semantic_codecs():
 
 @torch.no_grad()
 def test_x_codec_is_the_same_in_transformers(semantic_codecs, tmp_path):
-    codec, wave = semantic_codecs["xcodec"], speech_like(0.4, 16000)
+    codec, wave = semantic_codecs["xcodec"], speech_like(1.2, 16000)
     assert save_transformers(codec, tmp_path) == []
     model = opened(tmp_path)
     same_but_for_counters(codec, load_tokenizer(tmp_path))
     theirs = model.encode(wave).audio_codes
     check_codes(codec, wave, theirs)
-    assert len(theirs.unique()) > 20
+    assert len(theirs.unique()) > 100
     check_wave(codec.decode(theirs), model.decode(theirs).audio_values)
 
 

@@ -1,13 +1,11 @@
 """Two processes with half the batch each keep the codebooks of one process with all of it."""
 
-import subprocess
-import sys
-
 import torch
 import torch.distributed as dist
 
 from vivavoce.quantizers import ResidualVectorQuantizer
 from vivavoce.quantizers.collective import gathered
+from warm_process import finish, start
 
 STEPS = 11
 
@@ -37,8 +35,8 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path):
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    processes = [start(__file__, "worker", rank, str(tmp_path)) for rank in range(2)]
+    assert [finish(process) for process in processes] == [0, 0]
     alone = train(slice(None))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for key, value in alone.items():
@@ -46,7 +44,3 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path):
         assert torch.allclose(first[key].double(), value.double(), rtol=1e-4, atol=1e-4), key
     halves = train(slice(0, 2))
     assert not torch.allclose(halves["levels.0.embedding_sum"], alone["levels.0.embedding_sum"], atol=1e-2)
-
-
-if __name__ == "__main__":
-    worker(int(sys.argv[1]), sys.argv[2])

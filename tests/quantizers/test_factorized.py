@@ -107,6 +107,17 @@ def test_it_learns_and_each_codebook_lowers_the_error(make):
     assert (quantizer(x).perplexity > 8).all()
 
 
+def test_rows_may_use_some_numbers_of_codebooks_only():
+    quantizer = FactorizedResidualVectorQuantizer(4, 4, 8, 2, dropout=1.0, dropout_levels=[1, 2, 4])
+    x = torch.randn(60, 3, 4)
+    found = quantizer(x, generator=torch.Generator().manual_seed(0))
+    whole = [quantizer.decode(found.codes[:, :count]) for count in range(1, 5)]
+    used = torch.stack([(found.latents - each).abs().amax((1, 2)) < 1e-5 for each in whole], 1)
+    assert used.any(1).all() and used.any(0).tolist() == [True, True, False, True]
+    with pytest.raises(RequestError, match="each must be from 1 to 4"):
+        FactorizedResidualVectorQuantizer(4, 4, 8, 2, dropout_levels=[5])
+
+
 def test_dropped_codebooks_are_neither_heard_nor_taught(monkeypatch):
     quantizer = FactorizedResidualVectorQuantizer(4, 4, 8, 2, dropout=0.6)
     depth = drawn_depths(20_000, 4, (1, 2, 3, 4), 0.6, torch.Generator().manual_seed(3))

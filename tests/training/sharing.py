@@ -1,15 +1,6 @@
-"""A small packed unit LM, trained by processes: `sharing.py DIRECTORY STEPS PROCESSES PORT [NAME=VALUE of settings …]`.
-
-They are forked when everything is imported, and joined as torchrun's are, by the environment.
-"""
-
-import os
-import sys
-import traceback
-from pathlib import Path
+"""A small packed unit LM, trained by processes that are joined as torchrun's are, by the environment."""
 
 import torch
-import yaml
 
 from vivavoce.schema import read_recipe
 from vivavoce.training.recipes import train_recipe
@@ -37,21 +28,7 @@ def recipe_of(steps, settings=None, **phase):
     })  # fmt: skip
 
 
-if __name__ == "__main__":
-    directory, steps, processes, port, *said = sys.argv[1:]
-    settings = {name: yaml.safe_load(value) for name, value in (part.split("=") for part in said)}
-    ranks = []
-    for rank in range(int(processes)):
-        if child := os.fork():
-            ranks.append(child)
-            continue
-        os.environ |= {"WORLD_SIZE": processes, "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        try:
-            torch.set_num_threads(1)
-            train_recipe(recipe_of(int(steps), settings), Path(directory))
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        os._exit(0)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in ranks))
+def rank(directory, steps, settings):
+    """One of the processes."""
+    torch.set_num_threads(1)
+    train_recipe(recipe_of(steps, settings), directory)

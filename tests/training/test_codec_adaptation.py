@@ -1,17 +1,20 @@
 """A codec is trained at all its rates, and a trained one goes on with another voice and the judges that it had."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from vivavoce.audio import Audio, write
+from vivavoce.audio.loudness import loudness
 from vivavoce.codecs.registry import codec_of
 from vivavoce.errors import RecipeError
 from vivavoce.nn.weights import read_safetensors
 from vivavoce.schema import read_recipe
-from vivavoce.training.codec_task import CodecTask, played
+from vivavoce.training.codec_task import CodecTask
+from vivavoce.training.crops import as_loud, played, turned
 from vivavoce.training.judges import judges_of
 from vivavoce.training.recipes import train_recipe
 
@@ -67,6 +70,23 @@ def test_crops_are_played_faster_and_slower():
     assert torch.equal(varied.batch(3, 0, 1), second) and torch.equal(task(speed=[1, 1]).batch(3, 0, 1), first)
     with pytest.raises(RecipeError, match="speed"):
         task(speed=[1.2, 0.8])
+
+
+def test_crops_have_one_loudness_and_turned_phases():
+    """DAC's preparation: every crop at so many LUFS, its spectrum's magnitudes as they were."""
+    plain, prepared = task(), task(loudness=-30.0, rotate=True)
+    one, other = plain.batch(3, 0, 1), prepared.batch(3, 0, 1)
+    rate = prepared.codec.sample_rate
+    assert [loudness(Audio(row.numpy(), rate)) for row in other] == pytest.approx([-30] * 4, abs=0.2)
+    magnitudes = [torch.fft.rfft(batch[:, 0]).abs()[:, 1:-1] for batch in (one, other)]
+    gains = magnitudes[1] / magnitudes[0]
+    torch.testing.assert_close(gains, gains[:, :1].expand_as(gains), rtol=1e-2, atol=0)
+    assert torch.equal(prepared.batch(3, 0, 1), other) and not torch.allclose(one / one.std(), other / other.std())
+    wave = one[0]
+    torch.testing.assert_close(turned(wave, math.pi), -wave)
+    back, own = (torch.fft.rfft(each)[..., 1:-1] for each in (turned(turned(wave, 1.0), -1.0), wave))
+    torch.testing.assert_close(back, own)
+    assert torch.equal(as_loud(0 * wave, rate, -16), 0 * wave) and as_loud(wave, rate, 40.0).abs().max() == 1
 
 
 @pytest.fixture

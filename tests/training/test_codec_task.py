@@ -120,6 +120,50 @@ def test_judges_hear_a_piece_of_each_crop():
     assert set(lengths) == {800} and len(starts) == 8 and min(starts) >= 0 and max(starts) <= 1200
 
 
+def test_weights_are_shares_of_the_gradient_or_factors_of_the_losses():
+    """Fixed weights give the gradient of the weighted sum, those of the discriminators being sums over them."""
+    weights = {"mel": 15.0, "wave": 0.0, "features": 2.0, "adversarial": 1.0}
+    fixed = task(discriminators=SMALL, balance=False, adversarial="lsgan", weights=weights, turns=1.0)
+    batch = fixed.batch(0, 0, 1)
+    (name, losses), (other, judged) = fixed.updates(batch, 0)
+    assert (name, other) == ("codec", "discriminators") and not [key for key in losses if key.startswith("balance")]
+    losses["loss"].backward(inputs=list(fixed.codec.parameters()))
+    found = [parameter.grad.clone() for parameter in fixed.codec.parameters()]
+    made, quantized = fixed.resynthesize(batch)
+    real, fake = fixed.judges(batch), fixed.judges(made)
+    matched = sum((a - b).abs().mean() for (_, x), (_, y) in zip(real, fake) for a, b in zip(x, y))
+    whole = 15 * fixed.mel(made, batch) + 2 * matched + sum((1 - y).square().mean() for y, _ in fake) + quantized.loss
+    torch.testing.assert_close(losses["loss"].detach(), whole.detach())
+    for mine, expected in zip(found, torch.autograd.grad(whole, list(fixed.codec.parameters())), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-3)
+    expected = sum((1 - x).square().mean() + y.square().mean() for (x, _), (y, _) in zip(real, fake))
+    torch.testing.assert_close(judged["loss"], expected)
+    fixed.load_state_dict(fixed.state_dict())
+    assert fixed.balancer is None and task(discriminators=SMALL).balancer is not None
+
+
+def test_an_encoder_may_hear_how_far_waveforms_are_apart():
+    """L1 of a frozen teacher's frames, at its own rate; the gradient goes through it to the codec."""
+    ears = {"kind": "hubert", "conv_widths": [8] * 7, "width": 8, "layers": 2, "heads": 2, "hidden": 8,
+            "position_kernel": 4, "position_groups": 2}  # fmt: skip
+    listening = task(perceptual={"teacher": ears}, weights={"mel": 0, "wave": 0, "perceptual": 3.0})
+    batch = listening.batch(0, 0, 1)
+    ((_, losses),) = listening.updates(batch, 0)
+    made, quantized = listening.resynthesize(batch)
+    one, other = (listening.perceptual.heard(wave) for wave in (made, batch))
+    assert one.shape == (4, 3, 12, 8), "all layers, of 0.25 s at 16 kHz"
+    expected = 3 * (one - other).abs().mean() + quantized.loss
+    torch.testing.assert_close(losses["loss"].detach(), expected.detach())
+    losses["loss"].backward()
+    teacher = list(listening.perceptual.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in listening.codec.parameters())
+    assert teacher and all(p.grad is None for p in teacher) and listening.perceptual(batch, batch) < 1e-5
+    assert set(listening.modules()) == {"codec"}, "what does not learn is not saved"
+    for wrong in ({"perceptual": {"teacher": ears}}, {"weights": {"perceptual": 1}}):
+        with pytest.raises(RecipeError, match="needs a weight, and its weight needs a teacher"):
+            task(**{"weights": {}, **wrong})
+
+
 def test_shares_make_up_the_batch():
     whole = task().batch(3, 0, 1)
     assert whole.shape == (4, 1, 2000)
@@ -149,7 +193,9 @@ def test_codebook_use():
 
 
 @pytest.mark.parametrize("samples", [100, 1280, 4001])
-@pytest.mark.parametrize("config", ["small", SMALL, {"members": [{"kind": "band", "size": 128, "filters": 4}]}])
+@pytest.mark.parametrize("config", ["small", SMALL, {"members": [{"kind": "band", "size": 128, "filters": 4}]},
+                                    {"members": [{"kind": "scale", "halvings": 1, "filters": 4},
+                                                 {"kind": "spectrum", "of": "magnitude", "size": 128, "filters": 2}]}])
 def test_discriminators_judge_any_length(config, samples):
     wave = torch.randn(2, 1, samples, requires_grad=True)
     judged = build_discriminators(config)(wave)

@@ -24,6 +24,7 @@ from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.errors import Interrupted, TrainingError
 from vivavoce.training.metrics import read_metrics
 from vivavoce.training.recipes import train_recipe
+from warm_process import WARM
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 NAMES = ["voice", "listen", "converse"]
@@ -35,6 +36,12 @@ from vivavoce.training.recipes import train_recipe
 slow = {{"pause": 0.5}}
 train_recipe(parts_recipe(voice=slow, listen=slow), sys.argv[1], make_task=parts_task, jobs=2)
 """
+
+
+@pytest.fixture(autouse=True)
+def _warm(monkeypatch):
+    """Phases begin in processes that are forked from a warm one; those of PARENT are as they always are."""
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda how: WARM)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from vivavoce.training.checkpoint import Checkpoint
 from vivavoce.training.errors import TrainingError
 from vivavoce.training.freezing import freeze, train_mode
 from vivavoce.training.metrics import MetricsLog, Window, read_metrics
-from vivavoce.training.optimizers import build_optimizer, factor, is_matrix
+from vivavoce.training.optimizers import build_optimizer, decays, factor, is_matrix
 
 
 def saved(step, **values):
@@ -160,8 +160,19 @@ def test_decay_only_on_matrices_and_rates_by_pattern():
     optimizer = build_optimizer(named, OptimizerSettings(weight_decay=0.1, rates={"bias": 0.5}))
     facts = {(g["weight_decay"], g["lr_scale"]): len(g["params"]) for g in optimizer.param_groups}
     assert facts == {(0.0, 0.5): 1, (0.0, 1.0): 1, (0.1, 1.0): 1}
-    with pytest.raises(RecipeError, match="matches no trained parameter"):
-        build_optimizer(named, OptimizerSettings(rates={"wieght": 0.5}))
+    for wrong in ({"rates": {"wieght": 0.5}}, {"decayed": ["wieght"]}):
+        with pytest.raises(RecipeError, match=f"{next(iter(wrong))}: pattern 'wieght' matches no trained parameter"):
+            build_optimizer(named, OptimizerSettings(**wrong))
+
+
+def test_decay_on_some_matrices_only():
+    """Mimi's is on its transformers."""
+    named = {"conv.weight": nn.Parameter(torch.ones(2, 2)), "transformer.weight": nn.Parameter(torch.ones(2, 2)),
+             "transformer.bias": nn.Parameter(torch.ones(2))}  # fmt: skip
+    chosen = decays(named, OptimizerSettings(weight_decay=0.05, decayed=r".*transformer"))
+    assert chosen == {"conv.weight": 0, "transformer.weight": 0.05, "transformer.bias": 0}
+    optimizer = build_optimizer(named, OptimizerSettings(weight_decay=0.05, decayed=r".*transformer"))
+    assert {g["weight_decay"]: len(g["params"]) for g in optimizer.param_groups} == {0.0: 2, 0.05: 1}
 
 
 @pytest.mark.parametrize(

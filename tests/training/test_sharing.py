@@ -1,8 +1,5 @@
 """Processes that share a batch, with whole copies (DDP) or parts of the layers (FSDP2), and change their number."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,19 +18,20 @@ from vivavoce.training import PhaseSettings, RunDirectory, train_phase
 from vivavoce.training import checkpoint as checkpoints
 from vivavoce.training.metrics import read_metrics
 from vivavoce.training.recipes import train_recipe
+from warm_process import finish, free_port, start
 
 WORKER = Path(__file__).parent / "sharing.py"
 
 
-def together(processes, directory, steps, *settings):
+def together(processes, directory, steps, **settings):
     """Train `steps` in so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(WORKER), str(directory), str(steps), str(processes), port, *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    errors = directory.with_name("errors")
+    ranks = [
+        start(WORKER, "rank", directory, steps, settings, errors=errors, RANK=str(rank), **meeting)
+        for rank in range(processes)
+    ]
+    assert [finish(rank) for rank in ranks] == [0] * processes, errors.read_text()
 
 
 def newest(directory):
@@ -66,8 +64,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("order", [
-    [(1, []), (2, ["shard=true", "recompute=true"]), (3, [])],
-    [(3, ["shard=true"]), (2, []), (1, [])],
+    [(1, {}), (2, {"shard": True, "recompute": True}), (3, {})],
+    [(3, {"shard": True}), (2, {}), (1, {})],
 ], ids=["one-two-three", "three-two-one"])  # fmt: skip
 def test_a_run_goes_on_in_any_number_of_processes(order, whole, tmp_path):
     """Two steps each; the data go on where they were, and so do optimizer and averaged weights."""
@@ -75,7 +73,7 @@ def test_a_run_goes_on_in_any_number_of_processes(order, whole, tmp_path):
         if processes == 1:
             train_recipe(recipe_of(2 * part, {"ema": 0.9}), tmp_path / "run")
         else:
-            together(processes, tmp_path / "run", 2 * part, "ema=0.9", *settings)
+            together(processes, tmp_path / "run", 2 * part, ema=0.9, **settings)
         check_same(tmp_path / "run", whole, 2 * part)
     mine, theirs = newest(tmp_path / "run"), newest(whole)
     assert mine.step == theirs.step == 6 and mine.state["tokens"] == theirs.state["tokens"] > 150

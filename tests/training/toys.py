@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vivavoce.codecs import codec_of
 from vivavoce.schema import Recipe, read_recipe
+from vivavoce.training.codec_task import CodecTask
 from vivavoce.training.task import Task, step_seed
 
 
@@ -108,6 +110,18 @@ class Parts(Task):
     def loss(self, batch, step):
         aim = self.target + batch + torch.randn(())
         return {"loss": sum((p - aim).square().mean() for m in self.parts.values() for p in m.parameters())}
+
+
+def codec_task():
+    """A codec with moving codebooks, begun by k-means, some entries of which are replaced, against discriminators."""
+    sizes = {"sample_rate": 8000, "filters": 2, "ratios": [8, 4], "dim": 6, "codebooks": 2, "codebook_size": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        codec = codec_of({"kind": "codec", **sizes, "quantizer": {"replace_every": 2}})
+    chance = torch.Generator().manual_seed(6)
+    clips = [0.3 * torch.randn(1, 4000, generator=chance) * torch.linspace(0, 1, 4000) for _ in range(4)]
+    judges = {"members": [{"kind": "stft", "size": 64, "filters": 2}]}
+    return CodecTask(codec, clips, seconds=0.1, batch=4, mel="speech", discriminators=judges, turns=1.0)
 
 
 def parts_task(recipe, phase, model):

@@ -67,9 +67,14 @@ class StreamingSTFT(WindowedFrames):
         spectrum = torch.fft.rfft(wide * self.taper.to(wide.dtype), n=self.fft_size)
         again = self.repeated(spectrum)
         spectrum = spectrum[..., :: self.fft_size // self.window]
-        power = (spectrum.real.square() + spectrum.imag.square()).clamp(min=FLOOR)
-        low = spectrum[..., : self.phases] * power[..., : self.phases] ** ((POWER - 1) / 2)
-        return torch.cat([(power.log() - MEAN) / SCALE, low.real, low.imag, *again], dim=-1)
+        return torch.cat([self.told(spectrum.real, spectrum.imag), *again], dim=-1)
+
+    def told(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """What is given of spectra by their parts [..., bins]."""
+        power = (real.square() + imaginary.square()).clamp(min=FLOOR)
+        low = power[..., : self.phases] ** ((POWER - 1) / 2)
+        parts = (part[..., : self.phases] * low for part in (real, imaginary))
+        return torch.cat([(power.log() - MEAN) / SCALE, *parts], dim=-1)
 
     def repeated(self, spectrum: Tensor) -> list[Tensor]:
         """Autocorrelations [..., PITCHES], about -1 to 1; none where no pitch is heard."""

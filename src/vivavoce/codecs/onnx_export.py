@@ -30,18 +30,21 @@ from torch import Tensor, nn
 
 from vivavoce.audio.spectrum import power_spectrum
 from vivavoce.codecs.codec import Codec
+from vivavoce.codecs.convnext import StreamingSTFT
 from vivavoce.codecs.onnx_stream import ABOUT, FORMAT, OnnxCodec
 from vivavoce.errors import RequestError, need
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.logmel import StreamingLogMel
+from vivavoce.nn.stft import STFT
 from vivavoce.nn.streaming import Chain, State
 from vivavoce.nn.weights import written_whole
 from vivavoce.quantizers.nearest import TIE
 
 OPSET = 18
-COUNTERS = ("position", "counter")  # integers of a state that what is computed depends on; others count frames
+COUNTERS = ("position", "counter", "heard")  # integers of a state that what is computed depends on; others count frames
 STEPS = 24  # frames over which a written codec is compared with ours
+WAYS = ("encode", "encode_step", "decode", "decode_step", "encoder_state", "decoder_state")
 
 
 def export_onnx(codec: Codec, folder: str | Path) -> None:
@@ -50,9 +53,11 @@ def export_onnx(codec: Codec, folder: str | Path) -> None:
     need("onnx", "onnx", "writing ONNX")
     place = Path(folder)
     ahead = max(codec.encoder.lookahead, codec.decoder.lookahead)
-    if type(codec) is not Codec or ahead > 0:
+    if ahead > 0 or any(getattr(type(codec), name) is not getattr(Codec, name) for name in WAYS):
         why = f"it looks {ahead} frames ahead" if ahead else f"a {type(codec).__name__} is more than its two stacks"
         raise RequestError(f"only causal codecs become ONNX graphs with a state: {why}")
+    if codec.encoder.chunk > codec.hop or codec.decoder.chunk > 1:
+        raise RequestError("only codecs of single frames become ONNX graphs: this one waits until some are together")
     place.mkdir(parents=True, exist_ok=True)
     plain = _written_out(codec)
     about: dict[str, Any] = {
@@ -167,8 +172,12 @@ def _written_out(codec: Codec) -> Codec:
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     for module in plain.modules():
-        if isinstance(module, Conv):
+        if isinstance(module, STFT):
+            module.convolve = types.MethodType(_transformed(module), module)  # type: ignore[method-assign]
+        elif isinstance(module, Conv) and type(module).convolve is Conv.convolve:
             module.convolve = types.MethodType(_convolve, module)  # type: ignore[method-assign]
+        elif isinstance(module, StreamingSTFT) and module.periods is None:
+            module.spectra = types.MethodType(_parts(module), module)  # type: ignore[method-assign]
         elif isinstance(module, StreamingLogMel):
             module.spectra = types.MethodType(_spectra(module), module)  # type: ignore[method-assign]
         elif isinstance(module, StreamingISTFT):
@@ -182,11 +191,39 @@ def _convolve(self: Conv, x: Tensor) -> Tensor:
     return y.transpose(1, 2)
 
 
+def _fourier(size: int, fft_size: int) -> tuple[Tensor, Tensor]:
+    """[size, bins] by which windows become real and imaginary parts of spectra."""
+    spectrum = torch.fft.rfft(torch.eye(size, dtype=torch.float64), n=fft_size)
+    return spectrum.real.float(), spectrum.imag.float()
+
+
+def _transformed(module: STFT) -> Callable:
+    """The transform as a convolution by tapered waves."""
+    waves = [(part * module.taper[:, None]).T[:, None] for part in _fourier(module.fft_size, module.fft_size)]
+
+    def convolve(self: STFT, x: Tensor) -> Tensor:
+        real, imaginary = (F.conv1d(x.transpose(1, 2), wave, stride=self.stride).transpose(1, 2) for wave in waves)
+        above = torch.where(imaginary == 0, 1e-30, imaginary)  # what stands for atan2 takes a zero for below it
+        return self.told(real, above)
+
+    return convolve
+
+
+def _parts(module: StreamingSTFT) -> Callable:
+    """The transform by two matrices."""
+    cosines, sines = _fourier(module.window, module.fft_size)
+
+    def spectra(self: StreamingSTFT, windows: Tensor) -> Tensor:
+        x = windows * self.taper
+        return self.told(x @ cosines, x @ sines)
+
+    return spectra
+
+
 def _spectra(module: StreamingLogMel) -> Callable:
     """The power spectrum by two matrices."""
     size = len(module.taper)
-    spectrum = torch.fft.rfft(torch.eye(size, dtype=torch.float64), n=module.fft_size)
-    cosines, sines = spectrum.real.float(), spectrum.imag.float()
+    cosines, sines = _fourier(size, module.fft_size)
     impulse = torch.zeros(1, size)
     impulse[0, 0] = 1
     scale = power_spectrum(impulse, module.fft_size)[0, 0]  # of a spectrum that is 1 everywhere

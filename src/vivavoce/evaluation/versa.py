@@ -23,14 +23,18 @@ import soxr
 from vivavoce.errors import need
 
 NO_SPEECH = 0.0  # PESQ of what has none
+STOI_FRAME = 256  # samples at 10 kHz
 LOWEST, HIGHEST, PERIOD, FFT_SIZE = 40, 800, 5, 1024
 ORDER, WARP, CUTOFF = 39, 0.466, 70
 PURPOSE = "VERSA's pitch and mel-cepstral distances"
 
 
 def stoi(reference: np.ndarray, estimate: np.ndarray, rate: int, extended: bool = False) -> float:
-    """pystoi's short-time objective intelligibility; `extended`: ESTOI (Jensen & Taal 2016)."""
+    """pystoi's short-time objective intelligibility; `extended`: ESTOI (Jensen & Taal 2016). NaN of what is no
+    longer than its frame."""
     package = need("pystoi", "eval", "STOI")
+    if math.ceil(len(reference) * 10000 / rate) <= STOI_FRAME:
+        return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # too little speech: 1e-5, as VERSA prints it
         return float(package.stoi(reference, estimate, rate, extended=extended))

@@ -12,8 +12,13 @@ SILENT = 1e-20  # power below which a bin has no phase: it is 0, and has no grad
 
 def phases(spectrum: Tensor) -> Tensor:
     """Angles of complex numbers, -pi .. pi."""
-    loud = spectrum.real.square() + spectrum.imag.square() > SILENT
-    return torch.atan2(spectrum.imag * loud, torch.where(loud, spectrum.real, torch.ones_like(spectrum.real)))
+    return angles(spectrum.real, spectrum.imag)
+
+
+def angles(real: Tensor, imaginary: Tensor) -> Tensor:
+    """Of numbers by their parts, -pi .. pi."""
+    loud = real.square() + imaginary.square() > SILENT
+    return torch.atan2(imaginary * loud, torch.where(loud, real, torch.ones_like(real)))
 
 
 def spectrum_of(wave: Tensor, window: Tensor, hop: int) -> Tensor:
@@ -54,6 +59,9 @@ class STFT(Conv):
         """Spectra of all windows of x [B, T, 1]."""
         wide = x if x.dtype == torch.float64 else x.float()
         spectrum = torch.fft.rfft(wide[..., 0].unfold(1, self.fft_size, self.stride) * self.taper.to(wide.dtype))
-        power = spectrum.real.square() + spectrum.imag.square()
-        magnitude = power.clamp(min=self.floor**2).log() / 2
-        return torch.cat([magnitude, phases(spectrum)], dim=-1).to(x.dtype)
+        return self.told(spectrum.real, spectrum.imag).to(x.dtype)
+
+    def told(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """What is given of spectra by their parts [..., bins]."""
+        magnitude = (real.square() + imaginary.square()).clamp(min=self.floor**2).log() / 2
+        return torch.cat([magnitude, angles(real, imaginary)], dim=-1)

@@ -55,9 +55,10 @@ class FactorizedResidualVectorQuantizer(Quantizer):
     """K factorized codebooks in series (DAC): latents [B, T, width] -> codes [B, K, T].
 
     codebook_size, codebook_width: entries and their dimensions, one number or one for each codebook. dropout: share of
-    the training rows that use only their first n codebooks, n uniform over 1..K. commitment, codebook: weights of the
-    two halves of the loss, squared distances of the projected latents to their entries that move the encoder and the
-    entries (0.25 and 1 in DAC), summed over the codebooks. Gradients pass the lookup straight through.
+    the training rows that use only their first n codebooks, n uniform over `dropout_levels` (default 1..K). commitment,
+    codebook: weights of the two halves of the loss, squared distances of the projected latents to their entries that
+    move the encoder and the entries (0.25 and 1 in DAC), summed over the codebooks. Gradients pass the lookup straight
+    through.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class FactorizedResidualVectorQuantizer(Quantizer):
         codebook_size: int | Sequence[int] = 1024,
         codebook_width: int | Sequence[int] = 8,
         dropout: float = 0.0,
+        dropout_levels: Sequence[int] | None = None,
         commitment: float = 0.25,
         codebook: float = 1.0,
     ):
@@ -79,7 +81,10 @@ class FactorizedResidualVectorQuantizer(Quantizer):
                 f"{codebooks} codebooks with {len(sizes)} sizes and {len(widths)} widths: give one, or one each"
             )
         self.width, self.codebook_sizes = width, tuple(sizes)
+        if dropout_levels is not None and not all(1 <= level <= codebooks for level in dropout_levels):
+            raise RequestError(f"dropout_levels {list(dropout_levels)}: each must be from 1 to {codebooks}")
         self.dropout, self.commitment, self.codebook = dropout, commitment, codebook
+        self.dropout_levels = tuple(dropout_levels or range(1, codebooks + 1))
         inner = self._parts(torch.zeros(1, 1, width)).shape[-1]
         self.levels = nn.ModuleList(FactorizedCodebook(inner, *each) for each in zip(sizes, widths))
 
@@ -116,8 +121,8 @@ class FactorizedResidualVectorQuantizer(Quantizer):
         self.check_latents(latents)
         used = self.levels_used(codebooks)
         inside = valid(lengths_of(latents, lengths), latents.shape[1])
-        dropout, levels = self.dropout if self.training else 0.0, range(1, self.codebooks + 1)
-        depth = drawn_depths(len(latents), used, levels, dropout, generator).to(latents.device)
+        dropout = self.dropout if self.training else 0.0
+        depth = drawn_depths(len(latents), used, self.dropout_levels, dropout, generator).to(latents.device)
         with torch.autocast(latents.device.type, enabled=False):
             residual = self._parts(zero_padding(latents.float(), lengths))
             quantized, loss = torch.zeros_like(residual), residual.new_zeros(())

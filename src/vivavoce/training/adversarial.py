@@ -1,4 +1,8 @@
-"""Adversarial losses over the outputs of discriminators: a list of (logits, feature maps), one a discriminator."""
+"""Adversarial losses over the outputs of discriminators: a list of (logits, feature maps), one a discriminator.
+
+Each is the mean over discriminators (and their maps), as in AudioCraft, or with `summed` their sum, as in HiFi-GAN and
+DAC, whose weights are meant for that.
+"""
 
 from collections.abc import Sequence
 
@@ -13,8 +17,8 @@ Judgement = Sequence[tuple[Tensor, Sequence[Tensor]]]
 KINDS = ("hinge", "lsgan")
 
 
-def discriminator_loss(real: Judgement, fake: Judgement, kind: str = "hinge") -> Tensor:
-    """What the discriminators minimise, the mean over them.
+def discriminator_loss(real: Judgement, fake: Judgement, kind: str = "hinge", summed: bool = False) -> Tensor:
+    """What the discriminators minimise.
 
     hinge: max(0, 1 - D(x)) + max(0, 1 + D(x̂)) (arXiv:1705.02894; EnCodec eq. 5); lsgan: (1 - D(x))² + D(x̂)²
     (arXiv:1611.04076; HiFi-GAN, DAC).
@@ -26,21 +30,21 @@ def discriminator_loss(real: Judgement, fake: Judgement, kind: str = "hinge") ->
             terms.append((1 - r).relu().mean() + (1 + f).relu().mean())
         else:
             terms.append((1 - r).square().mean() + f.square().mean())
-    return torch.stack(terms).mean()
+    return _over(terms, summed)
 
 
-def generator_loss(fake: Judgement, kind: str = "hinge") -> Tensor:
-    """What the generator minimises, the mean over discriminators.
+def generator_loss(fake: Judgement, kind: str = "hinge", summed: bool = False) -> Tensor:
+    """What the generator minimises.
 
     hinge: -D(x̂), as in AudioCraft (EnCodec's paper has max(0, 1 - D(x̂))); lsgan: (1 - D(x̂))².
     """
     if _checked(kind) == "hinge":
-        return torch.stack([-f.float().mean() for f, _ in fake]).mean()
-    return torch.stack([(1 - f.float()).square().mean() for f, _ in fake]).mean()
+        return _over([-f.float().mean() for f, _ in fake], summed)
+    return _over([(1 - f.float()).square().mean() for f, _ in fake], summed)
 
 
-def feature_matching(real: Judgement, fake: Judgement, relative: bool = False) -> Tensor:
-    """L1 between feature maps of real and generated sound, the mean over maps and discriminators.
+def feature_matching(real: Judgement, fake: Judgement, relative: bool = False, summed: bool = False) -> Tensor:
+    """L1 between feature maps of real and generated sound.
 
     `relative`: each divided by the mean magnitude of the real map (EnCodec eq. 6). The real maps get no gradient.
     """
@@ -49,7 +53,12 @@ def feature_matching(real: Judgement, fake: Judgement, relative: bool = False) -
         for a, b in zip(ours, theirs, strict=True):
             distance = F.l1_loss(b.float(), a.detach().float())
             terms.append(distance / a.detach().float().abs().mean().clamp(min=1e-8) if relative else distance)
-    return torch.stack(terms).mean()
+    return _over(terms, summed)
+
+
+def _over(terms: list[Tensor], summed: bool) -> Tensor:
+    whole = torch.stack(terms)
+    return whole.sum() if summed else whole.mean()
 
 
 def _checked(kind: str) -> str:

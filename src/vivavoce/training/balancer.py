@@ -26,12 +26,14 @@ class Balancer:
         self.counts: dict[str, float] = {}
 
     def __call__(
-        self, losses: Mapping[str, Tensor], output: Tensor, onto: Tensor | None = None
+        self, losses: Mapping[str, Tensor], output: Tensor, onto: Tensor | None = None, parts: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
         """A scalar whose gradient at `output` [B, …] is G and whose value is the weighted sum of the losses, and the
         share of each loss in the sum of norms. Every loss must depend on the model through `output` only.
 
         `onto`: where `output` is a detached leaf, the tensor that it was taken from; the scalar then depends on that.
+        parts: of how many equal parts of a batch this is one, where the gradients of parts are averaged: G is the same
+        for each item however the batch is divided.
         """
         names = [name for name in self.weights if name in losses]
         missing = [name for name in losses if name not in self.weights]
@@ -47,10 +49,9 @@ class Balancer:
             share = self.weights[name] / whole
             gradient += g * (self.total_norm * share / (norm + 1e-12))
             value += share * losses[name].detach()
-        surrogate = ((output if onto is None else onto) * gradient.detach()).sum()
         total = sum(average)
         shares = {f"balance/{name}": norm / total if total else 0.0 for name, norm in zip(names, average)}
-        return surrogate - surrogate.detach() + value, shares
+        return _with_gradient(value, output if onto is None else onto, parts * gradient), shares
 
     def _average(self, names: list[str], norms: Tensor) -> list[float]:
         if dist.is_initialized():
@@ -67,3 +68,15 @@ class Balancer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
+
+
+def passed(loss: Tensor, leaf: Tensor, onto: Tensor) -> Tensor:
+    """`loss`, which hangs on a detached `leaf`, as a scalar that hangs on the tensor which the leaf was taken from."""
+    (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    return _with_gradient(loss.detach(), onto, gradient)
+
+
+def _with_gradient(value: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar of this value whose gradient at `output` is `gradient`."""
+    surrogate = (output * gradient.detach()).sum()
+    return surrogate - surrogate.detach() + value

@@ -8,6 +8,7 @@ Both are this one task; `discriminators` makes it adversarial. A codec is what h
     decode_latents(latents)           -> waveform, at least as long as what was encoded
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,17 +21,20 @@ from torch import Tensor, nn
 
 from vivavoce.codecs.registry import codec_of, config_of
 from vivavoce.errors import DataError, RecipeError
+from vivavoce.schema.parts import made
 from vivavoce.training.adversarial import Judgement, discriminator_loss, feature_matching, generator_loss
-from vivavoce.training.balancer import Balancer
+from vivavoce.training.balancer import Balancer, passed
+from vivavoce.training.crops import as_loud, crop, played, turned
 from vivavoce.training.initialise import is_convolution, unit_variance
 from vivavoce.training.judges import judges_of
+from vivavoce.training.listening import PerceptualDistance
 from vivavoce.training.reconstruction import MultiScaleMel, MultiScaleSTFT
 from vivavoce.training.spectral_losses import TERMS, SpectralTerms
 from vivavoce.training.supervision import Supervision
 from vivavoce.training.task import Task, share, step_seed
 
 WEIGHTS = {"mel": 2.0, "wave": 0.1, "stft": 0.0, "adversarial": 4.0, "features": 4.0, "quantizer": 1.0}
-WEIGHTS |= {name: 0.0 for name in (*TERMS, "consistency")}
+WEIGHTS |= {name: 0.0 for name in (*TERMS, "perceptual", "consistency")}
 
 
 class CodecTask(Task):
@@ -42,13 +46,19 @@ class CodecTask(Task):
       (see Balancer); the quantizer's own loss is always added.
       amplitude, phase, complex, mdct (see `SpectralTerms`) weigh like these where they are named. consistency: of
       codecs that predict spectra (`SpectrumCodec`), how much those of the waveform may differ; always added.
+      perceptual: how far waveforms are apart as an encoder hears them.
     spectra: fft_size and hop of amplitude, phase, complex and mdct.
+    perceptual: that encoder and its layer (`PerceptualDistance`): {teacher: {…}, layer: …}.
     through: `codes`, or `features`: of a `FeatureCodec`, the vocoder alone, on features that are not quantized.
     discriminators: a preset or members (`build_discriminators`). judges_from: a run directory whose trained ones, in
       their form, are taken instead: a trained codec adapts to other voices with the judges that it had.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
+    loudness: crops are brought to so many LUFS before (None: as they are; -16 in DAC). rotate: the same random angle is
+      added to the phases of all of a crop's frequencies (DAC), so that the codec does not learn one polarity.
     speed: crops are played at random between these factors of their speed, pitch and formants with it: voices between
       those of few speakers.
+    balance: whether weights are shares of the gradient; else they multiply the losses, and those of the discriminators
+      are summed over them and their maps (HiFi-GAN, DAC).
     turns: share of the steps in which the discriminators are updated (2/3 in EnCodec).
     judge_seconds: length of the piece of each crop that the discriminators hear, another one each step (default: all of
       it): on a CPU they cost more than the codec, which learns better from longer crops.
@@ -77,14 +87,18 @@ class CodecTask(Task):
         batch: int = 16,
         seed: int = 0,
         level: tuple[float, float] = (0.0, 0.0),
+        loudness: float | None = None,
+        rotate: bool = False,
         speed: tuple[float, float] = (1.0, 1.0),
         mel: str | Mapping[str, Any] = "encodec",
         weights: Mapping[str, float] | None = None,
         spectra: Mapping[str, int] | None = None,
+        perceptual: Mapping[str, Any] | None = None,
         through: str = "codes",
         discriminators: str | Mapping[str, Any] | None = None,
         judges_from: str | None = None,
         adversarial: str = "hinge",
+        balance: bool = True,
         turns: float = 2 / 3,
         judge_first: int = 0,
         judge_seconds: float | None = None,
@@ -104,12 +118,15 @@ class CodecTask(Task):
             raise RecipeError(f"speed is {list(speed)}: two factors above 0, the smaller one first")
         if through not in ("codes", "features") or (through == "features" and not hasattr(codec, "uncoded")):
             raise RecipeError(f"through is {through!r}: codes, or features of a codec that has some")
+        if bool((weights or {}).get("perceptual")) != bool(perceptual):
+            raise RecipeError("perceptual: it needs a weight, and its weight needs a teacher")
         self.schedule = _schedule(codebooks, codec)
         self.codec = codec
         self.way = codec.uncoded() if through == "features" else codec
         self.clips, self.held_out = clips, held_out
         self.samples_per_crop = round(seconds * self.codec.sample_rate)
         self.batch_size, self.seed, self.level, self.speed = batch, seed, level, speed
+        self.loudness, self.rotate = loudness, rotate
         self.weights = {**WEIGHTS, **(weights or {})}
         self.mel = MultiScaleMel(self.codec.sample_rate, mel)
         self.stft = MultiScaleSTFT()
@@ -120,8 +137,14 @@ class CodecTask(Task):
         self.adversarial, self.keep_codes = adversarial, keep_codes
         self.turns, self.judge_first = turns, judge_first
         self.judged = self.samples_per_crop if judge_seconds is None else round(judge_seconds * codec.sample_rate)
-        shares = {name: self.weights[name] for name in ("mel", "wave", "stft", "adversarial", "features", *TERMS)}
-        self.balancer = Balancer(shares, decay=decay) if self.judges is not None else None
+        self.perceptual = None
+        if perceptual:
+            with torch.random.fork_rng():
+                torch.manual_seed(step_seed(seed, "perceptual"))
+                self.perceptual = made("perceptual", PerceptualDistance, codec.sample_rate, **perceptual)
+        waves = ("mel", "wave", "stft", "perceptual", "adversarial", "features", *TERMS)
+        shares = {name: self.weights[name] for name in waves}
+        self.balancer = Balancer(shares, decay=decay) if self.judges is not None and balance else None
         self.supervision = None
         if supervision:
             with torch.random.fork_rng():
@@ -152,13 +175,14 @@ class CodecTask(Task):
         return torch.stack(rows)
 
     def _crop(self, clip: Tensor, chance: torch.Generator) -> Tensor:
-        """A crop of the clip, played at one of the speeds."""
-        low, high = self.speed
-        if low == high == 1:
-            return crop(clip, self.samples_per_crop, chance)
-        factor = low * (high / low) ** float(torch.rand((), generator=chance))
-        heard = round(self.samples_per_crop * factor)
-        return played(crop(clip, heard, chance), self.samples_per_crop)
+        """A crop of the clip, played at one of the speeds, at its loudness, its phases turned."""
+        (low, high), factor = self.speed, 1.0
+        if not low == high == 1:
+            factor = low * (high / low) ** float(torch.rand((), generator=chance))
+        found = played(crop(clip, round(self.samples_per_crop * factor), chance), self.samples_per_crop)
+        if self.loudness is not None:
+            found = as_loud(found, self.codec.sample_rate, self.loudness)
+        return turned(found, 2 * math.pi * float(torch.rand((), generator=chance))) if self.rotate else found
 
     def show(self, batch: Tensor) -> list[str]:
         rate = self.codec.sample_rate
@@ -228,11 +252,13 @@ class CodecTask(Task):
             with torch.no_grad():
                 estimate, _ = self.resynthesize(batch, self.codebooks_at(step))
             verdicts = self._judge(batch, step), self._judge(estimate, step)
-            yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial)}
+            yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial, self.balancer is None)}
             return
         self.mel.to(batch.device)
         self.stft.to(batch.device)
         self.terms.to(batch.device)
+        if self.perceptual is not None:
+            self.perceptual.to(batch.device).eval()
         estimate, quantized = self.resynthesize(batch, self.codebooks_at(step))
         quantizer = quantized.loss
         taught = {} if self.supervision is None else self.supervision(self.codec, batch, self.latents, quantized)
@@ -240,30 +266,41 @@ class CodecTask(Task):
         heard = estimate if self.judges is None else estimate.detach().requires_grad_(estimate.requires_grad)
         losses = {
             name: function(heard, batch)
-            for name, function in (("mel", self.mel), ("wave", F.l1_loss), ("stft", self.stft))
-            if self.weights[name]
-        } | self.terms(heard, batch)
+            for name, function in (
+                ("mel", self.mel), ("wave", F.l1_loss), ("stft", self.stft), ("perceptual", self.perceptual)
+            )
+            if self.weights[name] and function is not None
+        } | self.terms(heard, batch)  # fmt: skip
         logs = {**{name: value.detach() for name, value in losses.items()}, "quantizer": quantizer.detach()}
         logs |= {name: value.detach() for name, value in taught.items()}
         besides = self.weights["quantizer"] * quantizer
         if self.supervision is not None:
             besides = besides + self.supervision.total(taught)
         logs |= {name: value.detach() for name, value in health(quantized).items()}
-        if self.judges is None or self.balancer is None:
-            total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-            yield "codec", {"loss": total + besides, **logs}
+        if self.judges is None:
+            yield "codec", {"loss": self._weighed(losses) + besides, **logs}
             return
         turn = step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6
         with torch.set_grad_enabled(turn):
             real = self._judge(batch, step)
         fake = self._judge(heard, step)
-        losses |= {"adversarial": generator_loss(fake, self.adversarial), "features": feature_matching(real, fake)}
-        total, shares = self.balancer({k: v for k, v in losses.items() if self.weights[k]}, heard, onto=estimate)
+        summed = self.balancer is None
+        losses["adversarial"] = generator_loss(fake, self.adversarial, summed)
+        losses["features"] = feature_matching(real, fake, summed=summed)
+        chosen = {name: value for name, value in losses.items() if self.weights[name]}
+        shares: dict[str, float] = {}
+        if self.balancer is None:
+            total = passed(self._weighed(chosen), heard, onto=estimate)
+        else:
+            total, shares = self.balancer(chosen, heard, onto=estimate, parts=self.batch_size / len(batch))
         logs |= {name: losses[name].detach() for name in ("adversarial", "features")}
         logs |= {name: torch.tensor(share, device=batch.device) for name, share in shares.items()}
         yield "codec", {"loss": total + besides, **logs}
         if turn:
-            yield "discriminators", {"loss": discriminator_loss(real, fake, self.adversarial)}
+            yield "discriminators", {"loss": discriminator_loss(real, fake, self.adversarial, summed)}
+
+    def _weighed(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
     def _judge(self, wave: Tensor, step: int) -> Judgement:
         """The discriminators' opinion of the piece that they hear in this step, always in float32."""
@@ -344,24 +381,6 @@ def _schedule(codebooks: Sequence[Sequence[int]], codec: Any) -> list[tuple[int,
             raise RecipeError(f"codebooks is {told}: pairs of a step and 1 to {most}, in order")
         found.append((int(first), int(count)))
     return found
-
-
-def crop(clip: Tensor, size: int, chance: torch.Generator) -> Tensor:
-    """`size` samples of a clip [channels, samples] from a random place; a shorter one is padded at the right."""
-    spare = clip.shape[-1] - size
-    if spare <= 0:
-        return F.pad(clip, (0, -spare))
-    start = int(torch.randint(spare + 1, (), generator=chance))
-    return clip[..., start : start + size]
-
-
-def played(wave: Tensor, size: int) -> Tensor:
-    """wave [channels, samples] stretched to `size` samples, by its spectrum: what lies above the new half rate goes."""
-    if wave.shape[-1] == size:
-        return wave
-    spectrum = torch.fft.rfft(wave)
-    bins = min(spectrum.shape[-1], size // 2 + 1)
-    return torch.fft.irfft(spectrum[..., :bins], n=size) * (size / wave.shape[-1])
 
 
 def codebook_use(codes: Tensor) -> tuple[int, float]:

@@ -22,24 +22,35 @@ def rate_factors(parameters: Mapping[str, nn.Parameter], settings: OptimizerSett
     `RecipeError`."""
     scales = {name: 1.0 for name in parameters}
     for pattern, scale in settings.rates.items():
-        try:
-            matched = [name for name in parameters if re.match(pattern, name)]
-        except re.error as error:
-            raise RecipeError(f"optimizer.rates: '{pattern}' is not a regular expression: {error}") from error
-        if not matched:
-            raise RecipeError(f"optimizer.rates: pattern '{pattern}' matches no trained parameter")
-        scales.update(dict.fromkeys(matched, scale))
+        scales.update(dict.fromkeys(_matched(parameters, pattern, "rates"), scale))
     return scales
+
+
+def decays(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> dict[str, float]:
+    """Weight decay of each parameter, by full name; patterns as for `rate_factors`."""
+    chosen = set(parameters) if not settings.decayed else set()
+    for pattern in settings.decayed:
+        chosen.update(_matched(parameters, pattern, "decayed"))
+    return {name: settings.weight_decay * (name in chosen and is_matrix(p)) for name, p in parameters.items()}
+
+
+def _matched(parameters: Mapping[str, nn.Parameter], pattern: str, where: str) -> list[str]:
+    try:
+        matched = [name for name in parameters if re.match(pattern, name)]
+    except re.error as error:
+        raise RecipeError(f"optimizer.{where}: '{pattern}' is not a regular expression: {error}") from error
+    if not matched:
+        raise RecipeError(f"optimizer.{where}: pattern '{pattern}' matches no trained parameter")
+    return matched
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """An optimizer over parameters by full name. Each group keeps its own factor; `set_rate` applies the schedule."""
-    scales = rate_factors(parameters, settings)
+    scales, decayed = rate_factors(parameters, settings), decays(parameters, settings)
     grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        decay = settings.weight_decay if is_matrix(parameter) else 0.0
         spread = parameter is not local(parameter)  # kernels take tensors that are spread over processes, or others
-        grouped.setdefault((scales[name], decay, spread), []).append(parameter)
+        grouped.setdefault((scales[name], decayed[name], spread), []).append(parameter)
     groups = [
         {"params": members, "lr": settings.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
         for (scale, decay, _), members in grouped.items()

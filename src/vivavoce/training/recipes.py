@@ -20,7 +20,7 @@ from vivavoce.training.fit import FitTask, fit_phase
 from vivavoce.training.freezing import chosen
 from vivavoce.training.jobs import train_beside
 from vivavoce.training.loop import owned, train_phase
-from vivavoce.training.optimizers import rate_factors
+from vivavoce.training.optimizers import decays, rate_factors
 from vivavoce.training.run_directory import RunDirectory
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.task import Task, seed_everything, share, step_seed
@@ -185,6 +185,7 @@ def check_phases(recipe: Recipe, settings: Mapping[str, PhaseSettings]) -> list[
             optimized = owned(plan.task, chosen(modules, mine.trainable, mine.frozen))
             for name, parameters in optimized.items():
                 rate_factors(parameters, mine.optimizer_named(name))
+                decays(parameters, mine.optimizer_named(name))
         except RecipeError as error:
             raise error if str(error).startswith(where) else RecipeError(f"{where}: {error}") from error
         finally:

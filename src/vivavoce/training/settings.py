@@ -31,6 +31,7 @@ class OptimizerSettings:
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: Amount = 0.0  # on matrices only (two dimensions larger than one), never on gains, biases
+    decayed: Patterns = ()  # patterns of the names of matrices that it is on; empty: all
     schedule: Literal["cosine", "linear", "constant", "exponential", "inverse_sqrt", "wsd"] = "cosine"
     warmup: Annotated[StrictInt, Field(ge=0)] = 0  # steps of linear warm-up
     final: Share = 0.1  # share of the rate that cosine, linear and wsd end at

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from vivavoce.audio.pitch import fundamental
 from vivavoce.codecs.pitch_codes import PitchFirst
-from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import RecipeError
 from vivavoce.nn.harmonics import HIGHEST, LOWEST, PITCHES
-from vivavoce.nn.still import KeepsStill
 from vivavoce.quantizers import Quantized, ResidualVectorQuantizer, SplitResidualVectorQuantizer
 from vivavoce.schema.parts import made
+from vivavoce.training.listening import Listening
 
 
 def first_level(quantizer: nn.Module, latents: Tensor, quantized: Quantized) -> Tensor:
@@ -47,46 +46,42 @@ def along_frames(said: Tensor, target: Tensor) -> Tensor:
 
 
 AXES = {"features": along_features, "frames": along_frames}
+EDGE = 4  # frames that counts at one rate may differ by: an encoder without padding has fewer
 
 
-class Distillation(KeepsStill, nn.Module):
+def fewer(frames: Tensor, count: int) -> Tensor:
+    """Frames [B, T, D] averaged to `count` if there are more, or cut where it is only the edge that differs."""
+    if frames.shape[1] < min(count + EDGE + 1, 1.5 * count):
+        return frames[:, :count]
+    return F.adaptive_avg_pool1d(frames.transpose(1, 2), count).transpose(1, 2)
+
+
+class Distillation(Listening):
     """The first codebook learns to tell what a frozen `teacher` hears.
 
     teacher: an encoder as recipes name it; layer: one of its layers, None for the last, "all" for the mean of all (the
-    published SpeechTokenizer's). axis: `features` or `frames`. Frames of a faster teacher are averaged; a linear map
-    leads from the latents to its width.
+    published SpeechTokenizer's). axis: `features` or `frames`. What has more frames, teacher or codec, is averaged; a
+    linear map leads from the latents to the teacher's width.
     """
 
-    still = ("teacher",)
-
     def __init__(self, codec: Any, teacher: Mapping[str, Any], axis: str = "features", layer: Any = "all"):
-        super().__init__()
         if axis not in AXES:
             raise RecipeError(f"axis '{axis}': choose one of {', '.join(AXES)}")
-        self.teacher = build_encoder(teacher).requires_grad_(False)
-        self.teacher.check_layer(layer)
-        if self.teacher.sample_rate != codec.sample_rate:
-            raise RecipeError(
-                f"the teacher hears {self.teacher.sample_rate} Hz, the codec {codec.sample_rate}: they must agree"
-            )
-        self.axis, self.layer = axis, layer
+        super().__init__(codec.sample_rate, teacher, layer)
+        self.axis = axis
         self.project = nn.Linear(codec.quantizer.width, self.teacher.width)
 
     @torch.no_grad()
     def targets(self, wave: Tensor, frames: int) -> Tensor:
         """Of waveforms [B, 1, S], at most so many frames: [B, T, width]."""
-        lengths = torch.full((len(wave),), wave.shape[-1], device=wave.device)
-        heard = self.teacher(wave[:, 0], lengths, self.layer)
-        heard = heard.mean(1) if self.layer == "all" else heard
-        if heard.shape[1] > 1.5 * frames:
-            return F.adaptive_avg_pool1d(heard.transpose(1, 2), frames).transpose(1, 2)
-        return heard[:, :frames]
+        heard = self.heard(wave)
+        return fewer(heard.mean(1) if self.layer == "all" else heard, frames)
 
     def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
         """How little the first level says of what the teacher hears."""
         said = self.project(first_level(codec.quantizer, latents, quantized))
         target = self.targets(wave, said.shape[1])
-        return AXES[self.axis](said[:, : target.shape[1]], target)
+        return AXES[self.axis](fewer(said, target.shape[1]), target)
 
 
 class FeatureReconstruction(nn.Module):
