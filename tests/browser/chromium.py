@@ -15,7 +15,7 @@ from typing import Any
 
 from websockets.sync.client import connect
 
-PATIENCE = 30.0  # seconds for anything to happen; machines are slow at times
+PATIENCE = 60.0  # seconds for anything to happen; machines are slow at times
 FLAGS = (
     "--headless=new", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
     "--disable-component-update", "--disable-default-apps", "--disable-extensions", "--disable-sync", "--mute-audio",

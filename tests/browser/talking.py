@@ -69,7 +69,7 @@ def likenesses(sent, played, late, size=6000, around=7200):
     return found
 
 
-def until(true, seconds=20.0):
+def until(true, seconds=60.0):
     """Whether `true()` becomes true in that time: the server hears a moment later what the page has done."""
     end = time.monotonic() + seconds
     while not true():

@@ -25,10 +25,13 @@ def test_mini_is_asked_and_answers(serve, open_page, photograph, tmp_path):
     (conversation,) = server.core.live.values()
     said: list[np.ndarray] = []
     conversation.observers.append(lambda frame: said.append(frame.audio))
-    page.wait("/three.*four.*seven/.test([...document.querySelectorAll('.turn.model p')].map(p => p.textContent))", 90)
+    answers = "[...document.querySelectorAll('.turn.model p')].map((p) => p.textContent)"
+    page.wait(f"{answers}.some((words) => /three.*four.*seven/.test(words))", 90)
     page.wait("document.getElementById('latency').textContent.endsWith('ms')")
     photograph(page, "talking")
-    time.sleep(1.5)  # words are there before their sound is
+    there = len(said)
+    assert until(lambda: len(said) >= there + 19, 60.0)  # 1.5 s: words are there before their sound is
+    time.sleep(0.5)  # and before it is played
     assert "three" in words_of(page, "user") and "four" in words_of(page, "user")
     hang_up(page)
     assert page.evaluate("document.querySelector('.turn').className") == "turn user"

@@ -17,7 +17,7 @@ from vivavoce.errors import VivavoceError
 from vivavoce.tokenizers.blocks import BlockDecoder, Coded
 from vivavoce.tokenizers.units import UnitCodec
 
-CASES = 10_000 if os.environ.get("VIVAVOCE_LONG") == "1" else 60
+CASES = 10_000 if os.environ.get("VIVAVOCE_LONG") == "1" else 200
 LONGEST = 20.0  # seconds of computing for one case: it hangs
 
 DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool, torch.float32, torch.float64,

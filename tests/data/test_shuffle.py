@@ -2,8 +2,6 @@
 and seed."""
 
 import shutil
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -16,6 +14,7 @@ from vivavoce.data.store import TokenStore, TokenWriter
 from vivavoce.data.token_batches import TokenBatches
 from vivavoce.data.tokens import StreamSpec, TokenRow
 from vivavoce.errors import DataError, RequestError
+from warm_process import finish, start
 
 MANY = 100_000
 
@@ -101,19 +100,14 @@ def store(tmp_path_factory):
     return folder, codes
 
 
-READER = """
-import sys
-from vivavoce.data.store import TokenStore
-from vivavoce.data.token_batches import TokenBatches
-folder, rank, world, steps = sys.argv[1], *map(int, sys.argv[2:])
-batches = TokenBatches(TokenStore(folder), 2000, seed=3, pack=True)
-for step in range(steps):
-    batch = batches.batch(step, rank, world)
-    print(*(row.streams["units"][0].sum() for row in batch.rows), flush=True)
-"""
+def read(folder, rank, world, steps, out):
+    """The sums of the rows that process `rank` is given, one line a step."""
+    batches = TokenBatches(TokenStore(folder), 2000, seed=3, pack=True)
+    given = [batches.batch(step, rank, world).rows for step in range(steps)]
+    out.write_text("".join(" ".join(str(row.streams["units"][0].sum()) for row in rows) + "\n" for rows in given))
 
 
-def test_a_hundred_thousand_rows_in_one_order_for_any_number_of_processes(store):
+def test_a_hundred_thousand_rows_in_one_order_for_any_number_of_processes(store, tmp_path):
     """Shuffled over the whole store; what two processes read is what one reads; the order costs a few megabytes."""
     folder, codes = store
     tracemalloc.start()
@@ -130,11 +124,9 @@ def test_a_hundred_thousand_rows_in_one_order_for_any_number_of_processes(store)
     batch = batches.batch(5)
     for row, number in zip(batch.rows, alone[5], strict=True):
         assert np.array_equal(row.streams["units"][0], codes[number % 1000])
-    readers = [
-        subprocess.Popen([sys.executable, "-c", READER, str(folder), str(rank), "2", "2"], stdout=subprocess.PIPE)
-        for rank in (0, 1)
-    ]
+    readers = [start(__file__, "read", folder, rank, 2, 2, tmp_path / str(rank)) for rank in (0, 1)]
     expected = [[int(codes[number % 1000].sum()) for number in batch] for batch in alone]
     for rank, reader in enumerate(readers):
-        lines = reader.communicate(timeout=60)[0].decode().splitlines()
+        assert finish(reader) == 0
+        lines = (tmp_path / str(rank)).read_text().splitlines()
         assert [[int(word) for word in line.split()] for line in lines] == expected[rank:4:2]

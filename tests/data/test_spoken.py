@@ -69,8 +69,11 @@ def test_two_processes_make_the_same_files(tmp_path):
 def test_kill_9_loses_nothing_finished_and_leaves_nothing_half(tmp_path):
     script = textwrap.dedent(
         f"""
+        import time
         from vivavoce.data import spoken
         texts = [f"number {{i}}, then some more words to say" for i in range(40)]
+        say = spoken.say
+        spoken.say = lambda job: (time.sleep(0.05), say(job))[1]  # much is left when it is killed, however late that is
         if __name__ == "__main__":
             spoken.make(spoken.plan(texts, {VOICES}, "t"), {str(tmp_path / "killed")!r}, processes=1, quiet=True)
         """

@@ -2,10 +2,6 @@
 
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +11,7 @@ import pytest
 import torch
 
 import vivavoce
+import warm_process
 from vivavoce.codecs.build import build_codec
 from vivavoce.data import store as store_module
 from vivavoce.data.clips import Clip, Segment, Word
@@ -290,12 +287,13 @@ class Loudness:
     """A tokenizer that costs nothing: the level of every 20 ms at 8 kHz in steps of 3 dB."""
 
     sample_rate, channels, frame_rate, codebook_sizes, fingerprint = 8000, 1, 50.0, (64,), "loudness"
+    pause = 0.0  # seconds for each batch
 
     def frames(self, samples):
         return samples // 160
 
     def encode(self, wave, lengths=None):
-        time.sleep(0.01)
+        time.sleep(self.pause)
         frames = wave[..., : wave.shape[-1] // 160 * 160].unflatten(-1, (-1, 160))
         return (20 + 10 * frames.square().mean(-1).clamp(min=1e-6).log10() / 3).round().long() + 20
 
@@ -472,44 +470,33 @@ def test_segments_without_words_give_turns():
     assert row.alignment == ((Word("hi", 0.0, 1.0),), (Word("yes", 0.6, 0.9),))
 
 
-def test_kill_9_at_any_moment_loses_nothing_that_was_finished(pack, tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
-        import torch
-        torch.set_num_threads(1)
-        from test_store import Loudness
-        from vivavoce.data.corpora import open_corpus
-        from vivavoce.data.tokenize import tokenize
-        clips = open_corpus({str(pack / "manifests" / "fsdd.jsonl")!r}).clips[:250]
-        print("ready", flush=True)
-        tokenize(clips, {{"voice": Loudness()}}, sys.argv[1], batch_seconds=4, rows_per_shard=60, quiet=True)
-        """
-    )
-    (tmp_path / "job.py").write_text(script)
+def job(manifest, out, pause):
+    """Tokenize the first clips of a manifest; each batch takes so many seconds."""
+    torch.set_num_threads(1)
+    Loudness.pause = pause
+    clips = open_corpus(manifest).clips[:250]
+    tokenize(clips, {"voice": Loudness()}, out, batch_seconds=4, rows_per_shard=60, quiet=True)
 
-    def start():
-        job = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "killed")]
-        process = subprocess.Popen(job, stdout=subprocess.PIPE)
-        process.stdout.readline()
-        return process
+
+def test_kill_9_at_any_moment_loses_nothing_that_was_finished(pack, tmp_path):
+    def begin(pause):
+        return warm_process.start(__file__, "job", pack / "manifests" / "fsdd.jsonl", tmp_path / "killed", pause)
 
     rng = np.random.default_rng(int(time.time()) if os.environ.get("VIVAVOCE_LONG") == "1" else 0)
     finished, partly = 0, 0
     for _ in range(10 if os.environ.get("VIVAVOCE_LONG") == "1" else 1):
-        process = start()
+        process = begin(0.2)  # it has as much to do still when it is killed, however late that is
         deadline = time.monotonic() + 300
         while not any((tmp_path / "killed").glob("*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         done = len(TokenWriter(tmp_path / "killed", {"voice": spec_of(Loudness(), "voice")}, 60).done)
         assert done >= finished
         partly += finished < done < 250
         finished = done
-    assert partly and start().wait() == 0
+    assert partly and warm_process.finish(begin(0.0)) == 0
     clips = open_corpus(pack / "manifests" / "fsdd.jsonl").clips[:250]
     tokenize(clips, {"voice": Loudness()}, tmp_path / "whole", batch_seconds=4, rows_per_shard=60, quiet=True)
     killed, whole = TokenStore(tmp_path / "killed"), TokenStore(tmp_path / "whole")

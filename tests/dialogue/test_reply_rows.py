@@ -180,7 +180,7 @@ def test_a_stop_ends_the_computing(recordings):
         rows.close()
 
 
-def eventually(true, patience=20.0):
+def eventually(true, patience=60.0):
     end = time.monotonic() + patience
     while not true() and time.monotonic() < end:
         time.sleep(0.005)

@@ -19,7 +19,7 @@ def sound(seed, samples):
     return np.random.default_rng(seed).uniform(0.1, 0.5, samples).astype(np.float32)
 
 
-def eventually(true, patience=20.0):
+def eventually(true, patience=60.0):
     end = time.monotonic() + patience
     while not true() and time.monotonic() < end:
         time.sleep(0.005)

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 import vivavoce
+from serving.calm_clock import CalmClock
 from vivavoce.serving.access import Access
 from vivavoce.serving.app import DIALECTS, Server, create_app
 from vivavoce.serving.clock import Clock
@@ -20,7 +21,10 @@ def serve():
 
         def start(model="tone", dialects=DIALECTS, speed=1.0, access=None, transcriber=None, **settings):
             made = vivavoce.load(model) if isinstance(model, str) else model
-            core = Core(made, made.name, ServerSettings(**{"rows": 4, **settings}), Clock(speed), transcriber)
+            clock, chosen = Clock(), {"rows": 4, **settings}
+            if speed != 1.0:  # who does not read has as long as at the pace of life, and longer
+                clock, chosen = CalmClock(speed), {"outbox": 60.0 * speed, **chosen}
+            core = Core(made, made.name, ServerSettings(**chosen), clock, transcriber)
             server = Server(core, access or Access(), drain=0.0)
             port = open_servers.enter_context(running(create_app(server, dialects)))
             return port, server

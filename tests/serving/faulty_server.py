@@ -222,6 +222,8 @@ class Live(Talk):
             await self.say_nothing()
 
     async def say_nothing(self):
+        clock = asyncio.get_running_loop().time
+        begin = clock()
         for at in range(1000):
             sound = np.zeros(2400, np.float32)
             await self.send("session.output_audio.delta", delta=encoded(bytes_of(sound)))
@@ -229,7 +231,7 @@ class Live(Talk):
                 start = 600 - at * 100 if self.fault == "words go back" else at * 100
                 words = {"delta": " word", "start_ms": start, "end_ms": start + 200}
                 await self.send("session.output_transcript.delta", **words)
-            await asyncio.sleep(0.1 / 3)
+            await asyncio.sleep(max(0.0, begin + (at + 1) * 0.1 / 3 - clock()))
 
 
 def merged(old, new):

@@ -25,7 +25,7 @@ def call(port, path, body=None, headers=None, method=None):
         body, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
     elif isinstance(body, tuple):
         body, headers["Content-Type"] = form(*body)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
         answer = connection.getresponse()
@@ -75,7 +75,7 @@ def events(body):
     return [line if line == "[DONE]" else json.loads(line) for line in (line[6:] for line in lines[:-1])]
 
 
-def wait_for(true, seconds=20.0):
+def wait_for(true, seconds=60.0):
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.01)

@@ -35,7 +35,7 @@ WHOLE = [0, 1, 2, 8, 9]  # of them, those that hear all that they have said (a r
 
 def talk(serve, tmp_path, model="echo", **settings):
     access = Access(limits=Limits(conversations=50))
-    port, server = serve(model, speed=8.0, access=access, **{**PATIENT, "grace": 2.0, "crowded": 1.0, **settings})
+    port, server = serve(model, speed=8.0, access=access, **{**PATIENT, "grace": 8.0, "crowded": 6.0, **settings})
     server.recorder = Recorder(tmp_path).attach(server.core)
     return port, server
 

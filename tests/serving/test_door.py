@@ -8,6 +8,7 @@ import json
 import select
 import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from serving.fuzz.runner import serving
 from serving.fuzz.watch import watching
 from serving.moshi_clients.raw import PATIENT
 from serving.realtime_clients.raw import base64_of, connected, run, silence
+from serving.waiting import nobody_left
 from vivavoce.serving.conversation import Client
 from vivavoce.serving.core import Core
 from vivavoce.serving.door import Doorkeeper, Patience
@@ -35,9 +37,10 @@ QUICK = Patience(head=1.0, stall=1.0, linger=1.0, connections=6)
 
 
 @pytest.fixture
-def door():
+def door(request):
     """(port, server, its connections, what went wrong) of a server with little patience; nothing may go wrong."""
-    with serving("echo", door=QUICK, ws_ping_interval=100.0) as (port, server, loop), watching(loop) as watch:
+    patience = getattr(request, "param", QUICK)
+    with serving("echo", door=patience, ws_ping_interval=100.0) as (port, server, loop), watching(loop) as watch:
         yield port, server, watch
         assert not watch.found, watch.found[:2]
 
@@ -48,7 +51,7 @@ def opened(port, data=b"", room=None):
     if room is not None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
     made.connect(("127.0.0.1", port))
-    made.settimeout(20)
+    made.settimeout(60)
     made.sendall(data)
     return made
 
@@ -64,7 +67,7 @@ def answer(made):
     return int(head.split(b" ")[1]), json.loads(body)["error"]["code"]
 
 
-def ended(made, seconds=20.0):
+def ended(made, seconds=60.0):
     """Whether the server cuts the connection off, whose client neither reads nor says anything."""
     poll = select.poll()
     poll.register(made, 0)  # errors and the end are told in any case
@@ -111,17 +114,20 @@ def test_nonsense_behind_a_request_is_no_fault_of_the_servers(door, path):
     time.sleep(0.2)
 
 
+@pytest.mark.parametrize("door", [replace(QUICK, head=100.0)], indirect=True)
 def test_one_address_has_so_many_connections_and_no_more(door):
     port, _, _ = door
     many = [opened(port) for _ in range(QUICK.connections)]
-    time.sleep(0.2)
     with opened(port) as one:
         assert answer(one) == (503, "too_many_connections")
     for made in many:
-        assert answer(made) == (408, "request_timeout")  # and then there is room again
-        made.close()
-    with opened(port, request("GET", "/health", [("Connection", "close")])) as one:
-        assert b"200 OK" in one.recv(65_536)
+        made.close()  # and then there is room again
+    end, found = time.monotonic() + 20, b""
+    while b"200 OK" not in found and time.monotonic() < end:
+        with contextlib.suppress(ConnectionError), opened(port) as one:
+            one.sendall(request("GET", "/health", [("Connection", "close")]))
+            found = one.recv(65_536)
+    assert b"200 OK" in found
 
 
 def test_all_together_have_what_the_process_can_open():
@@ -153,10 +159,7 @@ def test_bad_text_and_a_goodbye_in_one_piece_end_the_connection(door):
             with contextlib.suppress(ConnectionError):
                 while made.recv(65_536):
                     pass
-    end = time.monotonic() + 10
-    while server.core.live and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not server.core.live
+    nobody_left(server)
 
 
 def test_who_does_not_answer_a_goodbye_is_not_waited_for(door):
@@ -172,25 +175,23 @@ def test_who_does_not_answer_a_goodbye_is_not_waited_for(door):
 
 def test_who_never_reads_is_cut_off(door):
     port, server, _ = door
-    with opened(port, request("GET", "/metrics") * 3000, room=4096) as plain:  # answers that nobody takes
+    with opened(port, room=4096) as plain:
+        with contextlib.suppress(ConnectionError):  # it may be cut off while it still sends
+            plain.sendall(request("GET", "/metrics") * 3000)  # answers that nobody takes
         assert ended(plain)
     part = {"type": "input_audio", "audio": "QEBA" * 100_000}
     item = {"id": "mine", "type": "message", "role": "user", "content": [part]}
     with opened(port, upgrade("/v1/realtime"), room=4096) as deaf:
-        with contextlib.suppress(ConnectionError):  # it may be cut off while it still sends
+        with contextlib.suppress(ConnectionError):
             deaf.sendall(text(json.dumps({"type": "conversation.item.create", "item": item})))
             deaf.sendall(text(json.dumps({"type": "conversation.item.retrieve", "item_id": "mine"})) * 60)
-        assert ended(deaf, 30.0)
-    end = time.monotonic() + 10
-    while server.core.live and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not server.core.live
+        assert ended(deaf)
+    nobody_left(server)
 
 
 def test_pings_of_who_does_not_read_are_not_kept(door):
     port, _, _ = door
     with opened(port, upgrade("/v1/realtime"), room=4096) as made:
-        made.settimeout(0.5)
         sent, waiting = 0, [0]
         assert b"101" in made.recv(200)
         (own,) = [one for one in gc.get_objects() if type(one).__name__ == "Socket" and not one.transport.is_closing()]
@@ -341,7 +342,7 @@ def test_a_second_stop_cuts_the_wait_for_conversations_short():
         await asyncio.sleep(0.2)
         assert not stopping.done() and conversation.reason is None
         hurry.append(True)
-        await asyncio.wait_for(stopping, 10)
+        await asyncio.wait_for(stopping, 60)
         assert conversation.reason == "shutdown"
 
     asyncio.run(go())

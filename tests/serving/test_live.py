@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import re
 import time
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from serving.live_clients.raw import BYTES, Client, burst, narrow, noise, run
 from serving.waiting import nobody_left
@@ -47,7 +49,9 @@ def test_echo_gives_back_what_it_heard_a_frame_later(serve, kind, rate):
     found, frame = client.audio(), rate * 8 // 100
     expected = samples_of(bytes_of(said, kind), kind)
     assert not np.abs(found[: frame - 100]).max() > 0.01
-    assert likeness(found[frame + late : frame + late + len(said)], expected) > {24_000: 90, 16_000: 25, 8000: 25}[rate]
+    heard = found[frame + late : frame + late + len(said)]  # resamplers may hold the last of it
+    assert len(heard) >= len(said) - late
+    assert likeness(heard, expected[: len(heard)]) > {24_000: 90, 16_000: 25, 8000: 25}[rate]
     pieces = [len(base64.b64decode(e["delta"])) for e in client.of("session.output_audio.delta")]
     assert set(pieces[:20]) == {rate * 8 // 100 * BYTES[kind]}  # each frame as it comes
 
@@ -349,7 +353,7 @@ def test_a_session_says_when_it_ends(serve):
     assert (closed["reason"], code) == ("expired", 1000)
     note = client.of("info")[0]
     assert note["code"] == "session_expiring" and 0 <= note["seconds"] <= 3.0
-    assert abs(session["expires_at"] - time.time()) < 10
+    assert abs(session["expires_at"] - time.time()) < 60
     assert closed["session"]["id"] == session["id"] and "resume_token" not in closed["session"]
     nobody_left(server)
 
@@ -423,9 +427,10 @@ def test_a_client_that_does_not_read_is_cut_off(serve):
         async with Client(port, max_queue=1, sock=narrow(port)) as client:
             await client.start()
             client._reading.cancel()
-            while server.core.live:
-                await client.append(bytes(48_000))
-                await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionClosed):  # it may be cut off while it still sends
+                while server.core.live:
+                    await client.append(bytes(48_000))
+                    await asyncio.sleep(0.05)
             client.socket.transport.abort()
 
     run(go())

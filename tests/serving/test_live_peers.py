@@ -13,15 +13,15 @@ from serving.waiting import nobody_left
 from vivavoce.serving.sound_formats import bytes_of
 
 SCRIPTS = Path(__file__).parent / "live_clients"
-PEERS = {  # environment in $VIVAVOCE_CLIENTS -> what it must have, and the script that uses it
-    "livekit": ("livekit.plugins.openai", "livekit-agents and livekit-plugins-openai 1.8.9", "livekit_live.py"),
-    "pipecat": ("pipecat.services.openai.live.llm", "pipecat-ai 1.14.0", "pipecat_live.py"),
+PEERS = {  # environment in $VIVAVOCE_CLIENTS -> what it must have, the script that uses it, how long it listens at most
+    "livekit": ("livekit.plugins.openai", "livekit-agents and livekit-plugins-openai 1.8.9", "livekit_live.py", 30),
+    "pipecat": ("pipecat.services.openai.live.llm", "pipecat-ai 1.14.0", "pipecat_live.py", 6),
 }
 
 
 def interpreter(name):
     """The interpreter of an environment that has the kit, or the test skips with what is missing."""
-    package, what, _ = PEERS[name]
+    package, what, *_ = PEERS[name]
     python = Path(os.environ.get("VIVAVOCE_CLIENTS", "")) / name / "bin/python"
     if not os.environ.get("VIVAVOCE_CLIENTS") or not python.exists():
         pytest.skip(f"no {python}: VIVAVOCE_CLIENTS is a folder of environments, {name} with {what}")
@@ -40,10 +40,11 @@ def test_an_agent_asks_and_hears_the_answer(serve, tmp_path, name):
         file.setsampwidth(2)
         file.setframerate(24_000)
         file.writeframes(bytes_of(burst(0.5, 0.1)))
-    arguments = [f"http://127.0.0.1:{port}/v1", "tone", str(tmp_path / "question.wav"), "4"]
+    _, _, script, seconds = PEERS[name]
+    arguments = [f"http://127.0.0.1:{port}/v1", "tone", str(tmp_path / "question.wav"), str(seconds)]
     quiet = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [python, SCRIPTS / PEERS[name][2], *arguments], capture_output=True, text=True, timeout=120, env=quiet,
+        [python, SCRIPTS / script, *arguments], capture_output=True, text=True, timeout=120, env=quiet,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

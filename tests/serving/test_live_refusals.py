@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from serving.live_clients.raw import Client, noise, run
 from serving.waiting import nobody_left
@@ -281,8 +283,9 @@ def test_messages_that_are_too_big_or_too_many_end_the_connection(serve):
     async def go():
         async with Client(port) as many:
             await many.start()
-            for _ in range(60):
-                await many.append(b"")
+            with contextlib.suppress(ConnectionClosed):  # it may be cut off while it still sends
+                for _ in range(60):
+                    await many.append(b"")
             assert (await many.closed(), many.codes()) == (1008, ["rate_limit_exceeded"])
         async with Client(port) as big:
             await big.start()
@@ -298,7 +301,8 @@ def test_messages_that_are_too_big_or_too_many_end_the_connection(serve):
     async def long():
         async with Client(port) as client:
             await client.start()
-            await client.send("session.input_audio.append", audio="A" * 2**22)
+            with contextlib.suppress(ConnectionClosed):
+                await client.send("session.input_audio.append", audio="A" * 2**22)
             assert (await client.closed(), client.codes()) == (1009, ["message_too_big"])
 
     run(long())
@@ -309,7 +313,7 @@ def post(port, path, key=None, method="POST"):
     data = b"{}" if method == "POST" else None
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/live/sessions{path}", data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())["error"]["code"]

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from serving.waiting import nobody_left
 from vivavoce.cli import app
 from vivavoce.errors import RequestError
 from vivavoce.serving import bench, load
@@ -50,10 +50,8 @@ def test_hostile_clients_cost_no_row_and_nobody_elses_sound(serve):
     found = asyncio.run(load.run(plan))
     assert found["failed_clients"] == 0 and found["pieces"] > 50
     assert set(found["hostile"]) == set(load.HOSTILE) and min(found["hostile"].values()) >= 1
-    end = time.monotonic() + 15
-    while server.core.live and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not server.core.live and len(server.core.lockstep.free) == 8
+    nobody_left(server)
+    assert len(server.core.lockstep.free) == 8
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Many conversations one after the other: each gives back all that it has taken, and memory stays as it was.
 
-100 of each dialect in `make test`, 1,000 in `make check-long`.
+50 of each dialect in `make test`, 1,000 in `make check-long`.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from serving.moshi_clients.raw import PATIENT
 from vivavoce.serving.access import Limits
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
-COUNT, AT_ONCE = 1000 if LONG else 100, 5
+COUNT, AT_ONCE = 1000 if LONG else 50, 5
 WARM_UP = 100 if LONG else 20
 MOST = (12 if LONG else 6) * 2**20  # bytes: an allocator's unrest
 VISITS = {"moshi": by_moshi, "live": by_live, "realtime": by_realtime, "rest": by_chat}

@@ -116,7 +116,7 @@ def test_refusals_say_why_and_whether_to_come_again(talk):
 def test_plain_http_is_told_what_is_meant(talk):
     port, _ = talk("echo")
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/chat", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/chat", timeout=60)
     assert refused.value.code == 426 and json.loads(refused.value.read())["error"]["code"] == "upgrade_required"
 
 

@@ -1,6 +1,7 @@
 """Ogg/Opus streams: any cutting, any damage. What is decoded is compared with libopus' own undisturbed answer."""
 
 import io
+import os
 import types
 from fractions import Fraction
 
@@ -15,6 +16,7 @@ from vivavoce.serving import opus
 from vivavoce.serving.opus import MOST_PAGE, OggOpusIn, OggOpusOut, OggPackets, page_of, samples_of_packet
 
 RATE, FRAME, PACKET = 24_000, 1920, 960
+LONG = os.environ.get("VIVAVOCE_LONG") == "1"
 SETTINGS = settings(max_examples=40)
 
 
@@ -149,7 +151,7 @@ def damaged(page, how, at, noise):
     return noise + b"OggS" + noise + page, 0  # a false beginning
 
 
-@settings(max_examples=120)
+@settings(max_examples=120 if LONG else 30)
 @given(
     number=st.integers(2, 60), how=st.sampled_from(["flip", "truncate", "replace", "prepend", "pretend"]),
     at=st.integers(0, 10_000), noise=st.binary(min_size=1, max_size=400), cut=st.integers(1, 4000),

@@ -28,7 +28,7 @@ from vivavoce.serving.cluster.names import replica_of
 SCRIPT = Path(__file__).with_name("ray_cluster.py")
 STARTED, ENDED = 300.0, 60.0  # seconds, on a machine that does something else too
 SETTINGS = {
-    "model": "echo", "replicas": "2:3", "cpus": 0, "rows": 2, "queue": 4, "drain": 4, "local": True, "spare": 0,
+    "model": "echo", "replicas": "2:3", "cpus": 0, "rows": 2, "queue": 4, "drain": 10, "local": True, "spare": 0,
     "look_back": 2, "upscale_delay": 1, "downscale_delay": 600, "session": 900, "idle": 600,
 }
 
@@ -70,7 +70,7 @@ def tell(process, *words):
 
 def ask(port, path, body=None):
     """GET, or POST of JSON -> (status, what came: JSON or text)."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("POST" if body else "GET", path, json.dumps(body) if body else None)
         answer = connection.getresponse()
@@ -235,15 +235,15 @@ async def survives(port, stack, process, first, second, late):
     assert await asyncio.to_thread(tell, process, "kill", where(first)) == {"killed": [where(first)]}
     assert await first.closed() == 1012 and "connect again" in first.reason
     back = await opened(port, stack)
-    assert time.monotonic() - began < 5 and where(back) == where(late)
-    await asyncio.sleep(0.5)
+    assert time.monotonic() - began < 10 and where(back) == where(late)
+    await asyncio.gather(talking, echoes(back, 6))
     if late.code is not None:  # it was the one by which this client had come: its conversation is at the third
         assert late.code == 1012
         token, session = late.session["resume_token"], late.session["id"]
         late = await stack.enter_async_context(Client(port, query=f"resume={token}"))
         late.session = (await late.wait("session.started"))["session"]
         assert late.session["id"] == session
-    await asyncio.gather(talking, echoes(back, 6), echoes(late, 7))
+    await echoes(late, 7)
     assert second.code is None and late.code is None
     async with Client(port, query=f"resume={first.session['resume_token']}") as gone:
         assert (await gone.closed(), gone.codes()) == (1008, ["resume_unknown"])
@@ -271,7 +271,7 @@ async def drains(port, stack, process, clients):
     for client in clients:
         assert await client.closed() == 1012
         assert client.events[-1]["type"] == "session.closed"
-    assert time.monotonic() - began < SETTINGS["drain"] + 15
+    assert time.monotonic() - began < SETTINGS["drain"] + 60
 
 
 def test_the_command_serves_on_two_processes_and_ends_by_a_signal(tmp_path):
@@ -288,5 +288,5 @@ def test_the_command_serves_on_two_processes_and_ends_by_a_signal(tmp_path):
                 await client.send("session.close")
                 assert await client.closed() == 1000
 
-        run(go(), 60)
+        run(go(), 120)
         assert process.wait(ENDED) == 0

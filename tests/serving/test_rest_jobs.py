@@ -17,7 +17,7 @@ from vivavoce.systems.signal_models import FRAME
 def test_bytes_come_while_the_model_speaks(serve):
     model = Patient()
     port, _ = serve(model, ("rest",))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/v1/audio/speech", json.dumps({**SPEECH, "response_format": "wav"}))
     model.go.release()
     answer = connection.getresponse()
@@ -28,7 +28,7 @@ def test_bytes_come_while_the_model_speaks(serve):
     assert not model.left.is_set()
     connection.close()
     answer.close()
-    assert model.left.wait(20)
+    assert model.left.wait(60)
 
 
 @pytest.mark.parametrize("what", ["speech", "transcription", "chat", "chat stream"])
@@ -42,12 +42,12 @@ def test_who_goes_away_ends_the_reply(serve, what):
         "chat": ("chat/completions", json.dumps(chat()), {}),
         "chat stream": ("chat/completions", json.dumps(chat(stream=True)), {}),
     }[what]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", f"/v1/{path}", body, headers)
     wait_for(lambda: model.asked)
     model.go.release()
     connection.close()  # without a word, before or in the middle of the answer
-    assert model.left.wait(20)
+    assert model.left.wait(60)
 
 
 def test_only_so_many_wait(serve, monkeypatch):
@@ -79,13 +79,13 @@ def test_one_client_has_so_many_requests(serve, monkeypatch):
     keys = {digest_of(k): Key(k, digest_of(k)) for k in ("me", "you")}
     port, _ = serve(model, ("rest",), access=Access(keys))
     me, you = {"Authorization": "Bearer me"}, {"Authorization": "Bearer you"}
-    first = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    first = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     first.request("POST", "/v1/audio/speech", json.dumps(SPEECH), me)
     wait_for(lambda: model.asked)
     assert error_of(call(port, "/v1/audio/speech", {**SPEECH, "speed": 2}, me)) == (429, "too_many_requests")
     assert error_of(call(port, "/v1/audio/speech", {**SPEECH, "speed": 2}, you)) == (400, "unsupported_value")
     first.close()
-    assert model.left.wait(20)
+    assert model.left.wait(60)
     wait_for(lambda: error_of(call(port, "/v1/audio/speech", {**SPEECH, "speed": 2}, me))[0] == 400)
 
 
@@ -93,10 +93,10 @@ def test_who_does_not_read_holds_no_worker(serve, monkeypatch):
     monkeypatch.setattr(rest_endpoint, "LIMITS", RestLimits(unsent=64 * 1024, patience=0.5))
     model = Patient()
     port, _ = serve(model, ("rest",))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/v1/audio/speech", json.dumps({**SPEECH, "response_format": "wav"}))
     model.go.release(100_000)
-    assert model.left.wait(30)
+    assert model.left.wait(60)
     connection.close()
 
 
@@ -117,7 +117,7 @@ def test_a_fault_of_the_model_is_told_before_and_in_the_middle(serve, capfd):
 def test_a_server_that_stops_says_so(serve):
     model = Patient(steps=1)
     port, server = serve(model, ("rest",))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     asked = {**SPEECH, "response_format": "pcm", "stream_format": "sse"}
     connection.request("POST", "/v1/audio/speech", json.dumps(asked))
     answer = connection.getresponse()

@@ -199,7 +199,7 @@ def test_uploads_are_bounded_however_they_are_sent(serve):
         for at in range(0, len(data), 10_000):
             yield data[at : at + 10_000]
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/v1/audio/transcriptions", chunks(), {"Content-Type": kind}, encode_chunked=True)
     answer = connection.getresponse()
     assert answer.status == 413 and json.loads(answer.read())["error"]["code"] == "request_too_large"
@@ -211,20 +211,20 @@ def test_all_uploads_together_are_bounded(serve, monkeypatch):
     port, _ = serve(model, ("rest",))
     data, kind = form([("model", "tone")], NOISE)  # 77 kB
     assert 50_000 < len(data) < 100_000
-    first = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    first = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     first.request("POST", "/v1/audio/transcriptions", data, {"Content-Type": kind})
     wait_for(lambda: model.asked)
     status, body, headers = call(port, "/v1/audio/transcriptions", data, {"Content-Type": kind})
     assert (status, json.loads(body)["error"]["code"], headers["retry-after"]) == (429, "too_many_uploads", "10")
     first.close()
-    assert model.left.wait(20)
+    assert model.left.wait(60)
     wait_for(lambda: call(port, "/v1/audio/transcriptions", ([("model", "x")], NOISE))[0] == 404)
 
 
 def test_a_body_that_does_not_come_is_given_up(serve, monkeypatch):
     monkeypatch.setattr(rest_requests, "IDLE", 0.2)
     port, _ = serve("tone", ("rest",))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.putrequest("POST", "/v1/audio/speech")
     connection.putheader("Content-Length", "100")
     connection.putheader("Expect", "100-continue")

@@ -136,7 +136,7 @@ def test_mini_is_asked_and_answers_by_voice(ring):
             await caller.until(f"{PLAYED}stopped", seconds=30)
             answer = caller.of("response.done")[-1]["response"]["output"][0]["content"][0]["transcript"]
             assert answer == "three plus four is seven"
-            await asyncio.sleep(0.3)
+            await caller.hears(0.3)
             return caller.heard
 
     heard = run(go())

@@ -3,7 +3,7 @@
 import time
 
 
-def nobody_left(server, seconds: float = 20.0) -> None:
+def nobody_left(server, seconds: float = 60.0) -> None:
     """Wait until all conversations have ended; fail after so long."""
     end = time.monotonic() + seconds
     while server.core.live and time.monotonic() < end:

@@ -15,7 +15,7 @@ from vivavoce.serving.sound_formats import bytes_of, samples_of
 BYTES = {"audio/pcm": 2, "audio/pcmu": 1, "audio/pcma": 1}
 
 
-def run(coroutine, patience=60):
+def run(coroutine, patience=120):
     """A test's coroutine, which may not hang."""
     return asyncio.run(asyncio.wait_for(coroutine, patience))
 

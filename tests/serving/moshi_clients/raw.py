@@ -16,7 +16,7 @@ RATE, FRAME = 24_000, 1920
 PATIENT = {"gap": 1e9, "stale": 1e9, "lead": 1e9, "outbox": 60.0, "idle": 1e9, "session": 1e9}
 
 
-def run(coroutine, patience=60):
+def run(coroutine, patience=120):
     """A test's coroutine, which may not hang."""
     return asyncio.run(asyncio.wait_for(coroutine, patience))
 
@@ -108,7 +108,7 @@ class Client:
         return [text.decode() for text in self.of(5)]
 
 
-async def eventually(true, what, patience=10.0):
+async def eventually(true, what, patience=60.0):
     """What another thread does in a moment."""
     end = asyncio.get_running_loop().time() + patience
     while not true():

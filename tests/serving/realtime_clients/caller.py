@@ -35,6 +35,13 @@ class Microphone(aiortc.MediaStreamTrack):
         """Samples [n] float32 at 48 kHz, after those before."""
         self.waiting = np.concatenate([self.waiting, samples])
 
+    async def plays(self, seconds):
+        """Until so much more has been sent."""
+        end = self.count + round(seconds * RATE / PACKET)
+        async with asyncio.timeout(60):
+            while self.count < end:
+                await asyncio.sleep(0.01)
+
     async def recv(self):
         self.start = self.start or time.monotonic()
         await asyncio.sleep(max(0.0, self.start + self.count * PACKET / RATE / self.speed - time.monotonic()))
@@ -81,7 +88,7 @@ class Caller:
 
     async def post(self, path="/v1/realtime/calls", headers=None, **request):
         """A request to the server."""
-        async with httpx2.AsyncClient(timeout=30) as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             bearer = {"Authorization": f"Bearer {self.key}"} if self.key else {}
             url = f"http://127.0.0.1:{self.port}{path}"
             return await client.post(url, headers={**bearer, **(headers or {})}, **request)
@@ -113,7 +120,7 @@ class Caller:
         """The events of these types."""
         return [event for event in self.events if event["type"] in kinds]
 
-    async def until(self, kind, count=1, seconds=20):
+    async def until(self, kind, count=1, seconds=60):
         """The `count`-th event of that type."""
         async with asyncio.timeout(seconds):
             while len(self.of(kind)) < count:
@@ -125,6 +132,13 @@ class Caller:
     def heard(self):
         """Samples [n] at 48 kHz so far."""
         return np.concatenate([np.zeros(0, np.float32), *self.pieces])
+
+    async def hears(self, seconds):
+        """Until so much more has come: the server's track goes on in silence, too."""
+        end = len(self.heard) + round(seconds * RATE)
+        async with asyncio.timeout(60):
+            while len(self.heard) < end:
+                await asyncio.sleep(0.02)
 
     async def close(self):
         """Hang up."""

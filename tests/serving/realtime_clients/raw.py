@@ -76,13 +76,13 @@ class Client:
         for at in range(0, len(samples), size):
             await self.send("input_audio_buffer.append", audio=base64_of(samples[at : at + size], kind))
 
-    async def next(self, seconds=20):
+    async def next(self, seconds=60):
         """The next event."""
         event = json.loads(await asyncio.wait_for(self.socket.recv(), seconds))
         self.events.append(event)
         return event
 
-    async def until(self, kind, seconds=20):
+    async def until(self, kind, seconds=60):
         """The next event of that type; the others are in `events`."""
         async with asyncio.timeout(seconds):
             while True:
@@ -104,7 +104,7 @@ class Client:
         """session.update -> the session as it is now."""
         return (await self.ask("session.updated", "session.update", session={"type": "realtime", **session}))["session"]
 
-    async def closed(self, seconds=20):
+    async def closed(self, seconds=60):
         """Read until the end: (code, reason)."""
         with contextlib.suppress(websockets.ConnectionClosed):
             while True:
@@ -142,6 +142,6 @@ async def connected(port, query="model=tone", created=True, path="/v1/realtime",
         yield client
 
 
-def run(coroutine, seconds=60):
+def run(coroutine, seconds=120):
     """A coroutine to its end, not for ever."""
     return asyncio.run(asyncio.wait_for(coroutine, seconds))
