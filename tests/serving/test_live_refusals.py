@@ -158,7 +158,7 @@ def test_events_that_cannot_be_done_are_answered_and_the_session_goes_on(serve):
     said, heard = run(go())
     at = np.argmax(np.correlate(heard, said[:2400], "valid"))
     assert np.abs(heard[at : at + len(said)] - said).max() < 1e-4
-    assert server.core.lockstep.free and not server.access._open
+    nobody_left(server, free=True)
 
 
 def test_a_start_that_is_refused_ends_the_connection(serve):
@@ -295,7 +295,7 @@ def test_messages_that_are_too_big_or_too_many_end_the_connection(serve):
             await asyncio.sleep(0.01)
 
     run(go())
-    assert sorted(server.core.lockstep.free) == [0, 1, 2, 3] and not server.access._open
+    nobody_left(server, free=True)
     port, _ = serve("echo", dialects=("live",))
 
     async def long():

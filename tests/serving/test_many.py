@@ -50,12 +50,14 @@ def test_memory_is_flat_over_many_conversations(dialect):
         loop), watching(loop) as watch:
         asyncio.run(visits(port, how, WARM_UP))
         assert not settled(server, loop, {**census(server, loop), "live": 0, "rows that are not free": 0})
-        before, memory = census(server, loop), resident()
-        asyncio.run(visits(port, how, COUNT))
-        assert not (left := settled(server, loop, before)), left
-        grown = resident() - memory
-        print(f"{dialect}: {COUNT} conversations, {grown / 2**20:.1f} MiB more")
-        assert grown < MOST
+        before, grown = census(server, loop), []
+        while len(grown) < 3 and not (grown and grown[-1] < MOST):  # a leak goes on, an allocator's unrest does not
+            memory = resident()
+            asyncio.run(visits(port, how, COUNT))
+            assert not (left := settled(server, loop, before)), left
+            grown.append(resident() - memory)
+        print(f"{dialect}: {COUNT} conversations, {', '.join(f'{more / 2**20:.1f}' for more in grown)} MiB more")
+        assert grown[-1] < MOST
         assert not watch.found, watch.found[:3]
         assert server.core.metrics.ended.labels("echo",
             "closed")._value.get() >= (COUNT // 2 if how is not by_chat else 0)

@@ -288,9 +288,7 @@ def test_who_waits_knows_its_place_and_comes_next(serve):
                 await gone.next()
             while len(server.core.queue):  # who leaves the queue is not in it any more
                 await asyncio.sleep(0.02)
-        while server.core.live:
-            await asyncio.sleep(0.02)
-        assert len(server.core.lockstep.free) == 1
+        await asyncio.to_thread(nobody_left, server, free=True)
 
     run(go())
 
@@ -356,9 +354,7 @@ def test_who_vanishes_frees_its_row(serve):
             async with connected(port) as client:
                 await client.say(recording("seven-george"))
                 client.socket.transport.abort()
-            while server.core.live:
-                await asyncio.sleep(0.02)
-        assert server.core.lockstep.free == [0] and not server.access._open
+            await asyncio.to_thread(nobody_left, server, free=True)
 
     run(go())
 

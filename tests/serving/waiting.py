@@ -3,9 +3,15 @@
 import time
 
 
-def nobody_left(server, seconds: float = 60.0) -> None:
-    """Wait until all conversations have ended; fail after so long."""
-    end = time.monotonic() + seconds
-    while server.core.live and time.monotonic() < end:
+def nobody_left(server, seconds: float = 60.0, free: bool = False) -> None:
+    """Wait until all conversations have ended (`free`: also until all rows are given back and nobody is counted); fail
+    after so long."""
+    core, end = server.core, time.monotonic() + seconds
+
+    def gone():
+        back = len(core.lockstep.free) == core.lockstep.rows.rows and not server.access._open
+        return not core.live and (back or not free)
+
+    while not gone() and time.monotonic() < end:
         time.sleep(0.01)
-    assert not server.core.live
+    assert gone()

@@ -70,7 +70,8 @@ class MelPatches(Trunk):
         mel = kaldi_fbank(wave, self.sample_rate, self.mels, taper="hanning", scale=1.0)
         mel = ((mel - MEAN) / (2 * DEVIATION)).to(self.projection.weight.dtype)
         square = mel[:, : size * self.patch].reshape(len(wave), size, self.patch, self.bands, self.patch)
-        return zero_padding(square.transpose(2, 3).reshape(len(wave), size * self.bands, -1), counts), counts
+        patches = square.transpose(2, 3).reshape(len(wave), size * self.bands, self.local_width)
+        return zero_padding(patches, counts), counts
 
     def embed(self, frames: Tensor) -> Tensor:
         return self.projection(frames)

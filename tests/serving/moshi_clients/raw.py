@@ -118,6 +118,8 @@ async def eventually(true, what, patience=60.0):
 
 async def all_free(server, rows):
     """Nothing is left of anybody."""
-    core = server.core
-    await eventually(lambda: len(core.lockstep.free) == rows, "a row was not given back")
-    assert not core.live and not len(core.queue) and not server.access._open
+    core, doors = server.core, server.access._open
+    await eventually(
+        lambda: len(core.lockstep.free) == rows and not core.live and not len(core.queue) and not doors,
+        "a row, a place or a key's count was not given back",
+    )
