@@ -7,7 +7,7 @@ Trained in parts: AudioMAE, its centers, the latents, the vocoder; last the acou
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.feature_codec import Uncoded, encoder_of
 from vivavoce.codecs.mel_latents import LatentConfig, LatentsToMel, MelToLatents
 from vivavoce.codecs.options import CodecOptions
+from vivavoce.codecs.seeded_codec import SeededCodec
 from vivavoce.codecs.whole_frames import WholeFrames
 from vivavoce.encoders.units import UnitTokenizer
-from vivavoce.errors import RecipeError, RequestError
+from vivavoce.errors import RecipeError
 from vivavoce.nn.gathered import WholeSignal
-from vivavoce.nn.noise import seeded
 from vivavoce.nn.stacking import Stack
 from vivavoce.nn.streaming import Chain, Pointwise, State, zero_padding
 from vivavoce.nn.whole_signal import BidirectionalLSTM
@@ -187,7 +186,7 @@ class TokensToLatents(Chain):
         return flow.loss(x, target, lengths, x.new_zeros(len(x), self.config.mels), nobody, whole)
 
 
-class SemantiCodec(Codec):
+class SemantiCodec(SeededCodec):
     """Waveform [B, 1, S] <-> tokens [B, 2, T]: semantic ones, acoustic ones. Tokens come by columns of 0.16 s or more,
     that of the signal's end whole; what is heard is answered at its end."""
 
@@ -260,23 +259,6 @@ class SemantiCodec(Codec):
     def uncoded(self) -> Uncoded:
         """The way from waveforms to waveforms through mel frames alone: what the vocoder is trained on."""
         return Uncoded(self)
-
-    def decoder_state(self, batch: int, seeds: Sequence[int] | Tensor | None = None) -> State:
-        """State of `batch` signals of which nothing has been decoded yet; seeds [batch]: of each one's noise."""
-        state = super().decoder_state(batch)
-        if seeds is None:
-            return state
-        if len(seeds) != batch:
-            raise RequestError(f"{len(seeds)} seeds for {batch} rows: give one a row")
-        return seeded(state, torch.as_tensor(seeds, dtype=torch.int64))
-
-    @torch.no_grad()
-    def decode(
-        self, codes: Tensor, lengths: Tensor | None = None, seeds: Sequence[int] | Tensor | None = None
-    ) -> Tensor:
-        """As any codec's; seeds [B]: of each row's noise."""
-        codes = self._checked(codes)
-        return self._decoded(codes, lengths, self.decoder_state(len(codes), seeds))
 
     def _decoded(self, codes, lengths, state=None):
         wave = super()._decoded(codes, lengths, state)

@@ -6,21 +6,19 @@ convolutions by their look-ahead; its codes and samples are those of the whole s
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vivavoce.codecs.multi_rate import MultiRateCodec
+from vivavoce.codecs.seeded_codec import SeededCodec
 from vivavoce.codecs.snake_stack import SnakeConfig, centred, downward, upward
 from vivavoce.codecs.whole_frames import WholeFrames
-from vivavoce.errors import RecipeError, RequestError
+from vivavoce.errors import RecipeError
 from vivavoce.nn.local_attention import LocalAttention
-from vivavoce.nn.noise import Noise, seeded
+from vivavoce.nn.noise import Noise
 from vivavoce.nn.stacking import Stack, Unstack
-from vivavoce.nn.streaming import Chain, State, Streaming
+from vivavoce.nn.streaming import Chain, Streaming
 from vivavoce.quantizers import build_quantizer
 
 HEAD = 64  # channels of a head of attention
@@ -93,7 +91,7 @@ def _attention(config: SNACConfig, width: int) -> list[Streaming]:
     return [LocalAttention(width, config.attn_window_size, HEAD)] if config.attn_window_size else []
 
 
-class SNAC(MultiRateCodec):
+class SNAC(SeededCodec, MultiRateCodec):
     """SNAC's stacks and quantizer. Its decoder adds noise, which a row's seed decides (0 unless given): the same codes
     and seed give the same waveform, whole, in chunks and in any batch. `noise` = False leaves it out."""
 
@@ -107,23 +105,6 @@ class SNAC(MultiRateCodec):
         for part in self.decoder:
             if isinstance(part, Noise):
                 part.level = float(wanted)
-
-    def decoder_state(self, batch: int, seeds: Sequence[int] | Tensor | None = None) -> State:
-        """State of `batch` signals of which nothing has been decoded yet; seeds [batch]: of each one's noise."""
-        state = super().decoder_state(batch)
-        if seeds is None:
-            return state
-        if len(seeds) != batch:
-            raise RequestError(f"{len(seeds)} seeds for {batch} rows: give one a row")
-        return seeded(state, torch.as_tensor(seeds, dtype=torch.int64))
-
-    @torch.no_grad()
-    def decode(
-        self, codes: Tensor, lengths: Tensor | None = None, seeds: Sequence[int] | Tensor | None = None
-    ) -> Tensor:
-        """As any codec's; seeds [B]: of each row's noise."""
-        codes = self._checked(codes)
-        return self._decoded(codes, lengths, self.decoder_state(len(codes), seeds))
 
 
 def build_snac(options: Mapping[str, Any] | SNACConfig) -> SNAC:

@@ -165,14 +165,22 @@ class CodecTask(Task):
 
     def batch(self, step: int, rank: int, world: int) -> Tensor:
         """Crops [batch / world, channels, samples]; clips that are shorter are followed by silence."""
-        rows = []
+        rows = self._drawn(range(len(self.clips)), step, rank, world)
+        return torch.stack([gain * self._crop(self.clips[clip], chance) for clip, gain, chance in rows])
+
+    def whole_clips(self, usable: Sequence[int], step: int, rank: int, world: int) -> list[tuple[int, Tensor]]:
+        """Some of the `usable` clips, each its number and itself at a level drawn: of tasks that need whole ones."""
+        return [(clip, gain * self.clips[clip]) for clip, gain, _ in self._drawn(usable, step, rank, world)]
+
+    def _drawn(
+        self, usable: Sequence[int], step: int, rank: int, world: int
+    ) -> Iterator[tuple[int, float, torch.Generator]]:
+        """The number of the clip of each row, its gain, and the chance that is left."""
         for row in share(self.batch_size, rank, world):
             chance = torch.Generator().manual_seed(step_seed(self.seed, step, row))
-            clip = self.clips[int(torch.randint(len(self.clips), (), generator=chance))]
+            clip = usable[int(torch.randint(len(usable), (), generator=chance))]
             low, high = self.level
-            gain = 10 ** ((low + (high - low) * float(torch.rand((), generator=chance))) / 20)
-            rows.append(gain * self._crop(clip, chance))
-        return torch.stack(rows)
+            yield clip, 10 ** ((low + (high - low) * float(torch.rand((), generator=chance))) / 20), chance
 
     def _crop(self, clip: Tensor, chance: torch.Generator) -> Tensor:
         """A crop of the clip, played at one of the speeds, at its loudness, its phases turned."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from vivavoce.errors import RecipeError
 from vivavoce.nn.transformer import Transformer, TransformerConfig
 from vivavoce.training.codec_task import CodecTask, codebook_use, health
-from vivavoce.training.task import share, step_seed
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 BLANK = 0
@@ -92,14 +91,8 @@ class TranscriptionTask(CodecTask):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:  # type: ignore[override]
         """`wave` [B, 1, S] with `lengths` [B] in samples, `letters` [B, L] with `counts` [B]."""
-        rows = []
-        for row in share(self.batch_size, rank, world):
-            chance = torch.Generator().manual_seed(step_seed(self.seed, step, row))
-            clip = self.usable[int(torch.randint(len(self.usable), (), generator=chance))]
-            low, high = self.level
-            gain = 10 ** ((low + (high - low) * float(torch.rand((), generator=chance))) / 20)
-            rows.append((gain * self.clips[clip], self.targets[clip]))
-        return self._collated(rows)
+        rows = self.whole_clips(self.usable, step, rank, world)
+        return self._collated([(wave, self.targets[clip]) for clip, wave in rows])
 
     @staticmethod
     def _collated(rows: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
