@@ -94,6 +94,7 @@ class Units(Task):
         self.settings = {"layer": layer, "level": level, "robustness": robustness, "excerpt": excerpt}
         self._model: Any = None
         self._other: Any = None
+        self._said: dict[str, np.ndarray] = {}  # the other one's units of each clip
         self._chosen: list[Clip] = []
 
     def items(self, data: Path | None) -> list[Item]:
@@ -112,7 +113,7 @@ class Units(Task):
         if self.against is not None:
             from vivavoce.systems import load
 
-            self._other = load(self.against, device=str(model.device))
+            self._other, self._said = load(self.against, device=str(model.device)), {}
         return self.items(data)
 
     def answers(self, model: Any, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
@@ -204,13 +205,12 @@ class Units(Task):
                     )  # fmt: skip
                     note = f"{distance}, context {self.context}, {self.rules}"
                     metric, group = f"ABX error, {kind}", f"{what}, {mode} speakers"
-                    found = of_replicates(table.error(), table_replicates(table, self.seed), table.triplets)
+                    spread = table_replicates(table, self.seed)
+                    found = of_replicates(table.error(), spread, table.triplets)
                     yield self._row(metric, group, found, "%", note, higher_is_better=False)
                     for theirs in second:
-                        found = of_replicates(
-                            table.error() - theirs.error(),
-                            table_replicates(table, self.seed) - table_replicates(theirs, self.seed), table.triplets,
-                        )  # fmt: skip
+                        apart = table.error() - theirs.error(), spread - table_replicates(theirs, self.seed)
+                        found = of_replicates(*apart, table.triplets)
                         yield self._row(metric, f"{group}, {self._less}", found, "%", note, higher_is_better=False)
 
     @property
@@ -234,7 +234,10 @@ class Units(Task):
         """A clip's units [T]: what the model answered, or what the other one says now."""
         if model is self._model:
             return np.asarray(one.artefact["units"], np.int64)
-        return self._codes(model, one.item.expected["clip"].load(model.sample_rate).mono()).astype(np.int64)
+        if one.item.id not in self._said:
+            audio = one.item.expected["clip"].load(model.sample_rate).mono()
+            self._said[one.item.id] = self._codes(model, audio).astype(np.int64)
+        return self._said[one.item.id]
 
     # -- phones --
 
@@ -249,11 +252,11 @@ class Units(Task):
         count = int(ours.sum())
         note = f"{int((ours.sum((0, 1)) > 0).sum())} units of {len(names)} phones, silences left out"
         for metric, statistic in (("PNMI", pnmi), ("phone purity", phone_purity), ("cluster purity", cluster_purity)):
-            yield self._row(metric, "", drawn(ours, statistic, count, self.seed), "%", note)
+            point, spread = statistic(ours.sum(0)), replicates(ours, statistic, self.seed)
+            yield self._row(metric, "", of_replicates(point, spread, count), "%", note)
             for theirs in second:
-                point = statistic(ours.sum(0)) - statistic(theirs.sum(0))
-                spread = replicates(ours, statistic, self.seed) - replicates(theirs, statistic, self.seed)
-                yield self._row(metric, self._less, of_replicates(point, spread, count), "%", note)
+                apart = point - statistic(theirs.sum(0)), spread - replicates(theirs, statistic, self.seed)
+                yield self._row(metric, self._less, of_replicates(*apart, count), "%", note)
 
     def _phone_counts(self, model: Any, by_speaker: Mapping[str, Sequence[Scored]], names: list[str]) -> np.ndarray:
         """How often a unit meets a phone: [speakers, phones, units]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vivavoce.errors import DataError, RecipeError, RequestError
 from vivavoce.tokenizers.text_aligned import Said, TextAlignedCodec, collated
-from vivavoce.training.codec_task import CodecTask, codebook_use, health
+from vivavoce.training.codec_task import CodecTask, codebooks_use, health
 
 HEARD = ("text", "vectors", "codes")
 
@@ -129,10 +129,7 @@ class AlignedTask(CodecTask):
             figures = {"units": figures["units"] + float(units) / len(rows),
                        "accuracy": figures["accuracy"] + float(right) / len(rows)}  # fmt: skip
             codes += [] if quantized is None else [quantized.codes[0]]
-        for level, found in enumerate(torch.cat(codes, dim=-1) if codes else ()):
-            used, perplexity = codebook_use(found)
-            figures |= {f"used/{level}": float(used), f"perplexity/{level}": perplexity}
-        return figures
+        return figures | (codebooks_use(torch.cat(codes, dim=-1)) if codes else {})
 
     def samples(self, directory: Path, step: int) -> None:
         """Up to four held-out clips as they are, and resynthesized from codes and text."""

@@ -340,10 +340,7 @@ class CodecTask(Task):
                 figures[name] = figures.get(name, 0.0) + float(value) / len(self.held_out)
             codes.append(quantized.codes[0])
         every = torch.cat(codes, dim=-1)
-        for level in range(every.shape[0]):
-            used, perplexity = codebook_use(every[level])
-            figures |= {f"used/{level}": float(used), f"perplexity/{level}": perplexity}
-        return figures
+        return figures | codebooks_use(every)
 
     def samples(self, directory: Path, step: int) -> None:
         """Up to four held-out clips as they are and resynthesized."""
@@ -389,6 +386,15 @@ def _schedule(codebooks: Sequence[Sequence[int]], codec: Any) -> list[tuple[int,
             raise RecipeError(f"codebooks is {told}: pairs of a step and 1 to {most}, in order")
         found.append((int(first), int(count)))
     return found
+
+
+def codebooks_use(codes: Tensor) -> dict[str, float]:
+    """`codebook_use` of each codebook of codes [K, T], as the figures `used/0`, `perplexity/0`, …."""
+    figures: dict[str, float] = {}
+    for level, row in enumerate(codes):
+        used, perplexity = codebook_use(row)
+        figures |= {f"used/{level}": float(used), f"perplexity/{level}": perplexity}
+    return figures
 
 
 def codebook_use(codes: Tensor) -> tuple[int, float]:

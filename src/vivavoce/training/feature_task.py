@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivavoce.errors import RecipeError
-from vivavoce.training.codec_task import CodecTask, codebook_use, health
+from vivavoce.training.codec_task import CodecTask, codebooks_use, health
 
 DISTANCES = {"l2": F.mse_loss, "l1": F.l1_loss}
 
@@ -90,8 +90,4 @@ class FeatureTask(CodecTask):
             apart = (back - features).square().sum() / (features - features.mean(1, keepdim=True)).square().sum()
             left += float(apart) / len(self.held_out)
             codes.append(quantized.codes[0])
-        figures = {"unexplained": left}
-        for level, row in enumerate(torch.cat(codes, dim=-1)):
-            used, perplexity = codebook_use(row)
-            figures |= {f"used/{level}": float(used), f"perplexity/{level}": perplexity}
-        return figures
+        return {"unexplained": left, **codebooks_use(torch.cat(codes, dim=-1))}

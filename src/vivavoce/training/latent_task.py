@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vivavoce.codecs.mel_latents import divergence, drawn
 from vivavoce.errors import RecipeError
-from vivavoce.training.codec_task import CodecTask, codebook_use, health
+from vivavoce.training.codec_task import CodecTask, codebooks_use, health
 from vivavoce.training.task import step_seed
 
 
@@ -104,8 +104,4 @@ class DiffusionTask(CodecTask):
                 flow, quantized = self._loss(clip.to(next(self.codec.parameters()).device)[None], whole=False)
                 total += float(flow) / len(self.held_out)
                 codes.append(quantized.codes[0])
-        figures = {"flow": total}
-        for level, row in enumerate(torch.cat(codes, dim=-1)):
-            used, perplexity = codebook_use(row)
-            figures |= {f"used/{level}": float(used), f"perplexity/{level}": perplexity}
-        return figures
+        return {"flow": total, **codebooks_use(torch.cat(codes, dim=-1))}

@@ -8,6 +8,7 @@ import numpy as np
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from serving.waiting import nobody_left
 from vivavoce.serving.opus import OggOpusIn, OggOpusOut
 
 RATE, FRAME = 24_000, 1920
@@ -118,8 +119,5 @@ async def eventually(true, what, patience=60.0):
 
 async def all_free(server, rows):
     """Nothing is left of anybody."""
-    core, doors = server.core, server.access._open
-    await eventually(
-        lambda: len(core.lockstep.free) == rows and not core.live and not len(core.queue) and not doors,
-        "a row, a place or a key's count was not given back",
-    )
+    await asyncio.to_thread(nobody_left, server, free=True)
+    assert len(server.core.lockstep.free) == rows
