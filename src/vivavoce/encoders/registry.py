@@ -147,16 +147,46 @@ def _mel_recurrent(**options: Any) -> Encoder:
     return MelRecurrent(**options).eval()
 
 
-def _mr_hubert(**sizes: Any) -> Encoder:
+def _mr_hubert(source: str | None = None, **sizes: Any) -> Encoder:
+    """source: S3PRL's copy of a published checkpoint."""
     from vivavoce.encoders.multi_resolution import MultiResolution, MultiResolutionConfig
+    from vivavoce.encoders.multi_resolution_weights import load_mr_hubert
 
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_mr_hubert(source)
     return MultiResolution(MultiResolutionConfig(**tuples(sizes))).eval()
 
 
-def _waveform_context(**options: Any) -> Encoder:
-    from vivavoce.encoders.waveform_context import WaveformContext
+def _cpc(source: str | None = None, **sizes: Any) -> Encoder:
+    """CPC_audio's form is the default; `source`: a checkpoint's file, or CPC_audio's folder."""
+    from vivavoce.encoders.waveform_context import WaveformContext, WaveformContextConfig
+    from vivavoce.encoders.waveform_context_weights import load_cpc
 
-    return WaveformContext(**tuples(options)).eval()
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_cpc(source)
+    return WaveformContext(WaveformContextConfig(**tuples(sizes))).eval()
+
+
+def _wav2vec(source: str | None = None, **sizes: Any) -> Encoder:
+    """The first wav2vec; fairseq's wav2vec_large is the default. `source`: a checkpoint's file."""
+    from vivavoce.encoders.waveform_context import WaveformContext, WaveformContextConfig
+    from vivavoce.encoders.waveform_context_weights import load_wav2vec
+
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_wav2vec(source)
+    form: dict[str, Any] = {
+        "conv_widths": (512,) * 7, "conv_kernels": (10, 8, 4, 4, 4, 1, 1), "conv_strides": (5, 4, 2, 2, 2, 1, 1),
+        "conv_bias": False, "norm": "signal", "logarithm": True, "body": "convolution", "kernels": tuple(range(2, 14)),
+        **tuples(sizes),
+    }  # fmt: skip
+    form.setdefault("conv_padding", (0,) * len(form["conv_widths"]))
+    return WaveformContext(WaveformContextConfig(**form)).eval()
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -179,7 +209,8 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "mel_patches": _mel_patches,
     "mel_conformer": _mel_conformer,
     "mel_recurrent": _mel_recurrent,
-    "waveform_context": _waveform_context,
+    "cpc": _cpc,
+    "wav2vec": _wav2vec,
     "mr_hubert": _mr_hubert,
 }
 

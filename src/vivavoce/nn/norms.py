@@ -47,6 +47,25 @@ class LayerNorm(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class SignalNorm(nn.Module):
+    """All values of a row's own frames together to mean 0 and variance 1, in float32 at least, with gains and biases of
+    channels: a group norm of one group over time (Wu & He, arXiv:1803.08494)."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """x [B, T, D], of which counts [B] are the row's own -> [B, T, D], of any value beyond them."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        inside = (torch.arange(x.shape[1], device=x.device) < counts[:, None])[..., None]
+        count = (counts.clamp(min=1) * x.shape[2]).view(-1, 1, 1)
+        centred = (wide - (wide * inside).sum((1, 2), keepdim=True) / count) * inside
+        variance = centred.square().sum((1, 2), keepdim=True) / count
+        return (centred * (variance + self.eps).rsqrt()).to(x.dtype) * self.weight + self.bias
+
+
 class AdaptiveNorm(nn.Module):
     """A norm without weights of its own, scaled and shifted by a condition: norm(x) * (1 + scale(c)) + shift(c).
 

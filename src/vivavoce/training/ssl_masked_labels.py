@@ -106,8 +106,8 @@ class MaskedLabels(Objective):
 
 
 class LabelsOfTwoRates(MaskedLabels):
-    """MR-HuBERT's (arXiv:2310.02720, section 2.3): the labels of hidden frames from the last block, and, weighed by
-    `low`, every other frame's from the last block at half the rate, by heads of their own."""
+    """MR-HuBERT's (arXiv:2310.02720, section 2.3): the labels of hidden frames from what comes out at the full rate,
+    and, weighed by `low`, every other frame's from what comes out at half of it, by heads of their own."""
 
     def __init__(
         self, trunk: Trunk, targets: Sequence[Mapping[str, Any]] | Mapping[str, Any], low: float = 1.0, **options: Any
@@ -115,17 +115,18 @@ class LabelsOfTwoRates(MaskedLabels):
         super().__init__(trunk, targets, **options)
         if not isinstance(trunk, MultiResolution):
             raise RecipeError("two rates of labels need an encoder of kind mr_hubert")
-        self.low, self.middle = low, trunk.middle
+        self.low = low
         self.slow = MaskedLabels(trunk, [{"clusters": each.clusters} for each in self.labels], **options)
         del self.slow.mask_vector  # what is hidden is hidden from both
 
     def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         x, mask, counts, penalty = self.hide(trunk, batch)
-        layers, labels = trunk.context(x, counts, "all"), batch["labels"]
-        last = layers[:, -1]
-        loss, accuracy = self.judge(last, mask, counts, labels)
+        assert isinstance(trunk, MultiResolution)
+        fast, half = trunk.two_rates(trunk.place(x, counts), counts)
+        labels = batch["labels"]
+        loss, accuracy = self.judge(fast, mask, counts, labels)
         every = [each[:, ::2] for each in labels]
-        slow, slowly = self.slow.judge(layers[:, self.middle, ::2], mask[:, ::2], (counts + 1) // 2, every)
+        slow, slowly = self.slow.judge(half, mask[:, ::2], (counts + 1) // 2, every)
         return {
             "loss": loss + self.low * slow + self.penalty * penalty,
             "labels": loss.detach(),

@@ -1,0 +1,186 @@
+"""CPC, the first wav2vec and MR-HuBERT: files in the published formats give the hidden states that S3PRL's copies of
+the authors' models have with the same weights."""
+
+import argparse
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from peers import peer
+from proves import proves
+from ssl_models import agree
+from vivavoce.encoders.registry import build_encoder
+from vivavoce.errors import CheckpointError, RequestError
+
+cpc = peer("s3prl.upstream.cpc.model")
+wav2vec = peer("s3prl.upstream.wav2vec.wav2vec_model")
+multires = peer("s3prl.upstream.multires_hubert.hubert_model")
+WAVES = [16_000, 5_001, 465]
+
+
+def stirred(model):
+    """Every weight away from its first value, gains of norms too."""
+    for parameter in model.eval().parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def cpc_model(body="LSTM", layers=3, width=24):
+    model = stirred(cpc.CPCModel(cpc.CPCEncoder(width), cpc.CPCAR(width, width, False, layers, body)))
+    for parameter in model.gAR.parameters():
+        parameter.data.mul_(2)  # so that what is heard still makes a difference three layers later
+    return model
+
+
+def saved_cpc(model, folder, s3prl, **settings):
+    """The model as a file of S3PRL's, or the newest of a folder of CPC_audio's."""
+    settings = {"hiddenEncoder": 24, "hiddenGar": 24, "nLevelsGRU": 3, **settings}
+    if s3prl:
+        torch.save({"config": settings, "weights": model.state_dict()}, folder / "cpc.ckpt")
+        return folder / "cpc.ckpt"
+    zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    torch.save({"gEncoder": zeros}, folder / "checkpoint_5.pt")
+    torch.save({"gEncoder": model.state_dict(), "best": {}}, folder / "checkpoint_30.pt")
+    (folder / "checkpoint_args.json").write_text(json.dumps(settings))
+    return folder
+
+
+@proves("cpc", "weights")
+@pytest.mark.parametrize("s3prl", [True, False])
+@pytest.mark.parametrize("body", ["LSTM", "GRU"])
+@torch.no_grad()
+def test_cpc(body, s3prl, tmp_path):
+    theirs = cpc_model(body)
+    encoder = build_encoder({"kind": "cpc", "source": str(saved_cpc(theirs, tmp_path, s3prl, arMode=body))})
+    waves = [0.3 * torch.randn(length) for length in WAVES]
+    found = encoder.features(waves, layer="all")
+    for row, wave in enumerate(waves):
+        last, local, _ = theirs(wave[None, None], None)
+        count = int(found.lengths[row])
+        assert count == local.shape[1] == encoder.frames(len(wave))
+        agree(found.values[row, [0, 3], :count], torch.cat([local, last]))
+    lower = cpc_model(body, layers=2)  # ZeroSpeech takes the second layer of four
+    lower.load_state_dict(theirs.state_dict(), strict=False)
+    agree(encoder.features(waves[:1], layer=2).values, lower(waves[0][None, None], None)[0])
+    assert found.lengths[0] == 100
+
+
+@proves("wav2vec", "weights")
+@pytest.mark.parametrize("large", [True, False])
+@torch.no_grad()
+def test_wav2vec(large, tmp_path):
+    front = "[(24, 10, 5), (24, 8, 4)] + [(24, 4, 2)] * 3" + (" + [(24, 1, 1)]" if large else "")
+    settings = {
+        "conv_feature_layers": front, "conv_aggregator_layers": "[(24, 2, 1), (24, 3, 1), (24, 4, 1)]",
+        "skip_connections_agg": large, "log_compression": large, "agg_zero_pad": not large, "offset": "auto",
+    }  # fmt: skip
+    theirs = stirred(wav2vec.Wav2VecModel(wav2vec.Wav2VecConfig(infonce=False, **settings)))
+    state = theirs.state_dict()
+    if large:
+        torch.save({"args": argparse.Namespace(**settings), "model": state}, tmp_path / "wav2vec.pt")
+    else:
+        full = dataclasses.asdict(theirs.cfg) if hasattr(theirs, "cfg") else settings
+        torch.save({"task_cfg": {}, "model_cfg": full, "model_weight": state}, tmp_path / "wav2vec.pt")
+    encoder = build_encoder({"kind": "wav2vec", "source": str(tmp_path / "wav2vec.pt")})
+    waves = [0.3 * torch.randn(length) for length in WAVES]
+    found = encoder.features(waves, layer="all")
+    for row, wave in enumerate(waves):
+        local = theirs.feature_extractor(wave[None])
+        last = theirs.feature_aggregator(local)
+        count = int(found.lengths[row])
+        assert count == local.shape[2] == encoder.frames(len(wave))
+        agree(found.values[row, [0, 3], :count], torch.cat([local, last]).mT)
+
+
+TWO_RATES = {
+    "label_rate": 50, "label_rate_ratios": [1, 2], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48,
+    "encoder_attention_heads": 4, "conv_feature_layers": "[(24, 10, 5)] + [(24, 8, 8)] * 2", "conv_pos": 16,
+    "conv_pos_groups": 4, "required_seq_len_multiple": 1,
+}  # fmt: skip
+FORMS = {
+    "base": {"override_encoder_layers": "[2, 1, 2]"},
+    "large": {"encoder_layers": "1", "layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True},
+    "plain": {"encoder_layers": "1", "use_plain_updownsample": True, "conv_adapator_kernal": 3},
+}
+
+
+def mr_hubert(settings):
+    """Its model of S3PRL, and all settings."""
+    config = multires.MultiresHubertConfig(**TWO_RATES | settings)
+    config.encoder_layers = int(config.encoder_layers)
+    model = multires.MultiresHubertModel(config, multires.MultiresHubertPretrainingConfig(), [range(9), range(9)])
+    return stirred(model), dataclasses.asdict(config)
+
+
+@proves("mr-hubert", "weights")
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_mr_hubert(form, tmp_path):
+    torch.manual_seed(2)
+    theirs, settings = mr_hubert(FORMS[form])
+    tree = {"task_cfg": {"normalize": False}, "model_cfg": settings, "model_weight": theirs.state_dict()}
+    torch.save({**tree, "dictionaries_symbols": [["a"]]}, tmp_path / "two.pt")
+    encoder = build_encoder({"kind": "mr_hubert", "source": str(tmp_path / "two.pt")})
+    waves = [0.3 * torch.randn(length) for length in (16_000, 9_960, 2_000)]
+    found, every = encoder.features(waves), encoder.features(waves, layer="all").values
+    blocks = [*theirs.encoders[0].layers, *theirs.middle_encoder.layers, *theirs.decoders[0].layers]
+    outputs = []
+    for block in blocks:
+        block.register_forward_hook(lambda module, given, out: outputs.append(out[0].transpose(0, 1)))
+    for row, wave in enumerate(waves):
+        outputs.clear()
+        whole = torch.zeros(1, len(wave), dtype=torch.bool)
+        half, fast = theirs.extract_features(wave[None], padding_mask=whole)[0]
+        count = int(found.lengths[row])
+        assert count == fast.shape[1] and half.shape[1] == (count + 1) // 2
+        agree(found.values[row : row + 1, :count], fast)
+        for mine, other in zip(every[row, 1:], outputs, strict=True):
+            slow = len(other[0]) == (count + 1) // 2
+            agree(mine[None, :count:2] if slow else mine[None, :count], other[:, :count])
+
+
+def test_published_sizes_have_the_reference_s_names_and_shapes(tmp_path):
+    big = cpc.CPCModel(cpc.CPCEncoder(512), cpc.CPCAR(512, 512, False, 4, "LSTM"))
+    path = saved_cpc(big, tmp_path, True, hiddenEncoder=512, hiddenGar=512, nLevelsGRU=4)
+    assert build_encoder({"kind": "cpc", "source": str(path)}).layers == 4
+    settings = {"skip_connections_agg": True, "log_compression": True,
+                "conv_feature_layers": "[(512, 10, 5), (512, 8, 4)] + [(512, 4, 2)] * 3 + [(512, 1, 1)] * 2",
+                "conv_aggregator_layers": str([(512, kernel, 1) for kernel in range(2, 14)])}  # fmt: skip
+    config = multires.MultiresHubertConfig(encoder_layers=4, label_rate=50)
+    base = multires.MultiresHubertModel(config, multires.MultiresHubertPretrainingConfig(), [range(500)] * 2)
+    tree = {"model_cfg": {**dataclasses.asdict(config), "encoder_layers": "4"}, "model_weight": base.state_dict()}
+    torch.save(tree, tmp_path / "mr.pt")
+    loaded = build_encoder({"kind": "mr_hubert", "source": str(tmp_path / "mr.pt")})
+    assert loaded.config == build_encoder({"kind": "mr_hubert"}).config
+    large = wav2vec.Wav2VecModel(wav2vec.Wav2VecConfig(infonce=False, **settings))
+    torch.save({"args": argparse.Namespace(**settings), "model": large.state_dict()}, tmp_path / "large.pt")
+    loaded = build_encoder({"kind": "wav2vec", "source": str(tmp_path / "large.pt")})
+    assert loaded.config == build_encoder({"kind": "wav2vec"}).config
+
+
+def test_what_does_not_fit_is_told(tmp_path):
+    def refused(kind, path, error, message):
+        with pytest.raises(error, match=message):
+            build_encoder({"kind": kind, "source": str(path)})
+
+    model = cpc_model()
+    refused("cpc", tmp_path / "nothing.pt", RequestError, "no file")
+    refused("cpc", tmp_path, RequestError, "no file")
+    refused("cpc", saved_cpc(model, tmp_path, True, arMode="transformer"), CheckpointError, "only GRU and LSTM")
+    refused("cpc", saved_cpc(model, tmp_path, True, hiddenGar=32), CheckpointError, "hiddenGar 32 differs")
+    refused("cpc", saved_cpc(model, tmp_path, True, nLevelsGRU=2), CheckpointError, "unknown")
+    refused("wav2vec", saved_cpc(model, tmp_path, True), CheckpointError, "no checkpoint of wav2vec")
+    refused("mr_hubert", saved_cpc(model, tmp_path, True), CheckpointError, "no checkpoint of MR-HuBERT")
+    settings = {**mr_hubert(FORMS["base"])[1], "label_rate_ratios": [1, 2, 1, 2]}
+    torch.save({"model_cfg": settings, "model_weight": {}}, tmp_path / "three.pt")
+    refused("mr_hubert", tmp_path / "three.pt", CheckpointError, r"label_rate_ratios=\[1, 2, 1, 2\] is not supported")
+    for settings, message in {
+        "aggregator='gru'": ("aggregator", "gru"), "no convolutions": ("conv_feature_layers", "exit()"),
+        "another width": ("conv_aggregator_layers", "[(256, 3, 1)]"),
+        "no convolution at all": ("conv_feature_layers", "[]"), "unknown": ("dropout", 0.1),
+    }.items():  # fmt: skip
+        args = argparse.Namespace(**{message[0]: message[1]})
+        torch.save({"args": args, "model": {"feature_extractor.a": torch.zeros(1)}}, tmp_path / "other.pt")
+        refused("wav2vec", tmp_path / "other.pt", CheckpointError, settings)
