@@ -1,10 +1,12 @@
-"""CPC, the first wav2vec and MR-HuBERT: files in the published formats give the hidden states that S3PRL's copies of
-the authors' models have with the same weights."""
+"""APC, VQ-APC, TERA, CPC, the first wav2vec and MR-HuBERT: files in the published formats give the hidden states that
+S3PRL's copies of the authors' models have with the same weights."""
 
 import argparse
 import dataclasses
 import json
 
+import kaldi_native_fbank
+import numpy as np
 import pytest
 import torch
 
@@ -14,10 +16,16 @@ from ssl_models import agree
 from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import CheckpointError, RequestError
 
+apc = peer("s3prl.upstream.apc.apc")
 cpc = peer("s3prl.upstream.cpc.model")
+mockingjay = peer("s3prl.upstream.mockingjay.model")
 wav2vec = peer("s3prl.upstream.wav2vec.wav2vec_model")
 multires = peer("s3prl.upstream.multires_hubert.hubert_model")
 WAVES = [16_000, 5_001, 465]
+
+
+def loaded(kind, source):
+    return build_encoder({"kind": kind, "source": str(source), "allow_pickle": True})
 
 
 def stirred(model):
@@ -25,6 +33,61 @@ def stirred(model):
     for parameter in model.eval().parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def kaldi_frames(wave, taper):
+    """Mel frames [1, T, 20] of a waveform by Kaldi's own code, each band normalised as S3PRL does."""
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.window_type, options.mel_opts.num_bins = 0.0, taper, 20
+    computer = kaldi_native_fbank.OnlineFbank(options)
+    computer.accept_waveform(16000, wave.tolist())
+    computer.input_finished()
+    frames = torch.from_numpy(np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)]))
+    return ((frames - frames.mean(0)) / (1e-10 + frames.std(0)))[None]
+
+
+@proves("apc", "weights")
+@pytest.mark.parametrize("codes", [False, True])
+@torch.no_grad()
+def test_apc(codes, tmp_path):
+    vq = {"codebook_size": [9], "code_dim": [24], "gumbel_temperature": 0.5} if codes else None
+    sizes = {"hidden_size": 24, "num_layers": 3, "dropout": 0.1, "residual": True, "vq": vq}
+    theirs = stirred(apc.APC(20, **sizes))
+    audio = {"feat_type": "fbank", "feat_dim": 20, "frame_length": 25, "frame_shift": 10, "decode_wav": False}
+    config = {"data": {"audio": audio}, "model": {"paras": sizes}}
+    torch.save({"config": config, "model": theirs.state_dict()}, tmp_path / "apc.ckpt")
+    encoder = loaded("mel_recurrent", tmp_path / "apc.ckpt")
+    waves = [0.1 * torch.randn(length) for length in (16_000, 5_001)]
+    found = encoder.features(waves, layer="all")
+    for row, wave in enumerate(waves):
+        frames = kaldi_frames(wave, "hamming")
+        last = theirs(frames, [frames.shape[1]], True)[1]
+        layers = torch.cat([torch.nn.functional.pad(frames, (0, 4)), last])
+        agree(found.values[row, [0, 3], : frames.shape[1]], layers, 2e-3)
+
+
+@proves("tera", "weights")
+@torch.no_grad()
+def test_tera(tmp_path):
+    sizes = {
+        "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_act": "gelu",
+        "intermediate_size": 36, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-12, "share_layer": False, "pre_layer_norm": False,
+    }  # fmt: skip
+    theirs = stirred(mockingjay.TransformerModel(mockingjay.TransformerConfig(sizes), 20))
+    fbank = {"frame_length": 25.0, "frame_shift": 10.0, "num_mel_bins": 20, "use_log_fbank": True}
+    audio = {"kaldi": {"feat_type": "fbank", "fbank": fbank}, "delta": {"order": 0}, "cmvn": {"use_cmvn": True}}
+    state = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in theirs.state_dict().items()}
+    torch.save({"Config": {"transformer": sizes, "audio": audio}, "Transformer": state}, tmp_path / "tera.ckpt")
+    encoder = loaded("mel_transformer", tmp_path / "tera.ckpt")
+    waves = [0.1 * torch.randn(length) for length in (16_000, 5_001)]
+    found = encoder.features(waves, layer="all")
+    for row, wave in enumerate(waves):
+        frames = kaldi_frames(wave, "povey")
+        places = torch.arange(frames.shape[1])[:, None] / 10000 ** (torch.arange(0, 24, 2) / 24)
+        table = torch.stack([places.sin(), places.cos()], dim=-1).flatten(1)  # S3PRL's get_sinusoid_table
+        layers = theirs(frames, table[None], torch.ones(1, frames.shape[1]))
+        agree(found.values[row, :, : frames.shape[1]], torch.cat(layers), 2e-3)
 
 
 def cpc_model(body="LSTM", layers=3, width=24):
@@ -53,7 +116,7 @@ def saved_cpc(model, folder, s3prl, **settings):
 @torch.no_grad()
 def test_cpc(body, s3prl, tmp_path):
     theirs = cpc_model(body)
-    encoder = build_encoder({"kind": "cpc", "source": str(saved_cpc(theirs, tmp_path, s3prl, arMode=body))})
+    encoder = loaded("cpc", saved_cpc(theirs, tmp_path, s3prl, arMode=body))
     waves = [0.3 * torch.randn(length) for length in WAVES]
     found = encoder.features(waves, layer="all")
     for row, wave in enumerate(waves):
@@ -83,7 +146,7 @@ def test_wav2vec(large, tmp_path):
     else:
         full = dataclasses.asdict(theirs.cfg) if hasattr(theirs, "cfg") else settings
         torch.save({"task_cfg": {}, "model_cfg": full, "model_weight": state}, tmp_path / "wav2vec.pt")
-    encoder = build_encoder({"kind": "wav2vec", "source": str(tmp_path / "wav2vec.pt")})
+    encoder = loaded("wav2vec", tmp_path / "wav2vec.pt")
     waves = [0.3 * torch.randn(length) for length in WAVES]
     found = encoder.features(waves, layer="all")
     for row, wave in enumerate(waves):
@@ -122,7 +185,7 @@ def test_mr_hubert(form, tmp_path):
     theirs, settings = mr_hubert(FORMS[form])
     tree = {"task_cfg": {"normalize": False}, "model_cfg": settings, "model_weight": theirs.state_dict()}
     torch.save({**tree, "dictionaries_symbols": [["a"]]}, tmp_path / "two.pt")
-    encoder = build_encoder({"kind": "mr_hubert", "source": str(tmp_path / "two.pt")})
+    encoder = loaded("mr_hubert", tmp_path / "two.pt")
     waves = [0.3 * torch.randn(length) for length in (16_000, 9_960, 2_000)]
     found, every = encoder.features(waves), encoder.features(waves, layer="all").values
     blocks = [*theirs.encoders[0].layers, *theirs.middle_encoder.layers, *theirs.decoders[0].layers]
@@ -142,32 +205,41 @@ def test_mr_hubert(form, tmp_path):
 
 
 def test_published_sizes_have_the_reference_s_names_and_shapes(tmp_path):
-    big = cpc.CPCModel(cpc.CPCEncoder(512), cpc.CPCAR(512, 512, False, 4, "LSTM"))
-    path = saved_cpc(big, tmp_path, True, hiddenEncoder=512, hiddenGar=512, nLevelsGRU=4)
-    assert build_encoder({"kind": "cpc", "source": str(path)}).layers == 4
+    def empty(model):
+        """Its weights as zeros that take no place."""
+        return {name: torch.zeros(()).expand(value.shape) for name, value in model.state_dict().items()}
+
     settings = {"skip_connections_agg": True, "log_compression": True,
                 "conv_feature_layers": "[(512, 10, 5), (512, 8, 4)] + [(512, 4, 2)] * 3 + [(512, 1, 1)] * 2",
                 "conv_aggregator_layers": str([(512, kernel, 1) for kernel in range(2, 14)])}  # fmt: skip
     config = multires.MultiresHubertConfig(encoder_layers=4, label_rate=50)
-    base = multires.MultiresHubertModel(config, multires.MultiresHubertPretrainingConfig(), [range(500)] * 2)
-    tree = {"model_cfg": {**dataclasses.asdict(config), "encoder_layers": "4"}, "model_weight": base.state_dict()}
-    torch.save(tree, tmp_path / "mr.pt")
-    loaded = build_encoder({"kind": "mr_hubert", "source": str(tmp_path / "mr.pt")})
-    assert loaded.config == build_encoder({"kind": "mr_hubert"}).config
-    large = wav2vec.Wav2VecModel(wav2vec.Wav2VecConfig(infonce=False, **settings))
-    torch.save({"args": argparse.Namespace(**settings), "model": large.state_dict()}, tmp_path / "large.pt")
-    loaded = build_encoder({"kind": "wav2vec", "source": str(tmp_path / "large.pt")})
-    assert loaded.config == build_encoder({"kind": "wav2vec"}).config
+    with torch.device("meta"):
+        big = cpc.CPCModel(cpc.CPCEncoder(512), cpc.CPCAR(512, 512, False, 4, "LSTM"))
+        large = wav2vec.Wav2VecModel(wav2vec.Wav2VecConfig(infonce=False, **settings))
+        base = multires.MultiresHubertModel(config, multires.MultiresHubertPretrainingConfig(), [range(500)] * 2)
+    sizes = {"hiddenEncoder": 512, "hiddenGar": 512, "nLevelsGRU": 4}
+    torch.save({"config": sizes, "weights": empty(big)}, tmp_path / "cpc")
+    torch.save({"args": argparse.Namespace(**settings), "model": empty(large)}, tmp_path / "wav2vec")
+    sizes = {**dataclasses.asdict(config), "encoder_layers": "4"}
+    torch.save({"model_cfg": sizes, "model_weight": empty(base)}, tmp_path / "mr_hubert")
+    for kind, options in {"cpc": {"conv_widths": [512] * 5, "layers": 4}, "wav2vec": {}, "mr_hubert": {}}.items():
+        found = loaded(kind, tmp_path / kind)
+        with torch.device("meta"):
+            assert found.config == build_encoder({"kind": kind, **options}).config
 
 
 def test_what_does_not_fit_is_told(tmp_path):
     def refused(kind, path, error, message):
         with pytest.raises(error, match=message):
-            build_encoder({"kind": kind, "source": str(path)})
+            loaded(kind, path)
 
     model = cpc_model()
     refused("cpc", tmp_path / "nothing.pt", RequestError, "no file")
+    with pytest.raises(CheckpointError, match="a pickle, which is not read unasked"):
+        build_encoder({"kind": "cpc", "source": str(saved_cpc(model, tmp_path, True))})
     refused("cpc", tmp_path, RequestError, "no file")
+    for kind, message in {"mel_recurrent": "no checkpoint of APC", "mel_transformer": "no checkpoint of TERA"}.items():
+        refused(kind, saved_cpc(model, tmp_path, True), CheckpointError, message)
     refused("cpc", saved_cpc(model, tmp_path, True, arMode="transformer"), CheckpointError, "only GRU and LSTM")
     refused("cpc", saved_cpc(model, tmp_path, True, hiddenGar=32), CheckpointError, "hiddenGar 32 differs")
     refused("cpc", saved_cpc(model, tmp_path, True, nLevelsGRU=2), CheckpointError, "unknown")

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from vivavoce.errors import CheckpointError, RequestError
-from vivavoce.nn.weights import read_pickled_tree
+from vivavoce.nn.weights import check_asked, read_pickled_tree
 
 
-def read_tree(path: Path) -> Mapping[str, Any]:
+def read_tree(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
     """What a checkpoint holds under its names, read by torch's weights-only loading: tensors, plain data, settings.
 
-    Raises `RequestError` where there is no file, `CheckpointError` where it holds anything else.
+    Raises `RequestError` where there is no file, `CheckpointError` where it holds anything else, or nobody has said
+    that a pickle may be read.
     """
     if not path.is_file():
         raise RequestError(f"encoder: {path} is no file; give a checkpoint of your own, or download one first")
+    check_asked(path, allow_pickle)
     with torch.serialization.safe_globals([Namespace]):
         tree = read_pickled_tree(path)
     if not isinstance(tree, dict):

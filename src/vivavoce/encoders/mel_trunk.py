@@ -5,7 +5,8 @@ The local half has no weights: Kaldi's filter bank, each utterance brought to ze
 that hear a few frames around. (A conformer over the same frames: `encoders.conformer`.)
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,50 +29,63 @@ from vivavoce.nn.streaming import valid, zero_padding
 class MelTrunk(Trunk):
     """Base: waveforms -> `stack` frames of `mels` bands side by side, 100 / stack a second, each projected to `width`.
 
-    What is left behind the last whole stack is dropped. normalize: see above; without it, log energies as they are.
+    What is left behind the last whole stack is dropped. normalize: see above; without it, log energies as they are;
+    "sample": the variance is that of a sample, with T - 1. fbank: further options of `kaldi_fbank`.
     """
 
     def __init__(
-        self, width: int, mels: int = 80, stack: int = 2, normalize: bool = True, sample_rate: int = 16000
+        self,
+        width: int,
+        mels: int = 80,
+        stack: int = 2,
+        normalize: bool | Literal["sample"] = True,
+        fbank: Mapping[str, Any] | None = None,
+        sample_rate: int = 16000,
     ):
         super().__init__()
         if stack < 1 or mels < 1:
             raise RecipeError(f"mels {mels}, stack {stack}: both are at least 1")
-        self.mels, self.stack, self.normalize = mels, stack, normalize
+        if normalize not in (True, False, "sample"):
+            raise RecipeError(f"normalize: {normalize!r} is none of true, false, sample")
+        self.mels, self.stack, self.normalize, self.fbank = mels, stack, normalize, dict(fbank or {})
         self.sample_rate, self.width, self.local_width = sample_rate, width, mels * stack
         self.hop = sample_rate // 100 * stack
         self.frame_rate = sample_rate / self.hop
-        self.projection = nn.Linear(self.local_width, width)
+        self.projection: nn.Module = nn.Linear(self.local_width, width)
 
     def frames(self, samples):
         return kaldi_frames(samples, self.sample_rate) // self.stack
 
     def local(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        mel = kaldi_fbank(wave, self.sample_rate, self.mels)
+        mel = kaldi_fbank(wave, self.sample_rate, self.mels, **self.fbank)
         counts = kaldi_frames(lengths, self.sample_rate)
         if self.normalize:
-            mel = normed(mel, counts)
+            mel = normed(mel, counts, less=int(self.normalize == "sample"))
         size = max(mel.shape[1] // self.stack, 1)
         mel = F.pad(mel, (0, 0, 0, max(0, size * self.stack - mel.shape[1])))[:, : size * self.stack]
         counts = counts // self.stack
-        stacked = mel.reshape(len(mel), size, self.local_width).to(self.projection.weight.dtype)
+        stacked = mel.reshape(len(mel), size, self.local_width).to(next(self.parameters()).dtype)
         return zero_padding(stacked, counts), counts
 
     def embed(self, frames: Tensor) -> Tensor:
         return self.projection(frames)
 
 
-def normed(frames: Tensor, counts: Tensor) -> Tensor:
-    """Frames [B, T, D], every dimension of zero mean and unit variance over the row's own frames; zero beyond them."""
+def normed(frames: Tensor, counts: Tensor, less: int = 0) -> Tensor:
+    """Frames [B, T, D], every dimension of zero mean and unit variance over the row's own frames; zero beyond them.
+
+    less: by how much the divisor of the variance is less than their number.
+    """
     inside = valid(counts, frames.shape[1])[..., None]
     count = counts.clamp(min=1).view(-1, 1, 1)
     mean = (frames * inside).sum(1, keepdim=True) / count
     centred = (frames - mean) * inside
-    return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
+    return centred * (centred.square().sum(1, keepdim=True) / (count - less).clamp(min=1) + 1e-5).rsqrt()
 
 
 class MelTransformer(MelTrunk):
-    """A transformer over mel frames. positions: `convolution`, as wav2vec 2.0 has them, or `sinusoidal` (TERA's)."""
+    """A transformer over mel frames. positions: `convolution`, as wav2vec 2.0 has them, `sinusoidal`, or `pairs` of
+    sines and cosines (TERA's)."""
 
     def __init__(
         self,
@@ -83,23 +97,24 @@ class MelTransformer(MelTrunk):
         position_kernel: int = 128,
         position_groups: int = 16,
         stable: bool = False,
+        epsilon: float = 1e-5,
         dropout: float = 0.0,
         layer_drop: float = 0.0,
         **front: Any,
     ):
         super().__init__(width, **front)
-        if positions not in ("convolution", "sinusoidal"):
-            raise RecipeError(f"positions: {positions!r} is neither convolution nor sinusoidal")
+        if positions not in ("convolution", "sinusoidal", "pairs"):
+            raise RecipeError(f"positions: {positions!r} is none of convolution, sinusoidal, pairs")
         self.config = SpeechTransformerConfig(
             width=width, layers=layers, heads=heads, hidden=hidden, stable=stable, dropout=dropout,
-            position_kernel=position_kernel, position_groups=position_groups, layer_drop=layer_drop,
+            position_kernel=position_kernel, position_groups=position_groups, layer_drop=layer_drop, epsilon=epsilon,
         )  # fmt: skip
         self.layers = layers
         self.position: SinusoidalPositions | PositionConvolution = (
-            SinusoidalPositions(width) if positions == "sinusoidal"
-            else PositionConvolution(width, position_kernel, position_groups)
+            PositionConvolution(width, position_kernel, position_groups) if positions == "convolution"
+            else SinusoidalPositions(width, positions == "pairs")
         )  # fmt: skip
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, epsilon)
         self.blocks = nn.ModuleList(Block(self.config) for _ in range(layers))
 
     def place(self, x: Tensor, counts: Tensor) -> Tensor:
@@ -124,18 +139,33 @@ class MelTransformer(MelTrunk):
 class MelRecurrent(MelTrunk):
     """Gated recurrent layers over mel frames, with a skip over every layer but the first (APC, arXiv:1910.12607).
 
-    They hear the past only. residual: whether there are skips.
+    They hear the past only. residual: whether there are skips. direct: the first layer hears the mel frames themselves,
+    which then are the first values of the `width` of each frame before it, and zeros follow.
     """
 
-    def __init__(self, width: int = 512, layers: int = 3, residual: bool = True, dropout: float = 0.0, **front: Any):
+    def __init__(
+        self,
+        width: int = 512,
+        layers: int = 3,
+        residual: bool = True,
+        direct: bool = False,
+        dropout: float = 0.0,
+        **front: Any,
+    ):
         super().__init__(width, **{"stack": 1, **front})
-        self.layers, self.residual, self.dropout = layers, residual, dropout
-        self.recurrent = nn.ModuleList(nn.GRU(width, width, batch_first=True) for _ in range(layers))
+        if direct and self.local_width > width:
+            raise RecipeError(f"direct: mel frames of {self.local_width} values do not fit a width of {width}")
+        self.layers, self.residual, self.direct, self.dropout = layers, residual, direct, dropout
+        if direct:
+            self.projection = nn.ZeroPad1d((0, width - self.local_width))
+        inputs = [self.local_width if direct else width, *[width] * (layers - 1)]
+        self.recurrent = nn.ModuleList(nn.GRU(each, width, batch_first=True) for each in inputs)
 
     def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
         outputs = [zero_padding(x, counts)]
         for number, part in enumerate(list(self.recurrent)[: layer if isinstance(layer, int) else None]):
-            y = F.dropout(part(outputs[-1])[0], self.dropout, self.training)
+            heard = outputs[-1][..., : part.input_size]
+            y = F.dropout(part(heard)[0], self.dropout, self.training)
             outputs.append(y + outputs[-1] if self.residual and number else y)
         return torch.stack(outputs, dim=1) if layer == "all" else outputs[-1]
 

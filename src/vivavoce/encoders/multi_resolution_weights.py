@@ -36,13 +36,13 @@ _SIZES = {
 }  # fmt: skip
 
 
-def load_mr_hubert(source: str | Path) -> MultiResolution:
+def load_mr_hubert(source: str | Path, allow_pickle: bool = False) -> MultiResolution:
     """MR-HuBERT at two rates with published weights, in evaluation mode.
 
-    source: a file of S3PRL's (`task_cfg`, `model_cfg`, `model_weight`). Raises `RequestError` where there is none,
-    `CheckpointError` where it does not fit.
+    source: a file of S3PRL's (`task_cfg`, `model_cfg`, `model_weight`). allow_pickle: it is a pickle, read by
+    weights-only loading. Raises `RequestError` where there is none, `CheckpointError` where it does not fit.
     """
-    tree = read_tree(Path(source))
+    tree = read_tree(Path(source), allow_pickle)
     if "model_weight" not in tree or "label_rate_ratios" not in tree.get("model_cfg", {}):
         raise CheckpointError(f"{source}: holds no model_cfg with label_rate_ratios: no checkpoint of MR-HuBERT")
     config = _config(tree["model_cfg"], bool(tree.get("task_cfg", {}).get("normalize", False)), str(source))

@@ -29,18 +29,18 @@ WAV2VEC = {
 }
 
 
-def load_cpc(source: str | Path) -> WaveformContext:
+def load_cpc(source: str | Path, allow_pickle: bool = False) -> WaveformContext:
     """CPC with published weights, in evaluation mode.
 
     source: a folder of CPC_audio (checkpoint_N.pt, of which the last, and checkpoint_args.json), one such file beside
-    its checkpoint_args.json, or S3PRL's file, which holds both. Raises `RequestError` where there is no such file,
-    `CheckpointError` where it does not fit.
+    its checkpoint_args.json, or S3PRL's file, which holds both. allow_pickle: it is a pickle, read by weights-only
+    loading. Raises `RequestError` where there is no such file, `CheckpointError` where it does not fit.
     """
     path = Path(source)
     if path.is_dir():
         found = [each for each in path.glob("checkpoint_*.pt") if each.stem.removeprefix("checkpoint_").isdigit()]
         path = max(found, key=lambda each: int(each.stem.removeprefix("checkpoint_")), default=path / "checkpoint_0.pt")
-    tree = read_tree(path)
+    tree = read_tree(path, allow_pickle)
     if "config" in tree:
         settings, state = tree["config"], tree["weights"]
     elif "gEncoder" in tree:
@@ -64,13 +64,13 @@ def load_cpc(source: str | Path) -> WaveformContext:
     return model.eval()
 
 
-def load_wav2vec(source: str | Path) -> WaveformContext:
+def load_wav2vec(source: str | Path, allow_pickle: bool = False) -> WaveformContext:
     """The first wav2vec with published weights, in evaluation mode.
 
-    source: fairseq's file (`args`, `model`) or S3PRL's (`model_cfg`, `model_weight`). Heads and quantizers are left
-    out. Raises `RequestError` where there is no such file, `CheckpointError` where it does not fit.
+    source: fairseq's file (`args`, `model`) or S3PRL's (`model_cfg`, `model_weight`); otherwise as `load_cpc`. Heads
+    and quantizers are left out.
     """
-    tree = read_tree(Path(source))
+    tree = read_tree(Path(source), allow_pickle)
     if "model_weight" in tree:
         settings, state = tree["model_cfg"], tree["model_weight"]
     elif isinstance(tree.get("args"), Namespace):

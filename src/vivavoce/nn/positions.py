@@ -27,18 +27,24 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Halves of cosines and sines of position * 10000^(-i / (D/2 - 1)), in audiocraft's order (arXiv:1706.03762)."""
+    """Halves of cosines and sines of position * 10000^(-i / (D/2 - 1)), in audiocraft's order (arXiv:1706.03762).
 
-    def __init__(self, width: int):
+    pairs: sines and cosines of position * 10000^(-i / (D/2)) by turns, as the paper has them.
+    """
+
+    def __init__(self, width: int, pairs: bool = False):
         super().__init__()
-        half = width // 2
+        half, self.pairs = width // 2, pairs
         self.frequencies: Tensor
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device="cpu") * -(math.log(10000) / (half - 1)))
+        slowest = half if pairs else half - 1
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device="cpu") * -(math.log(10000) / slowest))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         """positions [B, T] -> [B, T, D] float32."""
         angles = positions[..., None].float() * self.frequencies.float()
+        if self.pairs:
+            return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -64,6 +64,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from error
 
 
+def check_asked(path: Path, allow_pickle: bool) -> None:
+    """Raise `CheckpointError` for a pickle that nobody has said may be read."""
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{path} is a pickle, which is not read unasked: load with allow_pickle=True if you trust where it comes "
+            "from"
+        )
+
+
 def read_pickled_tree(path: Path) -> Any:
     """All that a foreign pickled checkpoint holds, read by torch's weights-only loading: no code in it runs.
 
