@@ -86,6 +86,9 @@ NARROW = {
     },
     "esc": {"sample_rate": 8000, "fft_size": 46, "window": 32, "hop": 8, "widths": [4, 6, 8], "heads": [2, 2],
             "size": 2, "groups": 2, "codebook_size": 16, "codebook_widths": [4, 4, 4]},
+    "sqcodec": {"sample_rate": 8000, "rates": [4, 5], "widths": [4, 6, 8], "depths": [1, 1, 1], "decoder_rates": [5, 4],
+                "decoder_widths": [8, 6, 4], "decoder_depths": [1, 1], "dim": 8, "frames": 2, "blocks": [1, 1],
+                "heads": 2, "window": 7, "quantizer": {"kind": "residual_fsq", "dims": 3, "levels": [7]}},
     "hilcodec": {"sample_rate": 8000, "ratios": [5, 4, 2], "filters": 2, "decoder_filters": 2, "fft_size": 8,
                  "dim": 6, "codebooks": 3, "codebook_size": 16, "quantizer": {"dropout_levels": [1, 3]}},
     "cosyvoice2": {"ears": {"kind": "s3", **WHISPERS, "memory": 5}, **SPOKEN},
@@ -115,7 +118,7 @@ def narrow(name: str, seed: int = 0, **options) -> Codec:
             nn.init.normal_(parameter, std=0.3)  # gains and biases that begin at the identity
     width = getattr(codec.quantizer, "frames", codec.quantizer).width  # without what comes once
     heavy = [module for module in codec.encoder.modules() if getattr(module, "weight", None) is not None]
-    layers = [module for module in heavy if len(module.weight) == width]
+    layers = [module for module in heavy if len(module.weight) == width and name != "sqcodec"]
     if layers:
         wave = speech_like(0.5, codec.sample_rate)
         with torch.no_grad():
@@ -130,7 +133,7 @@ def narrow(name: str, seed: int = 0, **options) -> Codec:
         codec.quantizer.acoustic.levels[0].load(spread(rest, codec.codebook_sizes[1], 1))
         for convolution in codec.decoder.parts[2].convolutions()[1:]:
             convolution.weight.mul_(10)  # else it begins with silence
-    if name == "cosyvoice2":  # whose grid has three levels: what leads into it must be as large
+    if name in ("cosyvoice2", "sqcodec"):  # whose grids have few levels: what leads into them must be as large
         project = codec.quantizer.input_projection
         points = project(codec.encode_latents(speech_like(0.5, codec.sample_rate))[0])
         project.bias.data.sub_(points.mean(0)).div_(points.std(0))

@@ -24,6 +24,7 @@ from vivavoce.codecs.snac import SNACConfig, build_snac
 from vivavoce.codecs.snake_vocos import PUBLISHED_SNAKE_VOCOS, SnakeVocosConfig, build_snake_vocos
 from vivavoce.codecs.spectral import SpectralConfig, build_spectral_codec
 from vivavoce.codecs.spectrum_codec import PUBLISHED_SPECTRUM, SpectrumConfig, build_spectrum_codec
+from vivavoce.codecs.sqcodec import PUBLISHED_SQCODEC, SQCodecConfig, build_sqcodec
 from vivavoce.codecs.ticodec import TiCodecConfig, build_ticodec
 from vivavoce.codecs.transformer_codec import (
     PUBLISHED_TRANSFORMER,
@@ -89,6 +90,7 @@ FAMILIES: dict[str, tuple[type, Callable[..., Codec], Mapping[str, Mapping[str, 
     "semanticodec_parts": (SemantiCodecConfig, build_semanticodec, PUBLISHED_SEMANTICODEC),
     "hilcodec_stacks": (HILCodecConfig, build_hilcodec, PUBLISHED_HILCODEC),
     "esc_levels": (ESCConfig, build_esc, PUBLISHED_ESC),
+    "sqcodec_stacks": (SQCodecConfig, build_sqcodec, PUBLISHED_SQCODEC),
     "facodec_stacks": (FACodecConfig, build_facodec, PUBLISHED_FACODEC),
 }
 for _kind, (_config, _build, _published) in FAMILIES.items():
