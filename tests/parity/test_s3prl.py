@@ -1,5 +1,5 @@
-"""APC, VQ-APC, TERA, CPC, the first wav2vec and MR-HuBERT: files in the published formats give the hidden states that
-S3PRL's copies of the authors' models have with the same weights."""
+"""APC, VQ-APC, TERA, DeCoAR 2.0, CPC, the first wav2vec and MR-HuBERT: files in the published formats give what S3PRL's
+copies of the authors' models have with the same weights."""
 
 import argparse
 import dataclasses
@@ -18,6 +18,7 @@ from vivavoce.errors import CheckpointError, RequestError
 
 apc = peer("s3prl.upstream.apc.apc")
 cpc = peer("s3prl.upstream.cpc.model")
+decoar2 = peer("s3prl.upstream.decoar2.decoar2")
 mockingjay = peer("s3prl.upstream.mockingjay.model")
 wav2vec = peer("s3prl.upstream.wav2vec.wav2vec_model")
 multires = peer("s3prl.upstream.multires_hubert.hubert_model")
@@ -88,6 +89,26 @@ def test_tera(tmp_path):
         table = torch.stack([places.sin(), places.cos()], dim=-1).flatten(1)  # S3PRL's get_sinusoid_table
         layers = theirs(frames, table[None], torch.ones(1, frames.shape[1]))
         agree(found.values[row, :, : frames.shape[1]], torch.cat(layers), 2e-3)
+
+
+@proves("decoar2", "weights")
+@torch.no_grad()
+def test_decoar2(tmp_path, monkeypatch):
+    sizes = {"input_feat": 20, "encoder_embed_dim": 128, "encoder_layers": 2, "encoder_ffn_embed_dim": 40,
+             "encoder_attention_heads": 2, "conv_pos": 16, "conv_pos_groups": 4}  # fmt: skip
+    monkeypatch.setattr(decoar2, "args", {**decoar2.args, **sizes})
+    theirs = stirred(decoar2.Decoar2())
+    state = {**theirs.state_dict(), "vector_quantizer.vars": torch.zeros(1)}
+    torch.save({"model": state}, tmp_path / "checkpoint_decoar2.pt")
+    encoder = loaded("decoar2", tmp_path / "checkpoint_decoar2.pt")
+    waves = [0.1 * torch.randn(length) for length in (16_000, 5_001)]
+    found = encoder.features(waves, layer="all")
+    for row, wave in enumerate(waves):
+        frames = kaldi_frames(wave, "hamming")[:, ::2]
+        last, layers = theirs(frames)
+        assert found.lengths[row] == frames.shape[1] == encoder.frames(len(wave))
+        wanted = torch.cat([*(layer[0].transpose(0, 1) for layer in layers), last])
+        agree(found.values[row, [1, 2, 2], : frames.shape[1]], wanted, 2e-3)
 
 
 def cpc_model(body="LSTM", layers=3, width=24):
@@ -238,8 +259,8 @@ def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="a pickle, which is not read unasked"):
         build_encoder({"kind": "cpc", "source": str(saved_cpc(model, tmp_path, True))})
     refused("cpc", tmp_path, RequestError, "no file")
-    for kind, message in {"mel_recurrent": "no checkpoint of APC", "mel_transformer": "no checkpoint of TERA"}.items():
-        refused(kind, saved_cpc(model, tmp_path, True), CheckpointError, message)
+    for kind, name in {"mel_recurrent": "APC", "mel_transformer": "TERA", "decoar2": "DeCoAR 2.0"}.items():
+        refused(kind, saved_cpc(model, tmp_path, True), CheckpointError, f"no checkpoint of {name}")
     refused("cpc", saved_cpc(model, tmp_path, True, arMode="transformer"), CheckpointError, "only GRU and LSTM")
     refused("cpc", saved_cpc(model, tmp_path, True, hiddenGar=32), CheckpointError, "hiddenGar 32 differs")
     refused("cpc", saved_cpc(model, tmp_path, True, nLevelsGRU=2), CheckpointError, "unknown")

@@ -62,6 +62,32 @@ def test_blocks_leave_exactly_so_many_frames_visible_and_these_side_by_side():
     assert mean > 3, "scattered single frames would be runs of two on average"
 
 
+@proves("eat", "mechanism")
+@pytest.mark.parametrize("columns,bands,length", [(64, 8, 5), (7, 2, 3), (1, 4, 2)])
+def test_squares_leave_blocks_of_patches_visible_in_both_directions(columns, bands, length):
+    """As the authors' loops: blocks around random patches, what would lie outside at the edge instead; then as many
+    patches too few or too many are changed."""
+    masking, size = Masking(kind="squares", prob=0.8, length=length, adjust=0.07, bands=bands), columns * bands
+    beside = []
+    for seed in range(20):
+        shown = ~masking.row(size, chance(seed))
+        assert int(shown.sum()) == int(size * (1 - 0.8))
+        slow, same = torch.zeros(columns, bands, dtype=torch.bool), chance(seed)
+        for centre in torch.randint(size, (int(size * (1 - 0.8 + 0.07) / length**2),), generator=same).tolist():
+            for i in range(length):
+                for j in range(length):
+                    column, band = centre // bands + i - length // 2, centre % bands + j - length // 2
+                    slow[min(max(column, 0), columns - 1), min(max(band, 0), bands - 1)] = True
+        slow = slow.flatten()
+        more = int(slow.sum()) > int(shown.sum())
+        assert (shown <= slow).all() if more else (slow <= shown).all(), "only taken from, or only added to"
+        grid = shown.view(columns, bands)
+        neighbours = (grid[1:] & grid[:-1]).sum() + (grid[:, 1:] & grid[:, :-1]).sum()
+        beside.append(int(neighbours) / max(int(shown.sum()), 1))
+    if columns > 8:
+        assert np.mean(beside) > 1.0, "scattered patches would have 0.4 neighbours each"
+
+
 def test_rows_do_not_depend_on_their_neighbours():
     masking = Masking(prob=0.5, length=4)
     both = mask_rows(masking, [50, 20], [chance(1), chance(2)])

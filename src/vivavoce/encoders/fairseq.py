@@ -11,6 +11,12 @@ import torch
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.nn.weights import check_asked, read_pickled_tree
 
+# Modules of a transformer block: theirs, and ours.
+BLOCK = {
+    "self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value", "self_attn.out_proj": "output",
+    "self_attn_layer_norm": "attention_norm", "fc1": "widen", "fc2": "narrow", "final_layer_norm": "feedforward_norm",
+}  # fmt: skip
+
 
 def read_tree(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
     """What a checkpoint holds under its names, read by torch's weights-only loading: tensors, plain data, settings.

@@ -29,8 +29,9 @@ from vivavoce.nn.streaming import valid, zero_padding
 class MelTrunk(Trunk):
     """Base: waveforms -> `stack` frames of `mels` bands side by side, 100 / stack a second, each projected to `width`.
 
-    What is left behind the last whole stack is dropped. normalize: see above; without it, log energies as they are;
-    "sample": the variance is that of a sample, with T - 1. fbank: further options of `kaldi_fbank`.
+    What is left behind the last whole stack is dropped. every: of so many frames only the first is heard. normalize:
+    see above; without it, log energies as they are; "sample": the variance is that of a sample, with T - 1. fbank:
+    further options of `kaldi_fbank`.
     """
 
     def __init__(
@@ -38,29 +39,32 @@ class MelTrunk(Trunk):
         width: int,
         mels: int = 80,
         stack: int = 2,
+        every: int = 1,
         normalize: bool | Literal["sample"] = True,
         fbank: Mapping[str, Any] | None = None,
         sample_rate: int = 16000,
     ):
         super().__init__()
-        if stack < 1 or mels < 1:
-            raise RecipeError(f"mels {mels}, stack {stack}: both are at least 1")
+        if min(stack, every, mels) < 1:
+            raise RecipeError(f"mels {mels}, stack {stack}, every {every}: each is at least 1")
         if normalize not in (True, False, "sample"):
             raise RecipeError(f"normalize: {normalize!r} is none of true, false, sample")
-        self.mels, self.stack, self.normalize, self.fbank = mels, stack, normalize, dict(fbank or {})
+        self.mels, self.stack, self.every = mels, stack, every
+        self.normalize, self.fbank = normalize, dict(fbank or {})
         self.sample_rate, self.width, self.local_width = sample_rate, width, mels * stack
-        self.hop = sample_rate // 100 * stack
+        self.hop = sample_rate // 100 * stack * every
         self.frame_rate = sample_rate / self.hop
         self.projection: nn.Module = nn.Linear(self.local_width, width)
 
     def frames(self, samples):
-        return kaldi_frames(samples, self.sample_rate) // self.stack
+        return -(-kaldi_frames(samples, self.sample_rate) // self.every) // self.stack
 
     def local(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         mel = kaldi_fbank(wave, self.sample_rate, self.mels, **self.fbank)
         counts = kaldi_frames(lengths, self.sample_rate)
         if self.normalize:
             mel = normed(mel, counts, less=int(self.normalize == "sample"))
+        mel, counts = mel[:, :: self.every], -(-counts // self.every)
         size = max(mel.shape[1] // self.stack, 1)
         mel = F.pad(mel, (0, 0, 0, max(0, size * self.stack - mel.shape[1])))[:, : size * self.stack]
         counts = counts // self.stack

@@ -37,8 +37,8 @@ class MultiResolutionConfig(SpeechTransformerConfig):
             raise RecipeError(f"parts {list(self.parts)}: three numbers from 1 up, whose sum is layers ({self.layers})")
         if self.rate_kernel < 1 or self.rate_kernel % 2 == 0:
             raise RecipeError(f"rate_kernel {self.rate_kernel}: an odd number of frames")
-        if self.relative_buckets:
-            raise RecipeError("relative_buckets: two rates have no relative positions in common")
+        if self.relative_buckets or self.alibi is not None:
+            raise RecipeError("relative_buckets, alibi: two rates have no relative positions in common")
 
 
 class MultiResolution(SpeechTransformer):

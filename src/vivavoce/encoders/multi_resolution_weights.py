@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vivavoce.encoders.fairseq import convolutions, read_tree
+from vivavoce.encoders.fairseq import BLOCK, convolutions, read_tree
 from vivavoce.encoders.multi_resolution import MultiResolution, MultiResolutionConfig
 from vivavoce.encoders.names import Names
 from vivavoce.encoders.pretrained import check_settings, check_sizes, fill
@@ -24,10 +24,6 @@ NAMES = Names({
        for theirs, ours in (("downsample", "slower"), ("upsample", "faster"))
        for part in ("up", "down") for number, kind in (("0", ""), ("2", "_norm"))},
 })  # fmt: skip
-BLOCK = {
-    "self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value", "self_attn.out_proj": "output",
-    "self_attn_layer_norm": "attention_norm", "fc1": "widen", "fc2": "narrow", "final_layer_norm": "feedforward_norm",
-}  # fmt: skip
 LEARNING = ("mask_emb", "final_projs.", "label_embs_concat.", "target_glus.")  # what features do not need
 _SIZES = {
     "width": "encoder_embed_dim", "heads": "encoder_attention_heads", "hidden": "encoder_ffn_embed_dim",

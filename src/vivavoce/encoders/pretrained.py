@@ -185,13 +185,13 @@ def fill(model: nn.Module, ours: Mapping[str, Tensor], source: str) -> None:
     model.load_state_dict(dict(ours))
 
 
-def fold_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def fold_position(state: dict[str, Tensor], weight: str = _POSITION) -> dict[str, Tensor]:
     """The weight-normed position convolution (norm over all but the kernel) as one plain weight."""
-    names = (*parametrized(_POSITION), f"{_POSITION}_g", f"{_POSITION}_v")
+    names = (*parametrized(weight), f"{weight}_g", f"{weight}_v")
     found = [state.pop(name) for name in names if name in state]
     if len(found) == 2:
         length, direction = found
-        state[_POSITION] = torch._weight_norm(direction.float(), length.float(), 2).to(direction.dtype)
+        state[weight] = torch._weight_norm(direction.float(), length.float(), 2).to(direction.dtype)
     return state
 
 

@@ -28,6 +28,20 @@ def _wavlm(**options: Any) -> Encoder:
     return _speech_transformer(**options)
 
 
+def _lighthubert(
+    source: str | None = None, subnet: Mapping[str, Any] | None = None, allow_pickle: bool = False, **sizes: Any
+) -> Encoder:
+    """source: a checkpoint's file of the authors'. subnet: only this part of it is built."""
+    from vivavoce.encoders.subnets import build_lighthubert
+    from vivavoce.encoders.subnets_weights import load_supernet
+
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_supernet(source, subnet, allow_pickle)
+    return build_lighthubert(subnet, **tuples(sizes))
+
+
 def _speech_conformer(
     source: str | None = None, revision: str | None = None, allow_pickle: bool = False, **sizes: Any
 ) -> Encoder:
@@ -83,6 +97,21 @@ def _s3(**options: Any) -> Encoder:
     return S3Encoder(S3Config(**tuples(options))).eval()
 
 
+def _sense_voice(
+    source: str | None = None, revision: str | None = None, allow_pickle: bool = False, **options: Any
+) -> Encoder:
+    """Published weights from `source`, or random ones of the given sizes; `queries` go with both."""
+    from vivavoce.encoders.sense_voice import SenseVoice, SenseVoiceConfig
+    from vivavoce.encoders.sense_voice_weights import load_sense_voice
+
+    if source is None:
+        return SenseVoice(SenseVoiceConfig(**tuples(options))).eval()
+    sizes = [name for name in options if name != "queries"]
+    if sizes:
+        raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+    return load_sense_voice(source, revision, allow_pickle, **tuples(options))
+
+
 def _block_whisper(**options: Any) -> Encoder:
     from vivavoce.audio.whisper import RATE
     from vivavoce.encoders.block_whisper import BlockWhisper
@@ -113,10 +142,22 @@ def _log_mel(**options: Any) -> Encoder:
     return StreamingEncoder(module, module.sample_rate)
 
 
-def _mel_transformer(**options: Any) -> Encoder:
+def _mel_transformer(source: str | None = None, allow_pickle: bool = False, **options: Any) -> Encoder:
+    """source: S3PRL's file of TERA."""
     from vivavoce.encoders.mel_trunk import MelTransformer
+    from vivavoce.encoders.s3prl_weights import load_tera
 
+    if source is not None:
+        if options:
+            raise RecipeError(f"encoder: {', '.join(options)} beside `source`: sizes come from the checkpoint")
+        return load_tera(source, allow_pickle)
     return MelTransformer(**options).eval()
+
+
+def _flow_transformer(**options: Any) -> Encoder:
+    from vivavoce.encoders.flow_transformer import FlowTransformer
+
+    return FlowTransformer(**options).eval()
 
 
 def _mel_convolutions(**options: Any) -> Encoder:
@@ -133,6 +174,31 @@ def _mel_patches(group: Sequence[int] | None = None, **options: Any) -> Encoder:
     return patches if group is None else PatchGroups(patches, *group).eval()
 
 
+def _mel_cnn(**options: Any) -> Encoder:
+    from vivavoce.encoders.mel_cnn import MelCNN
+
+    return MelCNN(**options).eval()
+
+
+def _ecapa(**options: Any) -> Encoder:
+    from vivavoce.encoders.ecapa import Ecapa
+
+    return Ecapa(**options).eval()
+
+
+def _beats(
+    source: str | None = None, revision: str | None = None, allow_pickle: bool = False, **sizes: Any
+) -> Encoder:
+    from vivavoce.encoders.beats import Beats, BeatsConfig
+    from vivavoce.encoders.beats_weights import load_beats
+
+    if source is not None:
+        if sizes:
+            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        return load_beats(source, revision, allow_pickle)
+    return Beats(BeatsConfig(**sizes)).eval()
+
+
 def _mel_conformer(**options: Any) -> Encoder:
     """BEST-RQ's: its form, over four stacked frames, is the default of `body`."""
     if "source" not in options:
@@ -141,13 +207,32 @@ def _mel_conformer(**options: Any) -> Encoder:
     return _speech_conformer(**options)
 
 
-def _mel_recurrent(**options: Any) -> Encoder:
-    from vivavoce.encoders.mel_trunk import MelRecurrent
+def _decoar2(source: str | None = None, allow_pickle: bool = False, **options: Any) -> Encoder:
+    """DeCoAR 2.0: its form is the default of a mel transformer's. source: the published file."""
+    from vivavoce.encoders.mel_trunk import MelTransformer
+    from vivavoce.encoders.s3prl_weights import load_decoar2
 
+    if source is not None:
+        if options:
+            raise RecipeError(f"encoder: {', '.join(options)} beside `source`: sizes come from the checkpoint")
+        return load_decoar2(source, allow_pickle)
+    form = {"layers": 12, "stack": 1, "every": 2, "normalize": "sample", "fbank": {"taper": "hamming", "scale": 1.0}}
+    return MelTransformer(**{**form, **options}).eval()
+
+
+def _mel_recurrent(source: str | None = None, allow_pickle: bool = False, **options: Any) -> Encoder:
+    """source: S3PRL's file of APC or VQ-APC."""
+    from vivavoce.encoders.mel_trunk import MelRecurrent
+    from vivavoce.encoders.s3prl_weights import load_apc
+
+    if source is not None:
+        if options:
+            raise RecipeError(f"encoder: {', '.join(options)} beside `source`: sizes come from the checkpoint")
+        return load_apc(source, allow_pickle)
     return MelRecurrent(**options).eval()
 
 
-def _mr_hubert(source: str | None = None, **sizes: Any) -> Encoder:
+def _mr_hubert(source: str | None = None, allow_pickle: bool = False, **sizes: Any) -> Encoder:
     """source: S3PRL's copy of a published checkpoint."""
     from vivavoce.encoders.multi_resolution import MultiResolution, MultiResolutionConfig
     from vivavoce.encoders.multi_resolution_weights import load_mr_hubert
@@ -155,11 +240,11 @@ def _mr_hubert(source: str | None = None, **sizes: Any) -> Encoder:
     if source is not None:
         if sizes:
             raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
-        return load_mr_hubert(source)
+        return load_mr_hubert(source, allow_pickle)
     return MultiResolution(MultiResolutionConfig(**tuples(sizes))).eval()
 
 
-def _cpc(source: str | None = None, **sizes: Any) -> Encoder:
+def _cpc(source: str | None = None, allow_pickle: bool = False, **sizes: Any) -> Encoder:
     """CPC_audio's form is the default; `source`: a checkpoint's file, or CPC_audio's folder."""
     from vivavoce.encoders.waveform_context import WaveformContext, WaveformContextConfig
     from vivavoce.encoders.waveform_context_weights import load_cpc
@@ -167,11 +252,11 @@ def _cpc(source: str | None = None, **sizes: Any) -> Encoder:
     if source is not None:
         if sizes:
             raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
-        return load_cpc(source)
+        return load_cpc(source, allow_pickle)
     return WaveformContext(WaveformContextConfig(**tuples(sizes))).eval()
 
 
-def _wav2vec(source: str | None = None, **sizes: Any) -> Encoder:
+def _wav2vec(source: str | None = None, allow_pickle: bool = False, **sizes: Any) -> Encoder:
     """The first wav2vec; fairseq's wav2vec_large is the default. `source`: a checkpoint's file."""
     from vivavoce.encoders.waveform_context import WaveformContext, WaveformContextConfig
     from vivavoce.encoders.waveform_context_weights import load_wav2vec
@@ -179,7 +264,7 @@ def _wav2vec(source: str | None = None, **sizes: Any) -> Encoder:
     if source is not None:
         if sizes:
             raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
-        return load_wav2vec(source)
+        return load_wav2vec(source, allow_pickle)
     form: dict[str, Any] = {
         "conv_widths": (512,) * 7, "conv_kernels": (10, 8, 4, 4, 4, 1, 1), "conv_strides": (5, 4, 2, 2, 2, 1, 1),
         "conv_bias": False, "norm": "signal", "logarithm": True, "body": "convolution", "kernels": tuple(range(2, 14)),
@@ -196,19 +281,26 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "unispeech": _speech_transformer,
     "unispeech_sat": _speech_transformer,
     "data2vec": _data2vec,
+    "lighthubert": _lighthubert,
     "w2v_bert": _w2v_bert,
     "wav2vec2_conformer": _wav2vec2_conformer,
     "whisper": _whisper,
     "s3": _s3,
+    "sense_voice": _sense_voice,
     "block_whisper": _block_whisper,
     "mfcc": _mfcc,
     "causal_mel": _causal_mel,
     "log_mel": _log_mel,
     "mel_transformer": _mel_transformer,
     "mel_convolutions": _mel_convolutions,
+    "flow_transformer": _flow_transformer,
     "mel_patches": _mel_patches,
+    "mel_cnn": _mel_cnn,
+    "ecapa": _ecapa,
+    "beats": _beats,
     "mel_conformer": _mel_conformer,
     "mel_recurrent": _mel_recurrent,
+    "decoar2": _decoar2,
     "cpc": _cpc,
     "wav2vec": _wav2vec,
     "mr_hubert": _mr_hubert,

@@ -1,12 +1,14 @@
-"""Published APC, VQ-APC and TERA, as S3PRL keeps them, into our encoders of mel frames.
+"""Published APC, VQ-APC, TERA and DeCoAR 2.0, as S3PRL reads them, into our encoders of mel frames.
 
-Source: s3prl 0.4.18, upstream/apc and upstream/mockingjay; their frames are Kaldi's filter bank of waveforms in
-[-1, 1], each band of zero mean and unit variance over the utterance.
+Source: s3prl 0.4.18, upstream/apc, upstream/mockingjay and upstream/decoar2; their frames are Kaldi's filter bank of
+waveforms in [-1, 1], each band of zero mean and unit variance over the utterance.
 """
 
 from pathlib import Path
 
-from vivavoce.encoders.fairseq import read_tree
+import torch
+
+from vivavoce.encoders.fairseq import BLOCK, read_tree
 from vivavoce.encoders.mel_trunk import MelRecurrent, MelTransformer
 from vivavoce.encoders.names import Names
 from vivavoce.encoders.pretrained import check_settings, check_sizes, fill
@@ -24,6 +26,14 @@ TERA = Names({
     "encoder.layer.*.intermediate.dense": "blocks.*.widen",
     "encoder.layer.*.output.dense": "blocks.*.narrow",
     "encoder.layer.*.output.LayerNorm": "blocks.*.feedforward_norm",
+})  # fmt: skip
+
+
+DECOAR2 = Names({
+    "post_extract_proj": "projection",
+    "encoder.pos_conv.0": "position",
+    "encoder.layer_norm": "norm",
+    **{f"encoder.layers.*.{theirs}": f"blocks.*.{ours}" for theirs, ours in BLOCK.items()},
 })  # fmt: skip
 
 
@@ -75,6 +85,28 @@ def load_tera(source: str | Path, allow_pickle: bool = False) -> MelTransformer:
         fbank={"taper": fbank.get("window_type", "povey"), "scale": 1.0},
     )  # fmt: skip
     fill(model, {TERA.ours(_newer(name)) or name: value for name, value in state.items()}, str(source))
+    return model.eval()
+
+
+def load_decoar2(source: str | Path, allow_pickle: bool = False) -> MelTransformer:
+    """DeCoAR 2.0 with published weights, in evaluation mode: awslabs' file, with `model`, whose quantizer and head are
+    left out. The file tells no sizes: heads are of 64 channels, as published. Otherwise as `load_apc`."""
+    tree = read_tree(Path(source), allow_pickle)
+    state = dict(tree.get("model", {}))
+    place = "encoder.pos_conv.0.weight"
+    if f"{place}_g" not in state or "post_extract_proj.weight" not in state:
+        raise CheckpointError(f"{source}: lacks {place}_g or post_extract_proj: no checkpoint of DeCoAR 2.0")
+    state[place] = torch._weight_norm(state.pop(f"{place}_v"), state.pop(f"{place}_g"), 2)
+    ours = {name: value for key, value in state.items() if (name := DECOAR2.ours(key)) is not None}
+    width, mels = state["post_extract_proj.weight"].shape
+    layers = 1 + max((int(name.split(".")[1]) for name in ours if name.startswith("blocks.")), default=0)
+    hidden = ours["blocks.0.widen.weight"].shape[0]
+    kernel, groups = state[place].shape[2], width // state[place].shape[1]
+    model = MelTransformer(
+        width, layers, max(1, width // 64), hidden, position_kernel=kernel, position_groups=groups, mels=mels, stack=1,
+        every=2, normalize="sample", fbank={"taper": "hamming", "scale": 1.0},
+    )  # fmt: skip
+    fill(model, ours, str(source))
     return model.eval()
 
 

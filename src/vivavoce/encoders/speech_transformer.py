@@ -6,9 +6,10 @@ and modeling_wavlm.py. There, models with a group norm (the base sizes) hear the
 Here they are taken over each row's own frames.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import cast
+from itertools import repeat
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,11 @@ from vivavoce.audio.normalize import unit_variance
 from vivavoce.encoders.base import Layer, Trunk
 from vivavoce.encoders.front import WaveformFront
 from vivavoce.encoders.positions import PositionConvolution, PositionStack
-from vivavoce.encoders.relative_bias import GatedRelativeBias
+from vivavoce.encoders.relative_bias import GatedRelativeBias, LinearBias
 from vivavoce.errors import RecipeError
 from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.streaming import valid, zero_padding
+from vivavoce.schema.parts import made
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class SpeechTransformerConfig:
     stable: layer norms before attention and feed-forward, and one at the end (the large models). projection_norm:
     layer norm before the projection to `width`. position_layers: convolutions of data2vec's stack (0: wav2vec 2.0's
     single one); position_batch_norm: of that one's input (HuBERT at 25 Hz). relative_buckets: WavLM's gated relative
-    positions; 0 for none. normalize: waveforms are brought to zero mean and unit variance first. In training only:
-    dropout, of attention, of what each part of a block adds and of the frames before the first; layer_drop, of whole
-    blocks.
+    positions; 0 for none. alibi: options of `LinearBias` beside heads and layers, data2vec 2.0's positions in addition
+    to its convolutions; None for none. normalize: waveforms are brought to zero mean and unit variance first. In
+    training only: dropout, of attention, of what each part of a block adds and of the frames before the first;
+    layer_drop, of whole blocks.
     """
 
     conv_widths: tuple[int, ...] = (512,) * 7
@@ -54,6 +57,7 @@ class SpeechTransformerConfig:
     epsilon: float = 1e-5
     relative_buckets: int = 0
     relative_distance: int = 800
+    alibi: Mapping[str, Any] | None = None
     normalize: bool = False
     sample_rate: int = 16000
     dropout: float = 0.0
@@ -66,6 +70,8 @@ class SpeechTransformerConfig:
             raise RecipeError(f"front_norm: {self.front_norm!r} is neither 'group' nor 'layer'")
         if self.width % self.heads or self.width % self.position_groups:
             raise RecipeError(f"width {self.width} must be a multiple of heads and of position_groups")
+        if self.alibi is not None and self.relative_buckets:
+            raise RecipeError("alibi beside relative_buckets: attention has one kind of relative positions")
 
 
 class SpeechTransformer(Trunk):
@@ -90,10 +96,11 @@ class SpeechTransformer(Trunk):
             else PositionConvolution(*place, batch_norm=config.position_batch_norm)
         )
         self.norm = nn.LayerNorm(config.width, config.epsilon)
-        self.bias = (
-            GatedRelativeBias(config.heads, config.relative_buckets, config.relative_distance)
-            if config.relative_buckets else None
-        )
+        self.bias: GatedRelativeBias | LinearBias | None = None
+        if config.relative_buckets:
+            self.bias = GatedRelativeBias(config.heads, config.relative_buckets, config.relative_distance)
+        elif config.alibi is not None:
+            self.bias = made("alibi", LinearBias, config.heads, config.layers, **config.alibi)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def sizes(self):
@@ -120,8 +127,15 @@ class SpeechTransformer(Trunk):
         return F.dropout(x, self.config.dropout, self.training)
 
     def attend(self, x: Tensor, counts: Tensor, layer: Layer = None) -> Tensor:
-        shared = self.bias(x.shape[1]) if self.bias is not None else None
-        y = through_blocks(self.blocks, x, counts, layer, shared, self.config.layer_drop if self.training else 0.0)
+        return self._through(x, counts, layer, torch.arange(x.shape[1], device=x.device)[None])
+
+    def attend_some(self, x: Tensor, counts: Tensor, at: Tensor) -> Tensor:
+        return self.attend(x, counts) if self.bias is None else self._through(x, counts, None, at)
+
+    def _through(self, x: Tensor, counts: Tensor, layer: Layer, at: Tensor) -> Tensor:
+        """The blocks, of frames at places at [B or 1, T]."""
+        drop = self.config.layer_drop if self.training else 0.0
+        y = through_blocks(self.blocks, x, counts, layer, None if self.bias is None else self.bias(at), drop)
         return self.norm(y) if self.config.stable and layer is None else y
 
     def feedforwards(self, x: Tensor, counts: Tensor) -> list[Tensor]:
@@ -133,19 +147,25 @@ class SpeechTransformer(Trunk):
 
 
 def through_blocks(
-    blocks: nn.ModuleList, x: Tensor, counts: Tensor, layer: Layer, shared: Tensor | None = None, drop: float = 0.0
+    blocks: nn.ModuleList,
+    x: Tensor,
+    counts: Tensor,
+    layer: Layer,
+    shared: Iterable[Tensor | None] | None = None,
+    drop: float = 0.0,
 ) -> Tensor:
     """Frames [B, T, D], of which counts [B] are valid, through blocks; `layer` as `Encoder.features` has it.
 
-    shared: position bias [heads, T, T]. drop: probability with which a block is left out.
+    shared: position bias [B or 1, heads, T, T] of every block. drop: probability with which a block is left out.
     """
     mask = None
     if not bool((counts >= x.shape[1]).all()):  # rows without frames attend to the first
         mask = valid(counts.clamp(min=1), x.shape[1])[:, None, None]
     outputs = [x]
-    for block in list(blocks)[: layer if isinstance(layer, int) else None]:
+    some = list(blocks)[: layer if isinstance(layer, int) else None]
+    for block, bias in zip(some, repeat(None) if shared is None else shared):
         kept = not drop or float(torch.rand(())) >= drop
-        y = block(outputs[-1], mask, shared) if kept else outputs[-1]
+        y = block(outputs[-1], mask, bias) if kept else outputs[-1]
         outputs = [*outputs, y] if layer == "all" else [y]
     return torch.stack(outputs, dim=1) if layer == "all" else outputs[-1]
 
@@ -164,13 +184,17 @@ def feedforward_outputs(blocks: nn.ModuleList, run: Callable[[], object]) -> lis
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward with residuals, norms after them or (stable) before."""
+    """Self-attention and feed-forward with residuals, norms after them or (stable) before.
 
-    def __init__(self, config: SpeechTransformerConfig):
+    inner: width of all heads together, the config's width where it is not said.
+    """
+
+    def __init__(self, config: SpeechTransformerConfig, inner: int | None = None):
         super().__init__()
-        width = config.width
+        width, inner = config.width, inner or config.width
         self.heads, self.stable, self.dropout = config.heads, config.stable, config.dropout
-        self.query, self.key, self.value, self.output = (PackedLinear(width, width) for _ in range(4))
+        self.query, self.key, self.value = (PackedLinear(width, inner) for _ in range(3))
+        self.output = PackedLinear(inner, width)
         self.attention_norm = nn.LayerNorm(width, config.epsilon)
         self.gate = nn.Linear(width // config.heads, 8) if config.relative_buckets else None
         self.gate_scale = nn.Parameter(torch.ones(config.heads)) if config.relative_buckets else None
@@ -189,16 +213,21 @@ class Block(nn.Module):
         return F.dropout(self.narrow(F.gelu(self.widen(x))), self.dropout, self.training)
 
     def attend(self, x: Tensor, mask: Tensor | None, shared: Tensor | None) -> Tensor:
-        """Attention over frames [B, T, D]; mask [B, 1, 1, T] of keys; shared: position bias [heads, T, T]."""
-        batch, size, width = x.shape
-        split = (batch, size, self.heads, width // self.heads)
+        """Attention over frames [B, T, D]; mask [B, 1, 1, T] of keys; shared: position bias [B or 1, heads, T, T]."""
+        split = (*x.shape[:2], self.heads, -1)
         query, key, value = (f(x).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
         if shared is not None:
-            bias = self.gates(x.view(split).transpose(1, 2)) * shared
+            if self.gate is not None:
+                shared = self.gates(self.gated(x.view(split).transpose(1, 2), query)) * shared
+            bias = shared.to(query.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         dropped = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropped)
-        return F.dropout(self.output(y.transpose(1, 2).reshape(x.shape)), dropped, self.training)
+        return F.dropout(self.output(y.transpose(1, 2).flatten(2)), dropped, self.training)
+
+    def gated(self, x: Tensor, query: Tensor) -> Tensor:
+        """What the gates hear of the block's frames and the queries made of them, [B, heads, T, D / heads] each."""
+        return x
 
     def gates(self, x: Tensor) -> Tensor:
         """How much each query minds positions (WavLM, equation 4): x [B, heads, T, D / heads] -> [B, heads, T, 1]."""

@@ -22,10 +22,10 @@ class DistanceBias(nn.Module):
 
     def forward(self, window: int) -> Tensor:
         """-> [heads, window, 2 x window]: of queries in the second window and keys in both."""
-        weight = self.network[0].weight
-        told = self.network(torch.arange(2 * window, device=weight.device, dtype=weight.dtype)[:, None])
-        queries, keys = (torch.arange(*ends, device=weight.device) for ends in ((window, 2 * window), (2 * window,)))
-        return told[(queries[:, None] - keys).abs()].permute(2, 0, 1)
+        weight = next(self.parameters())
+        at = torch.arange(2 * window, device=weight.device)
+        told = self.network(at[:, None].to(weight))
+        return told[(at[window:, None] - at).abs()].permute(2, 0, 1)
 
 
 class BackwardAttention(nn.Module):

@@ -11,7 +11,7 @@ from vivavoce.encoders.base import Trunk
 from vivavoce.encoders.speech_transformer import Block, SpeechTransformerConfig, through_blocks
 from vivavoce.nn.positions import SinusoidalPositions
 from vivavoce.nn.streaming import valid
-from vivavoce.training.ssl_masking import Masking
+from vivavoce.training.ssl_masking import Masking, only, put_back
 from vivavoce.training.ssl_task import Objective
 
 
@@ -47,12 +47,8 @@ class MaskedAutoencoder(Objective):
         shown = inside & ~hidden
         x = trunk.embed(trunk.local_norm(frames))
         placed = trunk.place(torch.where(hidden[..., None], torch.zeros_like(x), x), counts)
-        some = shown.sum(1)
-        order = torch.argsort((~shown).long(), dim=1, stable=True)[:, : max(int(some.max()), 1)]
-        at = order[..., None].expand(-1, -1, x.shape[2])
-        y = trunk.attend(placed.gather(1, at), some)
-        whole = torch.zeros_like(x).scatter(1, at, y)
-        whole = torch.where(shown[..., None], whole, self.mask_vector.to(x.dtype))
+        heard, some, at = only(placed, shown)
+        whole = put_back(trunk.attend_some(heard, some, at[..., 0]), at, shown, self.mask_vector.to(x.dtype))
         whole = whole + self.position(torch.arange(x.shape[1], device=x.device)[None]).to(x)
         z = through_blocks(self.blocks, whole, counts, None)
         if not bool(hidden.any()):

@@ -1,7 +1,8 @@
 """Which frames a pre-training hides: spans, visible blocks, altered bands. Every row draws from its own chance.
 
 Spans as wav2vec 2.0 and HuBERT have them (fairseq's and transformers' `compute_mask_indices`), visible blocks as
-data2vec 2.0 (arXiv:2212.07525, section 3.3), bands and spans of spectra as TERA (arXiv:2007.06028).
+data2vec 2.0 (arXiv:2212.07525, section 3.3) and EAT (arXiv:2401.03497), bands and spans of spectra as TERA
+(arXiv:2007.06028).
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,18 @@ class Masking:
     - `starts`: every frame begins a span of `length` with probability `prob` (BEST-RQ).
     - `blocks`: what stays visible are blocks of `length`; exactly int(T x (1 - prob)) frames do (data2vec 2.0).
       adjust: share of the frames that is drawn in addition, because blocks overlap.
+    - `squares`: likewise, of frames that are patches, `bands` to a column: blocks of `length` by `length` (EAT).
     """
 
     prob: float = 0.8
     length: int = 10
     kind: str = "spans"
     adjust: float = 0.05
+    bands: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("spans", "starts", "blocks"):
-            raise RecipeError(f"mask.kind: {self.kind!r} is none of spans, starts, blocks")
+        if self.kind not in ("spans", "starts", "blocks", "squares"):
+            raise RecipeError(f"mask.kind: {self.kind!r} is none of spans, starts, blocks, squares")
         if not 0 < self.prob < 1 or not isinstance(self.length, int) or self.length < 1:
             raise RecipeError(f"mask: prob {self.prob} (between 0 and 1) and length {self.length} (at least 1)")
 
@@ -39,7 +42,8 @@ class Masking:
         """Which of `frames` are hidden: bool [frames]."""
         if frames < 1:
             return torch.zeros(0, dtype=torch.bool)
-        return {"spans": self._spans, "starts": self._starts, "blocks": self._blocks}[self.kind](frames, chance)
+        kinds = {"spans": self._spans, "starts": self._starts, "blocks": self._blocks, "squares": self._blocks}
+        return kinds[self.kind](frames, chance)
 
     def _spans(self, frames: int, chance: torch.Generator) -> Tensor:
         length = min(self.length, frames)
@@ -52,12 +56,16 @@ class Masking:
         return grown(starts, frames, self.length)
 
     def _blocks(self, frames: int, chance: torch.Generator) -> Tensor:
+        high = self.length if self.kind == "squares" else 1
         visible = int(frames * (1 - self.prob))
-        drawn = int(frames * (1 - self.prob + self.adjust) / self.length)
+        drawn = int(frames * (1 - self.prob + self.adjust) / (self.length * high))
         centres = torch.randint(frames, (drawn,), generator=chance)
+        column, band = centres // self.bands, centres % self.bands
         shown = torch.zeros(frames, dtype=torch.bool)
         for offset in range(self.length):
-            shown[(centres + offset - self.length // 2).clamp(0, frames - 1)] = True
+            at = (column + offset - self.length // 2).clamp(0, frames // self.bands - 1) * self.bands
+            for up in range(high):
+                shown[at + (band + up - high // 2).clamp(0, self.bands - 1)] = True
         excess = int(shown.sum()) - visible
         order = torch.randperm(frames, generator=chance)
         wrong = order[shown[order] if excess > 0 else ~shown[order]][: abs(excess)]
@@ -77,6 +85,22 @@ def mask_rows(masking: Masking, counts: Sequence[int], chances: Sequence[torch.G
     """The hidden frames of rows of `counts` frames, each by its own chance: bool [B, most]; none beyond a row's end."""
     rows = [masking.row(count, chance) for count, chance in zip(counts, chances, strict=True)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def only(x: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of frames [B, T, D] those that are shown [B, T], one behind another [B, most, D], how many of each row count [B],
+    and where each stood, as `put_back` takes it."""
+    some = shown.sum(1)
+    order = torch.argsort((~shown).long(), dim=1, stable=True)[:, : max(int(some.max()), 1)]
+    at = order[..., None].expand(-1, -1, x.shape[2])
+    return x.gather(1, at), some, at
+
+
+def put_back(y: Tensor, at: Tensor, shown: Tensor, others: Tensor) -> Tensor:
+    """What `only` took, at its places again among `others`, [D] or [B, T, D]: [B, T, D]."""
+    whole = others.expand(len(shown), shown.shape[1], -1)
+    filled = whole.scatter(1, at[..., :1].expand(-1, -1, y.shape[2]), y.to(whole.dtype))
+    return torch.where(shown[..., None], filled, whole)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vivavoce.encoders.base import Trunk
 from vivavoce.nn.streaming import valid
 from vivavoce.training.ssl_masked_labels import scaled_gradient
-from vivavoce.training.ssl_masking import Masking, mask_rows
+from vivavoce.training.ssl_masking import Masking, mask_rows, only, put_back
 from vivavoce.training.ssl_task import Objective
 from vivavoce.training.ssl_teacher import Teacher, squared_distance
 
@@ -93,34 +93,33 @@ class ManyMasks(TeacherRegression):
         self.clones, self.noise = clones, noise
         self.mask_vector.requires_grad_(False)  # hidden frames are left out, nothing stands for them
         self.project = nn.Identity()  # type: ignore[assignment]
-        self.decoder = ConvolutionDecoder(trunk.width, **(decoder or {}))
+        self.decoder: nn.Module = ConvolutionDecoder(trunk.width, **(decoder or {}))
         self.masking_of_clones, self.masking = self.masking, None  # drawn here, one for each clone
 
     def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         frames, counts = trunk.local(batch["wave"], batch["lengths"])
         x = trunk.embed(trunk.local_norm(scaled_gradient(frames, self.local_gradient)))
         targets = self.targets(x, counts).repeat_interleave(self.clones, 0)
+        x, counts, hidden, noise = self.cloned(x, counts, batch["seeds"])
+        shown = valid(counts, x.shape[1]) & ~hidden
+        heard, some, at = only(trunk.place(torch.where(hidden[..., None], torch.zeros_like(x), x), counts), shown)
+        y = trunk.attend_some(heard, some, at[..., 0])
+        found = self.decoder(put_back(y, at, shown, noise), counts)
+        loss = squared_distance(found[hidden], targets[hidden])
+        return {"loss": loss, **spreads(targets[hidden], y[:, 0])}
+
+    def cloned(self, x: Tensor, counts: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Every row `clones` times: frames [B x clones, T, D], how many count, which of them are hidden, and the noise
+        [B x clones, T, D] that stands for these."""
         x, counts = x.repeat_interleave(self.clones, 0), counts.repeat_interleave(self.clones, 0)
         chances = [
-            torch.Generator().manual_seed(seed + clone)
-            for seed in batch["seeds"].tolist()
-            for clone in range(self.clones)
+            torch.Generator().manual_seed(seed + clone) for seed in seeds.tolist() for clone in range(self.clones)
         ]
         assert self.masking_of_clones is not None
         hidden = mask_rows(self.masking_of_clones, counts.tolist(), chances).to(x.device)
-        inside = valid(counts, x.shape[1])
-        hidden = F.pad(hidden, (0, x.shape[1] - hidden.shape[1])) & inside
-        shown = inside & ~hidden
-        placed = trunk.place(torch.where(hidden[..., None], torch.zeros_like(x), x), counts)
-        some = shown.sum(1)
-        order = torch.argsort((~shown).long(), dim=1, stable=True)[:, : max(int(some.max()), 1)]
-        at = order[..., None].expand(-1, -1, x.shape[2])
-        y = trunk.attend(placed.gather(1, at), some)
-        noise = torch.stack([torch.randn(x.shape[1:], generator=chance) for chance in chances]).to(y) * self.noise
-        whole = torch.where(shown[..., None], noise.scatter(1, at, y), noise)
-        found = self.decoder(whole, counts)
-        loss = squared_distance(found[hidden], targets[hidden])
-        return {"loss": loss, **spreads(targets[hidden], y[:, 0])}
+        hidden = F.pad(hidden, (0, x.shape[1] - hidden.shape[1])) & valid(counts, x.shape[1])
+        noise = torch.stack([torch.randn(x.shape[1:], generator=chance) for chance in chances]).to(x) * self.noise
+        return x, counts, hidden, noise
 
 
 class ConvolutionDecoder(nn.Module):

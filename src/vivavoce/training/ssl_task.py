@@ -8,7 +8,7 @@ import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from vivavoce.errors import DataError, RecipeError
 from vivavoce.training.ssl_labels import Labels
 from vivavoce.training.ssl_masking import Masking, mask_rows
 from vivavoce.training.task import Task, share, step_seed
+
+Learner = TypeVar("Learner", bound=nn.Module)
 
 
 class Objective(nn.Module):
@@ -92,11 +94,11 @@ class PretrainTask(Task):
         self.samples_per_row = max(1, round(seconds * trunk.sample_rate / self.hop)) * self.hop
         for labels in objective.labels:
             labels.bind(trunk, waves)
-        if len(waves):
-            if fresh:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(step_seed(seed, name, "fresh"))
-                    codec.units.encoder.load_state_dict(build_encoder(codec.units.config or {}).state_dict())
+        if len(waves) and fresh:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(step_seed(seed, name, "fresh"))
+                codec.units.encoder.load_state_dict(build_encoder(codec.units.config or {}).state_dict())
+        if len(waves) or not any(True for _ in objective.parameters()):  # which has nothing else to check for
             trunk.requires_grad_(True)
         self.sizes = list(getattr(waves, "sizes", None) or [wave.shape[1] for wave in waves])
         self.ends = list(accumulate(self.sizes))
@@ -219,6 +221,6 @@ class PretrainTask(Task):
         self.objective.load_extra(state["objective"])
 
 
-def copied(trunk: Trunk) -> Trunk:
+def copied(module: Learner) -> Learner:
     """A frozen copy in evaluation mode: a teacher."""
-    return copy.deepcopy(trunk).requires_grad_(False).eval()
+    return copy.deepcopy(module).requires_grad_(False).eval()

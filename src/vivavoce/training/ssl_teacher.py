@@ -1,59 +1,104 @@
-"""A teacher that is a moving average of its pupil, as data2vec has it (arXiv:2202.03555, section 3.2).
+"""A teacher that is a moving average of its pupil, as data2vec has it (arXiv:2202.03555, section 3.2) and BYOL
+(arXiv:2006.07733, section 3.1)."""
 
-It shares the pupil's local half and follows only what comes behind the mask: position, norms and blocks.
-"""
-
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivavoce.encoders.base import Trunk
 from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.training.ssl_task import copied
 
-SHARED = ("front", "projection")  # beginnings of the names of what the teacher takes from the pupil
+SHARED = ("front", "projection")  # beginnings of the names of what data2vec's teacher takes from the pupil
+Followed = TypeVar("Followed", bound=nn.Module)
 
 
-class Teacher:
-    """decays: (at first, at last, steps from one to the other, linearly). freeze: the step from which it stays as it
-    is. layers: how many of its last blocks its targets are of."""
+class MovingAverage(Generic[Followed]):
+    """A frozen copy of a module whose weights follow the module's own, those apart whose names begin with `shared`.
 
-    def __init__(self, trunk: Trunk, layers: int, decays: tuple[float, float, int], freeze: int | None = None):
-        if not 1 <= layers <= trunk.layers:
-            raise RecipeError(f"average: {layers} of the encoder's {trunk.layers} blocks")
+    decays: (at first, at last, steps from one to the other). curve: of the way between, `linear` or `cosine`. freeze:
+    the step from which it stays as it is.
+    """
+
+    def __init__(
+        self,
+        decays: tuple[float, float, int],
+        curve: str = "linear",
+        freeze: int | None = None,
+        shared: Sequence[str] = (),
+    ):
         first, last, steps = decays
         if not (0 <= first <= 1 and 0 <= last <= 1 and steps >= 0):
             raise RecipeError(f"decays: {tuple(decays)}: two shares and a number of steps")
-        self.layers, self.decays, self.freeze = layers, (first, last, int(steps)), freeze
-        self.trunk: Trunk | None = None
+        if curve not in ("linear", "cosine"):
+            raise RecipeError(f"curve: {curve!r} is neither linear nor cosine")
+        self.decays, self.curve, self.freeze, self.shared = (first, last, int(steps)), curve, freeze, tuple(shared)
+        self.copy: Followed | None = None
 
     def decay(self, step: int) -> float:
         """Of the average at a step."""
         first, last, steps = self.decays
         if self.freeze is not None and step >= self.freeze:
             return 1.0
-        return last if step >= steps else last - (last - first) * (1 - step / steps)
+        if step >= steps:
+            return last
+        gone = step / steps
+        return last - (last - first) * (1 - gone if self.curve == "linear" else (1 + math.cos(math.pi * gone)) / 2)
 
     @torch.no_grad()
-    def follow(self, trunk: Trunk, step: int) -> None:
-        """Move a little towards the pupil; the first time, become it."""
-        if self.trunk is None:
-            self.trunk = copied(trunk)
+    def follow(self, module: Followed, step: int) -> None:
+        """Move a little towards the module; the first time, become it."""
+        if self.copy is None:
+            self.copy = copied(module)
             return
         decay = self.decay(step)
         if decay == 1.0:
             return
         mine: list[Tensor] = []
         theirs: list[Tensor] = []
-        for (name, own), pupil in zip(self.trunk.named_parameters(), trunk.parameters(), strict=True):
-            if not name.startswith(SHARED):
+        for (name, own), pupil in zip(self.copy.named_parameters(), module.parameters(), strict=True):
+            if not name.startswith(self.shared):
                 mine.append(own)
                 theirs.append(pupil)
         torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights, for a checkpoint."""
+        return {} if self.copy is None else {k: v.cpu() for k, v in self.copy.state_dict().items()}
+
+    def load(self, state: Mapping[str, Tensor], like: Followed) -> None:
+        """Take back what `state` gave, into a copy of `like`."""
+        if state:
+            self.copy = copied(like)
+            self.copy.load_state_dict(dict(state))
+
+
+class Teacher(MovingAverage[Trunk]):
+    """A moving average of an encoder, whose last `layers` blocks give targets. shared: see `MovingAverage`; data2vec's
+    teacher follows only what comes behind the mask: position, norms and blocks."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        layers: int,
+        decays: tuple[float, float, int],
+        freeze: int | None = None,
+        shared: Sequence[str] = SHARED,
+    ):
+        if not 1 <= layers <= trunk.layers:
+            raise RecipeError(f"average: {layers} of the encoder's {trunk.layers} blocks")
+        super().__init__(decays, freeze=freeze, shared=shared)
+        self.layers = layers
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """The teacher's encoder; None before the first step."""
+        return self.copy
 
     @torch.no_grad()
     def targets(self, x: Tensor, counts: Tensor) -> list[Tensor]:
@@ -63,16 +108,6 @@ class Teacher:
         self.trunk.to(x.device)
         found = self.trunk.feedforwards(x.detach(), counts)[-self.layers :]
         return [instance_norm(each.float(), counts) for each in found]
-
-    def state(self) -> dict[str, Tensor]:
-        """Its weights, for a checkpoint."""
-        return {} if self.trunk is None else {k: v.cpu() for k, v in self.trunk.state_dict().items()}
-
-    def load(self, state: Mapping[str, Tensor], like: Trunk) -> None:
-        """Take back what `state` gave, into a copy of `like`."""
-        if state:
-            self.trunk = copied(like)
-            self.trunk.load_state_dict(dict(state))
 
 
 def instance_norm(frames: Tensor, counts: Tensor, epsilon: float = 1e-5) -> Tensor:
