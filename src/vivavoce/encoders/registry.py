@@ -1,11 +1,18 @@
 """Encoders by name, as recipes name them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vivavoce.encoders.base import Encoder
 from vivavoce.errors import RecipeError
 from vivavoce.schema.parts import build_part, tuples
+
+
+def _alone(sizes: Iterable[str]) -> None:
+    """Raise `RecipeError` for sizes that are said beside a checkpoint's."""
+    said = ", ".join(sizes)
+    if said:
+        raise RecipeError(f"encoder: {said} beside `source`: sizes come from the checkpoint")
 
 
 def _speech_transformer(
@@ -16,8 +23,7 @@ def _speech_transformer(
     from vivavoce.encoders.speech_transformer import SpeechTransformer, SpeechTransformerConfig
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_speech_transformer(source, revision, allow_pickle)
     return SpeechTransformer(SpeechTransformerConfig(**tuples(sizes))).eval()
 
@@ -36,8 +42,7 @@ def _lighthubert(
     from vivavoce.encoders.subnets_weights import load_supernet
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_supernet(source, subnet, allow_pickle)
     return build_lighthubert(subnet, **tuples(sizes))
 
@@ -50,8 +55,7 @@ def _speech_conformer(
     from vivavoce.encoders.conformer_weights import load_speech_conformer
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_speech_conformer(source, revision, allow_pickle)
     return SpeechConformer(SpeechConformerConfig(**tuples(sizes))).eval()
 
@@ -85,8 +89,7 @@ def _whisper(
     from vivavoce.encoders.whisper_weights import load_whisper_encoder
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_whisper_encoder(source, revision, allow_pickle)
     return WhisperEncoder(WhisperEncoderConfig(**sizes)).eval()
 
@@ -106,9 +109,7 @@ def _sense_voice(
 
     if source is None:
         return SenseVoice(SenseVoiceConfig(**tuples(options))).eval()
-    sizes = [name for name in options if name != "queries"]
-    if sizes:
-        raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+    _alone(name for name in options if name != "queries")
     return load_sense_voice(source, revision, allow_pickle, **tuples(options))
 
 
@@ -148,8 +149,7 @@ def _mel_transformer(source: str | None = None, allow_pickle: bool = False, **op
     from vivavoce.encoders.s3prl_weights import load_tera
 
     if source is not None:
-        if options:
-            raise RecipeError(f"encoder: {', '.join(options)} beside `source`: sizes come from the checkpoint")
+        _alone(options)
         return load_tera(source, allow_pickle)
     return MelTransformer(**options).eval()
 
@@ -193,8 +193,7 @@ def _beats(
     from vivavoce.encoders.beats_weights import load_beats
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_beats(source, revision, allow_pickle)
     return Beats(BeatsConfig(**sizes)).eval()
 
@@ -213,8 +212,7 @@ def _decoar2(source: str | None = None, allow_pickle: bool = False, **options: A
     from vivavoce.encoders.s3prl_weights import load_decoar2
 
     if source is not None:
-        if options:
-            raise RecipeError(f"encoder: {', '.join(options)} beside `source`: sizes come from the checkpoint")
+        _alone(options)
         return load_decoar2(source, allow_pickle)
     form = {"layers": 12, "stack": 1, "every": 2, "normalize": "sample", "fbank": {"taper": "hamming", "scale": 1.0}}
     return MelTransformer(**{**form, **options}).eval()
@@ -226,8 +224,7 @@ def _mel_recurrent(source: str | None = None, allow_pickle: bool = False, **opti
     from vivavoce.encoders.s3prl_weights import load_apc
 
     if source is not None:
-        if options:
-            raise RecipeError(f"encoder: {', '.join(options)} beside `source`: sizes come from the checkpoint")
+        _alone(options)
         return load_apc(source, allow_pickle)
     return MelRecurrent(**options).eval()
 
@@ -238,8 +235,7 @@ def _mr_hubert(source: str | None = None, allow_pickle: bool = False, **sizes: A
     from vivavoce.encoders.multi_resolution_weights import load_mr_hubert
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_mr_hubert(source, allow_pickle)
     return MultiResolution(MultiResolutionConfig(**tuples(sizes))).eval()
 
@@ -250,8 +246,7 @@ def _cpc(source: str | None = None, allow_pickle: bool = False, **sizes: Any) ->
     from vivavoce.encoders.waveform_context_weights import load_cpc
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_cpc(source, allow_pickle)
     return WaveformContext(WaveformContextConfig(**tuples(sizes))).eval()
 
@@ -262,8 +257,7 @@ def _wav2vec(source: str | None = None, allow_pickle: bool = False, **sizes: Any
     from vivavoce.encoders.waveform_context_weights import load_wav2vec
 
     if source is not None:
-        if sizes:
-            raise RecipeError(f"encoder: {', '.join(sizes)} beside `source`: sizes come from the checkpoint")
+        _alone(sizes)
         return load_wav2vec(source, allow_pickle)
     form: dict[str, Any] = {
         "conv_widths": (512,) * 7, "conv_kernels": (10, 8, 4, 4, 4, 1, 1), "conv_strides": (5, 4, 2, 2, 2, 1, 1),
