@@ -1,19 +1,20 @@
 """Supervised semantic tokens and their way back to sound: a recogniser's encoder with a quantizer, flow matching, HiFT.
 
-Sources: CosyVoice (arXiv:2407.05407), CosyVoice 2 (arXiv:2412.10117), GLM-4-Voice (arXiv:2412.02612). The tokens tell
-what is said; who says it, a vector tells, or a prompt: some of that voice's tokens with their mel frames. Trained in
-three parts, each by a task of its own: the tokens by the text that must be read from them, mel frames from tokens, and
-the waveform from mel frames.
+Sources: CosyVoice (arXiv:2407.05407), CosyVoice 2 (arXiv:2412.10117), GLM-4-Voice (arXiv:2412.02612), Baichuan-Audio
+(arXiv:2502.17239, of several codebooks). The tokens tell what is said; who says it, a vector tells, or a prompt: some
+of that voice's tokens with their mel frames. Trained in three parts, each by a task of its own: the tokens by the text
+that must be read from them, mel frames from tokens, and the waveform from mel frames.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivavoce.audio.pitch import fundamental
 from vivavoce.codecs.bicodec import Speaker
@@ -25,8 +26,10 @@ from vivavoce.encoders.base import Encoder
 from vivavoce.encoders.block_whisper import pooled
 from vivavoce.encoders.streaming import StreamingEncoder
 from vivavoce.errors import RecipeError
+from vivavoce.nn.convolution import Conv
 from vivavoce.nn.resampling import resampling
-from vivavoce.nn.streaming import Chain, State, Streaming, lengths_of, zero_padding
+from vivavoce.nn.residual import Residual
+from vivavoce.nn.streaming import Chain, Pointwise, State, Streaming, lengths_of, zero_padding
 from vivavoce.quantizers import Quantized, build_quantizer
 from vivavoce.schema.parts import configured, tuples
 from vivavoce.vocoders.flow_matching import FlowConfig, TokenToMel
@@ -39,10 +42,12 @@ HIGHEST = 8000.0  # Hz: of the mel bands
 @dataclass(frozen=True)
 class SemanticConfig(CodecOptions):
     """ears: an encoder of `vivavoce.encoders`, with the `layer` whose frames are taken (None: its output), learned with
-    the tokens unless `frozen`; `pool`: frames whose mean is one token's. It may hear another rate than the codec's.
+    the tokens unless `frozen`; `pool`: frames whose mean is one token's; `strides`: of convolutions behind residual
+    units that make fewer frames of them. It may hear another rate than the codec's.
 
-    quantizer: of one codebook. flow: options of `FlowConfig`, vocoder: of `HiFTConfig`; what follows from the rest
-    (numbers of tokens and bands, rates) is not said again. voice: width of the speaker encoder.
+    quantizer: the codes of a frame are told to the flow together, as the sum of a vector each. flow: options of
+    `FlowConfig`, vocoder: of `HiFTConfig`; what follows from the rest (numbers of tokens and bands, rates) is not said
+    again. voice: width of the speaker encoder.
     """
 
     sample_rate: int = 24000
@@ -50,6 +55,7 @@ class SemanticConfig(CodecOptions):
     layer: int | None = None
     frozen: bool = False
     pool: int = 1
+    strides: tuple[int, ...] = ()
     quantizer: Mapping[str, Any] = field(
         default_factory=lambda: {"kind": "fsq", "levels": [3] * 8, "epsilon": -1e-3}
     )
@@ -67,7 +73,7 @@ class SemanticConfig(CodecOptions):
 def ears_of(config: SemanticConfig, encoder: Encoder) -> Chain:
     """Waveform [B, S, 1] at the codec's rate -> a frame for each token, begun or not."""
     heard, spoken = encoder.sample_rate, config.sample_rate
-    hop = round(heard / encoder.frame_rate) * config.pool
+    hop = round(heard / encoder.frame_rate) * config.pool * math.prod(config.strides)
     if hop * spoken % heard:
         raise RecipeError(f"codec: a token of {hop} samples at {heard} Hz is no whole number of them at {spoken} Hz")
     parts: list[Streaming] = [WholeFrames(hop * spoken // heard, 1)]
@@ -79,12 +85,22 @@ def ears_of(config: SemanticConfig, encoder: Encoder) -> Chain:
         parts.append(encoder.module)
     else:
         parts.append(SpeechFeatures(encoder, config.layer, config.frozen))
-    return Chain(*parts, *pooled(encoder.width, config.pool))
+    return Chain(*parts, *pooled(encoder.width, config.pool), *fewer(encoder.width, config.strides))
+
+
+def fewer(width: int, strides: Sequence[int]) -> list[Streaming]:
+    """Frames [B, T, width] -> one for as many as the strides multiply to: a residual unit and a convolution each."""
+    parts: list[Streaming] = []
+    for stride in strides:
+        heard = Pointwise(nn.GELU(), width), Conv(width, width, 3, left=1, right=1)
+        unit = Residual(Chain(*heard, Pointwise(nn.GELU(), width), Conv(width, width, 1)))
+        parts += [unit, Conv(width, width, 2 * stride, stride)]
+    return parts
 
 
 class SemanticCodec(Codec):
-    """Waveform [B, 1, S] <-> tokens [B, 1, T]. Its decoder's state holds the voice, row by row; without one, sound is
-    in nobody's."""
+    """Waveform [B, 1, S] <-> tokens [B, K, T], in most of one codebook. Its decoder's state holds the voice, row by
+    row; without one, sound is in nobody's."""
 
     config: SemanticConfig
 
@@ -93,15 +109,13 @@ class SemanticCodec(Codec):
         config = dataclasses.replace(config, ears=sizes)
         encoder = ears_of(config, hearing)
         quantizer = build_quantizer({"width": encoder.width, **config.quantizer})
-        if quantizer.codebooks != 1:
-            raise RecipeError(f"codec.quantizer: {quantizer.codebooks} codebooks, flow matching hears tokens of one")
         vocoder = HiFT(configured("codec.vocoder", HiFTConfig, tuples({"sample_rate": config.sample_rate,
                                                                        **config.vocoder})))  # fmt: skip
         ratio, odd = divmod(int(encoder.hop), vocoder.config.samples)
         if odd or not ratio:
             raise RecipeError(f"codec: a token of {encoder.hop} samples is no whole number of mel frames of "
                               f"{vocoder.config.samples}: choose other rates of the vocoder")  # fmt: skip
-        derived = {"tokens": quantizer.codebook_size, "mels": vocoder.config.inputs, "ratio": ratio}
+        derived = {"tokens": sum(quantizer.codebook_sizes), "mels": vocoder.config.inputs, "ratio": ratio}
         to_mel = TokenToMel(configured("codec.flow", FlowConfig, {**derived, **config.flow}))
         super().__init__(encoder, quantizer, Chain(to_mel, vocoder), config.sample_rate, config=config)
         self.speaker = Speaker(vocoder.config.inputs, config.voice, 1, to_mel.config.speaker)
@@ -159,7 +173,7 @@ class SemanticCodec(Codec):
 
     @torch.no_grad()
     def say(self, codes: Tensor, prompt: Tensor) -> Tensor:
-        """Tokens [B, 1, T] in the voice of prompts [B, 1, S], of whole tokens best -> waveform [B, 1, T x hop]."""
+        """Tokens [B, K, T] in the voice of prompts [B, 1, S], of whole tokens best -> waveform [B, 1, T x hop]."""
         known = self.encode(prompt)
         told = {"speaker": self.speaker_of(prompt), "prompt": self.mel(prompt)}
         wave = self.decode(torch.cat([known, codes.to(known.device)], dim=-1), **told)
@@ -173,10 +187,17 @@ class SemanticCodec(Codec):
         audio = self.decode(quantized.codes, said, **self.beside(wave, lengths))
         return Reconstruction(audio, quantized.codes, {"quantizer": quantized.loss}, latents)
 
+    def numbers(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> [B, T, K] as numbers among the entries of all codebooks, [B, T] where there is one."""
+        if self.quantizer.codebooks == 1:
+            return codes[:, 0]
+        first = torch.tensor([0, *self.quantizer.codebook_sizes[: codes.shape[1] - 1]], device=codes.device).cumsum(0)
+        return codes.transpose(1, 2) + first
+
     def _latents_of(self, codes, state):
         self.quantizer.check_codes(codes)
         device, dtype = self._home(self.decoder)
-        return self.to_mel.embed(codes[:, 0].to(device)).to(dtype)
+        return self.to_mel.embed(self.numbers(codes.to(device))).to(dtype)
 
     def uncoded(self) -> "Vocoding":
         """The way from waveforms to waveforms through mel frames alone: what the vocoder is trained on."""
@@ -230,6 +251,14 @@ PUBLISHED_SEMANTIC: dict[str, dict[str, Any]] = {
     "glm-4-voice": {
         "ears": {"kind": "block_whisper"},
         "quantizer": {"kind": "vq", "codebook_size": 16384},
+        "flow": {"chunk": 10},
+    },
+    # arXiv:2502.17239; baichuan-inc/Baichuan-Audio: Whisper-large's encoder, 12.5 Hz, 1.1 kbit/s; here behind CosyVoice
+    # 2's decoder.
+    "baichuan-audio": {
+        "ears": {"kind": "whisper", "mels": 128, "width": 1280, "layers": 32, "heads": 20, "hidden": 5120},
+        "strides": [2, 2],
+        "quantizer": {"kind": "rvq", "codebooks": 8, "codebook_size": [8192, 4096, 2048, *[1024] * 5]},
         "flow": {"chunk": 10},
     },
     # arXiv:2410.15316; WhisperSpeech's quantizer of a whole Whisper medium: 512 tokens at 25 Hz.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.errors import RecipeError
-from vivavoce.training.codec_task import CodecTask, codebook_use
+from vivavoce.training.codec_task import CodecTask, codebooks_use
 from vivavoce.training.task import step_seed
 
 
@@ -40,7 +40,7 @@ class FlowTask(CodecTask):
         told = (torch.rand(rows, device=mel.device) * self.prompt * size).long()
         told = told * (torch.rand(rows, device=mel.device) < self.prompted)
         counts = torch.full((rows,), codes.shape[-1], device=mel.device)
-        return self.codec.to_mel.loss(codes[:, 0], mel, counts, speaker, told, whole), codes
+        return self.codec.to_mel.loss(self.codec.numbers(codes), mel, counts, speaker, told, whole), codes
 
     def updates(self, batch: Tensor, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         whole = step_seed(self.seed, step, "whole") % 10**6 < self.whole * 10**6
@@ -63,5 +63,4 @@ class FlowTask(CodecTask):
                 loss, found = self._loss(clip.to(device)[None], whole=False)
                 total += float(loss) / len(self.held_out)
                 codes.append(found[0])
-        used, perplexity = codebook_use(torch.cat(codes, dim=-1))
-        return {"flow": total, "used/0": float(used), "perplexity/0": perplexity}
+        return {"flow": total, **codebooks_use(torch.cat(codes, dim=-1))}

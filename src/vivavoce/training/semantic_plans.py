@@ -19,6 +19,13 @@ def transcription_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     return _with_texts(recipe, phase, model, TranscriptionTask)
 
 
+def language_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
+    """A codec's tokens towards what a language model reads in them, and towards mel frames."""
+    from vivavoce.training.language_task import LanguageTask
+
+    return _with_texts(recipe, phase, model, LanguageTask)
+
+
 def text_aligned_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     """A text-aligned codec towards the units of whole clips."""
     from vivavoce.training.aligned_task import AlignedTask

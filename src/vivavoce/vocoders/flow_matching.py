@@ -191,8 +191,9 @@ class TokenToMel(Chain):
         return flow
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] int64 -> [B, T, width]."""
-        return self.embedding(tokens)
+        """Tokens [B, T] int64, or K at a time [B, T, K], whose vectors are summed -> [B, T, width]."""
+        found = self.embedding(tokens)
+        return found if tokens.dim() == 2 else found.sum(2)
 
     def told(
         self,
@@ -231,6 +232,7 @@ class TokenToMel(Chain):
         prompted: Tensor,
         whole: bool = False,
     ) -> Tensor:
-        """As `FlowMatching.loss`, of tokens [B, T] and true mel frames [B, T x ratio, mels]; lengths [B] in tokens."""
+        """As `FlowMatching.loss`, of tokens as `embed` takes them and true mel frames [B, T x ratio, mels]; lengths [B]
+        in tokens."""
         x = self.parts[0](self.embed(tokens), lengths)
         return self.flow.loss(x, target, lengths * self.config.ratio, self.voices(speaker), prompted, whole)
