@@ -25,6 +25,7 @@ FORMS = {
     "biased group": dataclasses.replace(GROUP, conv_bias=True, position_batch_norm=True),
     "stack": dataclasses.replace(GROUP, front_norm="layer", position_layers=2, position_kernel=65),
     "relative": dataclasses.replace(GROUP, relative_buckets=32),
+    "falling": dataclasses.replace(GROUP, alibi={}),
 }
 
 

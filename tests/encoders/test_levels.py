@@ -5,6 +5,7 @@ import torch
 
 from proves import proves
 from vivavoce.encoders.registry import build_encoder
+from vivavoce.errors import RecipeError
 
 SMALL = {
     "conv_widths": [16] * 7, "width": 32, "layers": 3, "heads": 4, "hidden": 48, "position_kernel": 16,
@@ -108,6 +109,57 @@ def conforms(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["unispeech", "unispeech_sat", "wav2vec2_conformer"])
 def test_what_the_atlas_does_not_list_conforms_too(kind):
     conforms(kind)
+
+
+@proves("data2vec2", "mechanism")
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("heads", [4, 12, 3])
+def test_alibi_falls_with_the_distance_both_ways_and_its_strength_is_learned(heads, per_layer):
+    """As ALiBi's paper says of slopes: a geometric series that begins at its ratio, 2^(-8/n); of other numbers than
+    powers of 2, the series of the power below, then every second one of the power above."""
+    torch.manual_seed(0)
+    sizes = {**SMALL, "width": 12 * heads, "heads": heads, "position_groups": 4, "position_layers": 2}
+    encoder = build_encoder({"kind": "data2vec", **sizes, "alibi": {"per_head": True, "per_layer": per_layer}}).eval()
+    assert encoder.bias.scale.requires_grad and encoder.bias.scale.shape == (3 if per_layer else 1, heads)
+    assert bool((encoder.bias.scale == 1).all())
+    with torch.no_grad():
+        encoder.bias.scale.copy_(torch.rand_like(encoder.bias.scale) * 2 - 0.5)  # those below 0 count as 0
+    series = {3: [2**-4, 2**-8, 2**-2], 4: [2**-2, 2**-4, 2**-6, 2**-8]}
+    series[12] = [2 ** -(i + 1) for i in range(8)] + [2 ** -(i + 0.5) for i in range(4)]
+    places, x = torch.tensor([[0, 1, 4, 9, 30]]), torch.randn(1, 5, 12 * heads)
+    y = x
+    for layer, block in enumerate(encoder.blocks):
+        found = torch.zeros(5, 12 * heads)
+        query, key, value = (part(y)[0].unflatten(-1, (heads, 12)) for part in (block.query, block.key, block.value))
+        for head in range(heads):
+            strength = max(float(encoder.bias.scale[layer if per_layer else 0, head].detach()), 0.0)
+            for one in range(5):
+                scores = [
+                    query[one, head] @ key[other, head] / 12**0.5
+                    - abs(int(places[0, one] - places[0, other])) * series[heads][head] * strength
+                    for other in range(5)
+                ]
+                found[one, 12 * head : 12 * head + 12] = torch.stack(scores).softmax(0) @ value[:, head]
+        y = block.attention_norm(y + block.output(found))
+        y = block.feedforward_norm(y + block.feedforward(y))
+    torch.testing.assert_close(encoder.attend_some(x, torch.tensor([5]), places), y, rtol=1e-4, atol=1e-5)
+    beside = encoder.attend_some(torch.cat([x, x]), torch.tensor([5, 3]), torch.cat([places, places]))
+    torch.testing.assert_close(beside[:1], y, rtol=1e-4, atol=1e-5)
+    alone = encoder.attend_some(x[:, :3], torch.tensor([3]), places[:, :3])
+    torch.testing.assert_close(beside[1:, :3], alone, rtol=1e-4, atol=1e-5)
+    beside.square().sum().backward()
+    assert bool((encoder.bias.scale.grad != 0).any())
+
+
+def test_attention_has_one_kind_of_relative_positions():
+    fixed = build_encoder({"kind": "hubert", **SMALL, "alibi": {"learned": False, "scale": 0.5}})
+    assert not list(fixed.bias.parameters()) and fixed.bias.scale.tolist() == [[0.5]] and not fixed.bias.state_dict()
+    with pytest.raises(RecipeError, match="one kind"):
+        build_encoder({"kind": "wavlm", **SMALL, "alibi": {}})
+    with pytest.raises(RecipeError, match=r"alibi: .*slope"):
+        build_encoder({"kind": "hubert", **SMALL, "alibi": {"slope": 1}})
+    with pytest.raises(RecipeError, match=r"alibi\.scale: 0"):
+        build_encoder({"kind": "hubert", **SMALL, "alibi": {"scale": 0}})
 
 
 @proves("data2vec", "recipe")

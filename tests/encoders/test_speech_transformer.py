@@ -19,6 +19,7 @@ VARIANTS = {
     "group": SMALL,
     "layer": dataclasses.replace(SMALL, front_norm="layer", conv_bias=True, stable=True, normalize=True),
     "relative": dataclasses.replace(SMALL, relative_buckets=32, relative_distance=80, projection_norm=False),
+    "falling": dataclasses.replace(SMALL, alibi={"per_head": True, "per_layer": True}),
 }
 
 
@@ -124,13 +125,19 @@ def test_registry_builds_random_sizes():
 
 
 PUBLISHED = (
-    "hubert", "wav2vec2", "wavlm", "unispeech", "unispeech_sat", "data2vec", "w2v_bert", "wav2vec2_conformer", "whisper"
+    "hubert", "wav2vec2", "wavlm", "unispeech", "unispeech_sat", "data2vec", "lighthubert", "w2v_bert",
+    "wav2vec2_conformer", "whisper",
 )  # of published sizes where none are given: see test_levels.py
 
 
 SMALLER = {
     "block_whisper": {"mels": 16, "width": 32, "layers": 2, "heads": 2, "hidden": 48},
     "mel_patches": {"width": 32, "layers": 2, "heads": 2, "hidden": 48, "average": 2},
+    "flow_transformer": {"width": 32, "layers": 3, "heads": 2, "hidden": 48},
+    "sense_voice": {"width": 32, "layers": 2, "more": 1, "heads": 2, "hidden": 48},
+    "mel_cnn": {"width": 48, "mels": 16, "channels": 8, "hidden": 32},
+    "ecapa": {"width": 32, "channels": 16, "embedding": 8, "groups": 4, "attention": 8, "squeeze": 8},
+    "beats": {"local": 16, "width": 32, "layers": 2, "heads": 2, "hidden": 48},
 }  # of those that are large where no sizes are given
 
 

@@ -357,18 +357,18 @@ def test_mt4ssl_is_both_losses_of_one_pass():
 
 @proves("data2vec2", "mechanism")
 def test_data2vec2_hears_visible_frames_only_and_asks_many_masks_of_one_target():
-    trunk = encoder()
+    trunk = encoder({**WAVE, "alibi": {"per_head": True}})
     objective = ManyMasks(trunk, average=2, decays=(0.9, 0.99, 10), clones=3,
                           decoder={"inner": 8, "layers": 2, "kernel": 3, "groups": 2})  # fmt: skip
     taught(objective, trunk)
     batch, counts = batch_of(trunk, sizes=(8000, 8000))
     heard, asked = [], []
-    attend, targets, context = trunk.attend, objective.teacher.targets, objective.teacher.trunk.context
-    trunk.attend = lambda x, some, layer=None: heard.append((x.clone(), some.clone())) or attend(x, some, layer)
+    attend, targets, context = trunk.attend_some, objective.teacher.targets, objective.teacher.trunk.context
+    trunk.attend_some = lambda *given: heard.append([part.clone() for part in given]) or attend(*given)
     objective.teacher.targets = lambda x, some: asked.append(x) or targets(x, some)
     found = objective(trunk, batch, 0)
     assert len(asked) == 1 and len(asked[0]) == 2, "one pass of the teacher for all clones"
-    (rows, some), size = heard[0], int(counts[0])
+    (rows, some, places), size = heard[0], int(counts[0])
     assert rows.shape[:2] == (6, size // 2) and some.tolist() == [size // 2] * 6, "half of the frames, three times"
     # a hidden frame is told from nothing that it holds itself: other sound there, the same frames go in
     masks = mask_rows(Masking(kind="blocks", prob=0.5, length=5), [size] * 3,
@@ -377,8 +377,10 @@ def test_data2vec2_hears_visible_frames_only_and_asks_many_masks_of_one_target()
     for clone, hidden in enumerate(masks):
         visible = trunk.place(torch.where(hidden[None, :, None], 0.0, x[:1]), counts[:1])[0, ~hidden]
         torch.testing.assert_close(rows[clone], visible)
+        assert places[clone].tolist() == (~hidden).nonzero()[:, 0].tolist(), "distances are those of the whole row"
     assert found["loss"].requires_grad and context is not None
     found["loss"].backward()
+    assert (trunk.bias.scale.grad != 0).all() and (objective.teacher.trunk.bias.scale == 1).all()
     assert trunk.blocks[0].query.weight.grad.abs().sum() > 0 and objective.decoder.back.weight.grad.abs().sum() > 0
 
 

@@ -136,6 +136,10 @@ class Trunk(Encoder):
         """Placed frames [B, T, D], the first counts [B] of each row, through the blocks; as `context`."""
         raise NotImplementedError
 
+    def attend_some(self, x: Tensor, counts: Tensor, at: Tensor) -> Tensor:
+        """As `attend`, of frames that had the places at [B, T] before others were left out."""
+        return self.attend(x, counts)
+
     def feedforwards(self, x: Tensor, counts: Tensor) -> list[Tensor]:
         """What the feed-forward part of every block adds to its frames, [B, T, D] each: data2vec's targets."""
         raise NotImplementedError(f"{type(self).__name__} has no feed-forward parts that can be had")

@@ -1,18 +1,16 @@
-"""Signals of any length through an encoder that hears whole ones: in pieces, each with some context on both sides.
-
-Memory does not grow with the signal, and what a piece gives does not depend on how the signal comes: in one tensor, or
-in blocks of any size. A signal of at most a piece and its context is heard whole.
-"""
+"""Signals of any length through an encoder that hears whole ones, as `vivavoce.nn.pieces` has it: in seconds."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vivavoce.encoders.base import Encoder
 from vivavoce.errors import RequestError
-from vivavoce.nn.streaming import State, gathered, lengths_of, slice_rows
+from vivavoce.nn.pieces import PieceStream
+from vivavoce.nn.streaming import State
 
 
 @dataclass(frozen=True)
@@ -70,56 +68,10 @@ def heard_in_pieces(encoder: Encoder, wave: Tensor, answer: Callable[[Tensor], T
     return torch.cat(found) if found else answer(wave)[:0]
 
 
-class PieceStream:
-    """The same as a stream: `answer` as `heard_in_pieces` has it; a piece is given when its context has been heard."""
+def piece_stream(encoder: Encoder, answer: Callable[[Tensor], Tensor], nothing: Tensor) -> PieceStream:
+    """The same as a stream of samples [B, S, 1]: `answer` as `heard_in_pieces` has it, `nothing` [0, ...] of it."""
 
-    def __init__(self, encoder: Encoder, answer: Callable[[Tensor], Tensor]):
-        self.encoder, self.answer = encoder, answer
-        self.size, self.around = sizes(encoder)
-        self.hop = hop_of(encoder)
+    def heard(samples: Tensor, _: State | None) -> Tensor:
+        return answer(samples[:, 0])
 
-    def initial_state(self, batch: int, device: torch.device | None = None) -> State:
-        """`waiting` [B, N, 1]: the samples from frame `start` [B] on, `held` [B] of them; `given` [B] frames."""
-        zero = torch.zeros(batch, dtype=torch.int64, device=device)
-        return State(waiting=torch.zeros(batch, 0, 1, device=device), held=zero, start=zero, given=zero, emitted=zero)
-
-    def step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-        """A chunk [B, 1, S] -> frames [B, T, ...] of the pieces that it completes, `emitted` [B] of each row."""
-        x = wave.transpose(1, 2).float()
-        waiting, held = gathered(state["waiting"], state["held"], x, lengths_of(x, lengths))
-        return self._given(State({**state, "waiting": waiting, "held": held}), torch.zeros_like(held, dtype=torch.bool))
-
-    def flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
-        """End the signal (of `rows` [B] bool): the frames that are left."""
-        ends = torch.ones_like(state["held"], dtype=torch.bool) if rows is None else rows.to(state["held"].device)
-        return self._given(state, ends)
-
-    def _given(self, state: State, ends: Tensor) -> tuple[Tensor, State]:
-        """What there is to give of every row; of those that `ends`, all."""
-        found: list[Tensor] = []
-        held, start, given = (state[name].clone() for name in ("held", "start", "given"))
-        dropped = torch.zeros_like(held)
-        for row in range(len(held)):
-            out, at = [], 0
-            wave = state["waiting"][row, : int(held[row]), 0]
-            while True:
-                first, begin = int(given[row]), int(start[row])
-                total = begin + int(self.encoder.frames(len(wave) - at))
-                full = total > first + self.size + self.around
-                if not full and not (bool(ends[row]) and total > first):
-                    break
-                last, stop = total, len(wave)
-                if full:
-                    last = first + self.size
-                    stop = at + most_samples(self.encoder, last + self.around - begin)
-                out.append(self.answer(wave[at:stop])[first - begin : last - begin])
-                start[row] = max(0, last - self.around)
-                at += int(start[row] - begin) * self.hop
-                given[row] = last
-            dropped[row] = min(at, len(wave))
-            found.append(torch.cat(out) if out else self.answer(wave[:0])[:0])
-        emitted = given - state["given"]
-        values = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-        left = held - dropped
-        waiting = slice_rows(state["waiting"], dropped, int(left.max()) if len(left) else 0)
-        return values, State(waiting=waiting, held=left, start=start, given=given, emitted=emitted)
+    return PieceStream(heard, *sizes(encoder), hop_of(encoder), 1, nothing, partial(most_samples, encoder))

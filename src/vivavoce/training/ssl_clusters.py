@@ -1,7 +1,7 @@
 """DinoSR's objective: in which cluster each of the teacher's last layers puts a hidden frame; the clusters are found on
 the way (arXiv:2305.10005)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,14 +60,25 @@ class OnlineClusters(Objective):
         """The centers of a layer's clusters, [clusters, D]."""
         return self.sums[layer] / self.counts[layer][:, None]
 
-    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+    def asked(
+        self, trunk: Trunk, batch: Mapping[str, Any], step: int
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Frames [B, T, D], some hidden; how many count [B]; which are hidden [B, T]; the teacher's of these, [N, D] of
+        each of its last blocks."""
         frames, counts = trunk.local(batch["wave"], batch["lengths"])
         x = trunk.embed(trunk.local_norm(scaled_gradient(frames, self.local_gradient)))
         mask = batch["mask"] & valid(counts, x.shape[1])
         if self.teacher.trunk is None:  # shown a batch before the first step
             self.teacher.follow(trunk, step)
         targets = [each[mask] for each in self.teacher.targets(x, counts)]
-        y = trunk.context(torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), counts)[mask]
+        return torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), counts, mask, targets
+
+    def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        x, counts, mask, targets = self.asked(trunk, batch, step)
+        return self.answered(trunk.context(x, counts)[mask], targets)
+
+    def answered(self, y: Tensor, targets: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The loss of hidden frames [N, D] of the pupil; the clusters move."""
         losses, right, spread = [], [], []
         for layer, (target, head) in enumerate(zip(targets, self.heads)):
             codes = nearest(target, self.codebook(layer))
