@@ -3,11 +3,16 @@
 import torch
 import torch.distributed as dist
 
-from vivavoce.quantizers import ResidualVectorQuantizer
+from vivavoce.quantizers import build_quantizer
 from vivavoce.quantizers.collective import gathered
 from warm_process import finish, start
 
 STEPS = 11
+KINDS = {
+    "rvq": {"kind": "rvq", "codebooks": 2, "codebook_size": 16, "replace_every": 2},
+    "ordered_pq": {"kind": "ordered_pq", "codebooks": 2, "heads": [8, 4], "head_width": 3, "replace_every": 2},
+    "variational_rvq": {"kind": "variational_rvq", "codebooks": 2, "codebook_size": 16},
+}
 
 
 def batches():
@@ -18,11 +23,14 @@ def batches():
 
 
 def train(rows: slice) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    quantizer = ResidualVectorQuantizer(4, 2, 16, replace_every=2)
-    for x, lengths in batches():
-        quantizer(x[rows], lengths[rows])
-    return quantizer.state_dict()
+    found = {}
+    for name, options in KINDS.items():
+        torch.manual_seed(0)
+        quantizer = build_quantizer({**options, "width": 4})
+        for x, lengths in batches():
+            quantizer(x[rows], lengths[rows])
+        found |= {f"{name}.{key}": value for key, value in quantizer.state_dict().items()}
+    return found
 
 
 def worker(rank: int, folder: str) -> None:
@@ -43,4 +51,4 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path):
         assert torch.equal(first[key], second[key]), key
         assert torch.allclose(first[key].double(), value.double(), rtol=1e-4, atol=1e-4), key
     halves = train(slice(0, 2))
-    assert not torch.allclose(halves["levels.0.embedding_sum"], alone["levels.0.embedding_sum"], atol=1e-2)
+    assert not torch.allclose(halves["rvq.levels.0.embedding_sum"], alone["rvq.levels.0.embedding_sum"], atol=1e-2)

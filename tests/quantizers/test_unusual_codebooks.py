@@ -1,5 +1,6 @@
-"""What defines the quantizers of HiFi-Codec, Language-Codec, SimVQ and NDVQ."""
+"""What defines the quantizers of HiFi-Codec, SoCodec, Language-Codec, SimVQ, UniCodec, CLaM-TTS and NDVQ."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -35,6 +36,72 @@ def test_groups_are_quantized_apart_and_residually():
     assert not torch.equal(quantizer.encode(other)[:, 1::2], codes[:, 1::2])
     with pytest.raises(RequestError, match="equal groups"):
         build_quantizer({"kind": "grouped_rvq", "width": 9, "groups": 2})
+
+
+@proves("socodec", "mechanism")
+def test_streams_are_products_of_small_codebooks():
+    """Nearest entries found by hand in each head's channels; a code counts the heads up; missing streams are zeros."""
+    quantizer = trained("ordered_pq")
+    x = torch.randn(2, 20, 8)
+    codes, heard = quantizer.encode(x), quantizer.input_projection(x).unflatten(2, (6, 5))
+    said = torch.zeros(2, 20, 6, 5)
+    for stream in range(3):
+        books = [book.embedding for book in quantizer.stream(stream)]
+        nearest = [torch.cdist(heard[:, :, 2 * stream + head], book).argmin(-1) for head, book in enumerate(books)]
+        assert torch.equal(codes[:, stream], nearest[0] + 4 * nearest[1]) and [len(book) for book in books] == [4, 3]
+        for head, book in enumerate(books):
+            said[:, :, 2 * stream + head] = book[nearest[head]]
+        known = said.detach().clone()
+        expected = quantizer.output_projection(known.flatten(2))
+        torch.testing.assert_close(quantizer.decode(codes[:, : stream + 1]), expected)
+
+
+@proves("socodec", "mechanism")
+def test_rows_keep_their_first_streams():
+    """Nested dropout: each row of a batch is quantized by its first one, two or three streams, equally often; the
+    gradient passes through these alone, and every codebook hears all rows."""
+    quantizer = trained("ordered_pq").train()
+    x = torch.randn(600, 2, 8, requires_grad=True)
+    codes = quantizer.eval().encode(x)
+    prefixes = torch.stack([quantizer.decode(codes[:, :kept]) for kept in (1, 2, 3)])
+    before = [int(book.updates) for book in quantizer.levels]
+    found = quantizer.train()(x, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found.codes, codes), "codes do not depend on what is kept"
+    same = (prefixes - found.latents).abs().amax((2, 3)) < 1e-5
+    assert (same.sum(0) == 1).all() and all(0.25 < share < 0.42 for share in same.float().mean(1).tolist())
+    points = quantizer.input_projection(x)
+    (passed,) = torch.autograd.grad(found.latents.sum(), quantizer.input_projection.bias, retain_graph=True)
+    per_row = quantizer.output_projection.weight.sum(0) * 2
+    kept = (same.int().argmax(0)[:, None] + 1) * 10 > torch.arange(points.shape[2])
+    torch.testing.assert_close(passed, per_row * kept.sum(0), atol=1e-3, rtol=1e-4)
+    assert [int(book.updates) for book in quantizer.levels] == [count + 1 for count in before]
+
+
+@proves("socodec", "mechanism")
+def test_what_matters_most_comes_first(monkeypatch):
+    """Learned with nested dropout, the first stream alone tells much of what all tell; without it, little."""
+    left = {}
+    for name in ("ordered", "plain"):
+        if name == "plain":
+            monkeypatch.setattr("vivavoce.quantizers.ordered.drawn_depths", lambda rows, *rest: torch.full((rows,), 4))
+        torch.manual_seed(0)
+        chance = torch.Generator().manual_seed(0)
+        quantizer = build_quantizer({"kind": "ordered_pq", "width": 8, "heads": [16], "head_width": 2})
+        optimizer = torch.optim.Adam(quantizer.parameters(), 2e-2)
+        scale = 0.6 ** torch.arange(8)
+        for _ in range(150):
+            x = torch.randn(32, 8, 8, generator=chance) * scale
+            found = quantizer(x, generator=chance)
+            loss = (found.latents - x).square().mean() + found.loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        x = torch.randn(32, 8, 8, generator=chance) * scale
+        codes = quantizer.eval().encode(x)
+        with torch.no_grad():
+            left[name] = [float((quantizer.decode(codes[:, :n]) - x).square().mean() / x.var()) for n in (1, 2, 3, 4)]
+    assert left["ordered"][0] < 0.6 < left["plain"][0], left
+    assert all(before >= after for before, after in pairwise(left["ordered"])), left
 
 
 @proves("language-codec", "mechanism")
@@ -124,6 +191,141 @@ def test_no_entry_is_left_behind():
             optimizer.step()
         used[name] = float(quantizer.eval()(3 + torch.randn(1, 4096, 4, generator=chance)).usage)
     assert used["sim"] > 0.6 and used["sim"] > 2 * used["plain"], used
+
+
+@proves("unicodec-unified", "mechanism")
+def test_a_domain_has_its_own_entries():
+    """Of known domains only their entries are searched and drawn to the points; of unknown ones all are, by hand."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer({"kind": "domain_vq", "width": 6, "domains": {"speech": 8, "music": 6, "sound": 10}})
+    x, book = torch.randn(4, 30, 6), quantizer.book
+    ranges = {"speech": (0, 8), "music": (8, 14), "sound": (14, 24), None: (0, 24)}
+    names = ["music", None, "speech", "sound"]
+    with quantizer.within(names), torch.no_grad():
+        codes, found = quantizer.encode(x), quantizer(x)
+        assert not quantizer.ties(x).any()
+    for row, name in enumerate(names):
+        start, end = ranges[name]
+        nearest = torch.cdist(x[row], book.entries()[start:end]).argmin(-1) + start
+        assert torch.equal(codes[row, 0], nearest) and torch.equal(found.codes[row, 0], nearest)
+    assert torch.equal(quantizer.encode(x)[1:2], codes[1:2]) and not torch.equal(quantizer.encode(x), codes)
+    domains = quantizer.domain_of(codes)[:, 0]
+    assert (domains[0] == 1).all() and (domains[2] == 0).all() and (domains[3] == 2).all()
+    with quantizer.within(names), pytest.raises(RequestError, match="one a row"):
+        quantizer.encode(x[:2])
+    with pytest.raises(RequestError, match="domain 'noise': there are speech, music, sound"):
+        quantizer.numbers(["noise"])
+
+
+@proves("unicodec-unified", "mechanism")
+def test_a_domain_learns_its_own_part():
+    """Two kinds of points, each told to be of a domain: afterwards codes found without being told are of the right
+    domain; the loss is beta times one half and the other."""
+    chance = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    quantizer = build_quantizer({"kind": "domain_vq", "width": 4, "domains": {"speech": 16, "music": 16}})
+    optimizer = torch.optim.Adam(quantizer.parameters(), 5e-2)
+    centers = torch.tensor([[2.0, 0, 0, 0], [0, -2.0, 0, 0]])
+    quantizer.book.basis[:16] += 1.0  # what tells the parts apart, which one linear map serves
+
+    def points():
+        return centers[:, None] + 0.3 * torch.randn(2, 64, 4, generator=chance)
+
+    for _ in range(150):
+        with quantizer.within(["speech", "music"]):
+            found = quantizer(points())
+        optimizer.zero_grad()
+        found.loss.backward()
+        optimizer.step()
+    x = points()
+    found = quantizer.eval()(x)
+    right = quantizer.domain_of(found.codes)[:, 0] == torch.tensor([[0], [1]])
+    assert right.float().mean() > 0.95
+    entries = quantizer.book.entries()[found.codes[:, 0]]
+    torch.testing.assert_close(found.loss, 1.25 * (entries - x).square().mean())
+
+
+def mixture(levels=2, size=3, deviation=0.5):
+    """A variational quantizer of two dimensions with entries and variance as given, and some points and their codes."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer({"kind": "variational_rvq", "width": 2, "codebooks": levels, "codebook_size": size})
+    with torch.no_grad():
+        quantizer.log_variance.fill_(2 * math.log(deviation))
+    x = torch.randn(1, 40, 2)
+    return quantizer, x, quantizer.encode(x)[0].T
+
+
+@proves("clamtts-mel-vae", "mechanism")
+def test_the_bound_is_that_of_a_mixture_over_all_combinations_of_codes():
+    """Each level's posterior, the other codes given, and the expectation over all nine combinations, one by one in
+    float64; it lies below the likelihood itself, and touches it where one level alone is unsure."""
+    quantizer, x, codes = mixture()
+    entries = [book.entries().detach().double() for book in quantizer.books()]
+    variance, bounds, likelihoods = 0.25, [], []
+    for point, chosen in zip(x[0].double(), codes):
+        def density(first, second, point=point):
+            """log p(z | c) + log p(c)."""
+            apart = (point - entries[0][first] - entries[1][second]).square().sum()
+            return -apart / (2 * variance) - math.log(2 * math.pi * variance) - math.log(9)
+
+        first = torch.stack([density(code, chosen[1]) for code in range(3)]).softmax(0)
+        second = torch.stack([density(chosen[0], code) for code in range(3)]).softmax(0)
+        pairs = [(a, b) for a in range(3) for b in range(3)]
+        shares = torch.stack([first[a] * second[b] for a, b in pairs])
+        values = torch.stack([density(a, b) for a, b in pairs])
+        bounds.append((shares * (values - shares.log())).sum())
+        likelihoods.append(values.logsumexp(0))
+    found = quantizer.negative_bound(x[0], codes)
+    torch.testing.assert_close(found.double(), -torch.stack(bounds).mean() / 2, atol=1e-5, rtol=1e-5)
+    assert torch.stack(bounds).mean() < torch.stack(likelihoods).mean()
+    assert all(bound <= whole + 1e-9 for bound, whole in zip(bounds, likelihoods))
+    single, x, codes = mixture(levels=1)
+    spaces = torch.cdist(x[0], single.books()[0].entries()).square() / -0.5
+    whole = spaces.logsumexp(1) - math.log(2 * math.pi * 0.25) - math.log(3)
+    torch.testing.assert_close(single.negative_bound(x[0], codes), -whole.mean() / 2)
+
+
+@proves("clamtts-mel-vae", "mechanism")
+def test_every_entry_that_could_be_meant_learns():
+    """The loss is the bound and the commitment; its gradient reaches entries that no point chose, and the encoder gets
+    the commitment alone."""
+    quantizer, x, codes = mixture(size=8)
+    for book in quantizer.books():
+        book.initialized.fill_(1)
+    x.requires_grad_()
+    found = quantizer.train()(x)
+    left, pull = x, 0
+    for level, book in enumerate(quantizer.books()):
+        entry = book.entries()[codes[:, level]].detach()
+        pull = pull + 0.25 * (left - entry).square().mean() / 2
+        left = left - entry
+    torch.testing.assert_close(found.loss, pull + quantizer.negative_bound(x[0].detach(), codes))
+    weights = [*quantizer.parameters()]
+    passed, *grads = torch.autograd.grad(found.loss, [x, *weights], retain_graph=True)
+    torch.testing.assert_close(passed, torch.autograd.grad(pull, x)[0])
+    assert len({*codes[:, 0].tolist()}) < 8 or len({*codes[:, 1].tolist()}) < 8
+    assert all((grad.abs().sum(-1) > 0).all() for grad, weight in zip(grads, weights) if weight.dim() > 1)
+
+
+@proves("clamtts-mel-vae", "mechanism")
+def test_the_bound_rises_and_the_deviation_becomes_that_of_what_is_left():
+    """From k-means over the first batch on nats fall, and the variance ends near the mean square of what is left."""
+    chance = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    quantizer = build_quantizer({"kind": "variational_rvq", "width": 4, "codebooks": 2, "codebook_size": 16})
+    optimizer, nats = torch.optim.Adam(quantizer.parameters(), 1e-2), []
+    for _ in range(120):
+        x = torch.randn(4, 64, 4, generator=chance)
+        found = quantizer(x)
+        optimizer.zero_grad()
+        found.loss.backward()
+        optimizer.step()
+        nats.append(float(found.loss.detach()))
+    x = torch.randn(8, 128, 4, generator=chance)
+    found = quantizer.eval()(x)
+    left = float((x - found.latents).square().mean())
+    assert sum(nats[-10:]) < sum(nats[:10]) - 0.5 and (found.usage > 0.9).all()
+    assert 0.8 * left < float(quantizer.log_variance.exp()) < 1.6 * left < 0.6
 
 
 def two_normals():

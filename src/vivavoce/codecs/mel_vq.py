@@ -2,9 +2,11 @@
 
 ChatTTS's DVAE (2noise/ChatTTS, model/dvae.py; also MiniCPM-o 2.6's): mel frames come back, a Vocos makes them sound,
 and a code stands for two frames, which lie side by side in its latent. Fish Speech's Firefly-GAN VQ
-(fishaudio/fish-speech, models/vqgan): no mel frames come back, a HiFi-GAN hears the latents.
+(fishaudio/fish-speech, models/vqgan): no mel frames come back, a HiFi-GAN hears the latents. CLaM-TTS's Mel-VAE
+(arXiv:2404.02781, section 3.2): mel frames come back from 32 codes that are learned as a mixture.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +25,14 @@ from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.stacking import Unstack
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
 from vivavoce.quantizers import build_quantizer
+from vivavoce.schema.parts import tuples
+from vivavoce.vocoders.bigvgan import BigVGAN
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
 from vivavoce.vocoders.vocos import Vocos, VocosConfig
 
 QUIET = 1e-5  # the smallest magnitude of a band
 BRANCH = 1e-6  # factor of the blocks' branches at first
+GENERATORS: dict[str, type[HiFiGAN] | type[BigVGAN]] = {"hifigan": HiFiGAN, "bigvgan": BigVGAN}
 
 Stage = tuple[int, int, int]
 
@@ -40,7 +45,8 @@ class MelVQConfig(CodecOptions):
     first stage's); an encoder's stride comes before its blocks, by a kernel of `reach` strides, a decoder's likewise,
     by a kernel of one. dilation: of the blocks' convolutions. dim: of the latents. fold: how many frames lie side by
     side in a latent, which the decoder takes apart. mel: whether the decoder ends in mel frames, so that it can be
-    trained without its vocoder. vocoder: `vocos` or `hifigan`, and its options.
+    trained without its vocoder. vocoder: `vocos`, `hifigan` or `bigvgan`, and its options, or `source`: the run of a
+    mel vocoder.
     """
 
     sample_rate: int = 24000
@@ -121,16 +127,26 @@ def build_mel_vq(options: Mapping[str, Any] | MelVQConfig) -> Codec:
     frames = MelFrames(c.sample_rate, c.mels, c.fft_size, c.hop, c.fft_size, c.fmin, top, QUIET, edge)
     ears = Chain(WholeFrames(c.hop * _strides(c.encoder), 1), frames)
     outputs = c.mels if c.mel else c.decoder[-1][0]
+    if "source" in c.vocoder:
+        from vivavoce.codecs.mel_vocoder import MelForm, vocoder_of
+
+        if not c.mel:
+            raise RecipeError("vocoder.source: no mel frames come back in this codec that a vocoder could hear")
+        form = MelForm("decades", c.mels, c.fft_size, None, c.hop, c.fmin, c.fmax, QUIET, edge)
+        made, found = vocoder_of(c.vocoder, form, c.sample_rate)
+        codec = build_mel_vq(dataclasses.replace(c, vocoder=found))
+        codec.decoder.parts[1].load_state_dict(made.state_dict())
+        return codec
     sizes = dict(c.vocoder)
     kind = sizes.pop("kind", "vocos")
     vocoder: Streaming
     if kind == "vocos":
         about = {"inputs": outputs, "padding": "same", "hop": c.hop, "sample_rate": c.sample_rate}
         vocoder = Vocos(VocosConfig(**{**about, **sizes}))  # type: ignore[arg-type]
-    elif kind == "hifigan":
-        vocoder = HiFiGAN(HiFiGANConfig(**{"inputs": outputs, **sizes}))
+    elif kind in GENERATORS:
+        vocoder = GENERATORS[kind](HiFiGANConfig(**{"inputs": outputs, **tuples(sizes)}))
     else:
-        raise RecipeError(f"vocoder: kind '{kind}' is neither vocos nor hifigan")
+        raise RecipeError(f"vocoder: kind '{kind}' is none of vocos, {', '.join(GENERATORS)}")
     quantizer = build_quantizer({"width": c.dim, **c.quantizer})
     way = Chain(ears, compressor(c)), quantizer, Chain(decompressor(c, outputs), vocoder)
     return (FeatureCodec if c.mel else Codec)(*way, c.sample_rate, config=c)
@@ -140,6 +156,23 @@ _FIREFLY_STAGES = [[128, 3, 1], [256, 3, 1], [384, 9, 1], [512, 3, 1], [512, 1, 
 
 PUBLISHED_MEL_VQ: dict[str, dict[str, Any]] = {
     "chattts-dvae": {},
+    # arXiv:2404.02781: 80 bands at 22.05 kHz, eight frames in 32 codes of 1024, 10.8 Hz; the stacks' widths are ours,
+    # and the vocoder has the sizes of NVIDIA's bigvgan_22khz_80band.
+    "clamtts-mel-vae": {
+        "sample_rate": 22050,
+        "mels": 80,
+        "narrow": 256,
+        "encoder": [[256, 2, 2], [384, 2, 2], [512, 4, 2]],
+        "decoder": [[512, 4, 2], [384, 2, 2], [256, 2, 2]],
+        "dilation": 1,
+        "dim": 512,
+        "fold": 1,
+        "quantizer": {"kind": "variational_rvq", "codebooks": 32, "codebook_size": 1024},
+        "vocoder": {
+            "kind": "bigvgan", "width": 1536, "rates": [4, 4, 2, 2, 2, 2], "kernels": [8, 8, 4, 4, 4, 4],
+            "residual_kernels": [3, 7, 11], "residual_dilations": [[1, 3, 5]] * 3,
+        },
+    },
     # fish-speech 1.4's configs/firefly_gan_vq.yaml: 44.1 kHz, 21.5 frames a second of 8 codes.
     "firefly-gan-vq": {
         "sample_rate": 44100,

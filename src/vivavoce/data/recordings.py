@@ -15,12 +15,14 @@ from vivavoce.errors import AudioError, DataError
 @dataclass
 class Recordings:
     """Waveforms [channels, samples] by the speakers to learn from, and by those held out; what was not read, and why.
-    speakers, texts: of each of `clips`, "" where not known; held_out_texts likewise."""
+    speakers, texts: of each of `clips`, "" where not known; held_out_texts likewise. corpora: which each of `clips` is
+    of."""
 
     clips: list[Tensor] = field(default_factory=list)
     speakers: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     held_out_texts: list[str] = field(default_factory=list)
+    corpora: list[str] = field(default_factory=list)
     held_out: list[Tensor] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -52,6 +54,7 @@ def read_recordings(
                 (found.held_out if apart else found.clips).append(wave)
                 (found.held_out_texts if apart else found.texts).append(clip.text or "")
                 found.speakers += [] if apart else [clip.speaker or ""]
+                found.corpora += [] if apart else [name]
     if missing:
         raise DataError(f"held_out: no clip of {', '.join(corpora)} is by '{sorted(missing)[0]}'")
     if not found.clips:

@@ -38,6 +38,10 @@ class FactorizedCodebook(nn.Module):
         directions = F.normalize(z, dim=-1).flatten(0, -2)
         return nearest(directions, F.normalize(self.entries, dim=-1)).view(z.shape[:-1])
 
+    def entry(self, codes: Tensor) -> Tensor:
+        """The entries of codes [...], [..., inner]."""
+        return self.entries[codes]
+
     def lookup(self, codes: Tensor) -> Tensor:
         """What codes [...] stand for, [..., width]."""
         return self.output_projection(self.entries[codes])
@@ -86,7 +90,11 @@ class FactorizedResidualVectorQuantizer(Quantizer):
         self.dropout, self.commitment, self.codebook = dropout, commitment, codebook
         self.dropout_levels = tuple(dropout_levels or range(1, codebooks + 1))
         inner = self._parts(torch.zeros(1, 1, width)).shape[-1]
-        self.levels = nn.ModuleList(FactorizedCodebook(inner, *each) for each in zip(sizes, widths))
+        self.levels = nn.ModuleList(self._book(inner, *each) for each in zip(sizes, widths))
+
+    def _book(self, inner: int, size: int, width: int) -> nn.Module:
+        """A level for residuals of `inner` dimensions: `size` entries of `width`."""
+        return FactorizedCodebook(inner, size, width)
 
     def books(self) -> list[FactorizedCodebook]:
         """The codebooks in order."""
@@ -130,7 +138,7 @@ class FactorizedResidualVectorQuantizer(Quantizer):
             for level, book in enumerate(self.books()[:used]):
                 z = book.input_projection(self._pooled(residual, level))
                 chosen = book.search(z)
-                entries = book.entries[chosen]
+                entries = book.entry(chosen)
                 active = inside & (depth > level)[:, None]
                 losses = self.commitment * F.mse_loss(z, entries.detach(), reduction="none")
                 losses = losses + self.codebook * F.mse_loss(entries, z.detach(), reduction="none")
@@ -165,6 +173,19 @@ class FactorizedResidualVectorQuantizer(Quantizer):
             if level + 1 < used:
                 followed = chosen if codes is None else self._codes(codes, level)
                 residual = residual - self._spread(book.lookup(followed), level)
+
+    def said(self, latents: Tensor, codes: Tensor) -> list[Tensor]:
+        """What each level says of latents [B, T, width] by its `codes`, [B, T, (r,) D], gradients passed straight
+        through."""
+        found = []
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = self._parts(latents.float())
+            for level, book in enumerate(self.books()[: codes.shape[1]]):
+                z = book.input_projection(self._pooled(residual, level))
+                entries = book.entry(self._codes(codes, level))
+                found.append(book.output_projection(z + (entries - z).detach()))
+                residual = residual - self._spread(found[-1], level)
+        return found
 
     @torch.no_grad()
     def decode(self, codes):

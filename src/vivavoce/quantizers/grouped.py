@@ -20,6 +20,8 @@ class GroupedResidualVectorQuantizer(Quantizer):
     quantization. Further options are those of `ResidualVectorQuantizer`.
     """
 
+    part: type[Any] = ResidualVectorQuantizer  # of a group
+
     def __init__(
         self,
         width: int,
@@ -39,7 +41,7 @@ class GroupedResidualVectorQuantizer(Quantizer):
             raise RequestError(f"{codebooks} codebooks with {len(sizes)} sizes: give one size, or one each")
         self.width, self.codebook_sizes = width, tuple(sizes)
         self.groups = nn.ModuleList(
-            ResidualVectorQuantizer(
+            self.part(
                 width // groups, codebooks // groups, sizes[group::groups], seed=seed * groups + group, **options
             )
             for group in range(groups)

@@ -7,26 +7,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.encoders.base import Encoder
 from vivavoce.encoders.registry import build_encoder
 from vivavoce.nn.resampling import resampling
-from vivavoce.nn.still import KeepsStill
+
+EDGE = 4  # frames that counts at one rate may differ by: an encoder without padding has fewer
 
 
-class Listening(KeepsStill, nn.Module):
+def fewer(frames: Tensor, count: int) -> Tensor:
+    """Frames [B, T, D] averaged to `count` if there are more, or cut where it is only the edge that differs."""
+    if frames.shape[1] < min(count + EDGE + 1, 1.5 * count):
+        return frames[:, :count]
+    return F.adaptive_avg_pool1d(frames.transpose(1, 2), count).transpose(1, 2)
+
+
+class Listening(nn.Module):
     """A frozen `teacher`, an encoder as recipes name it, beside a codec of `sample_rate`.
 
     layer: one of the teacher's, None for the last, "all" for all of them. It hears its own rate: WavLM 16 kHz beside
     Mimi's 24.
     """
 
-    still = ("teacher",)
-
     def __init__(self, sample_rate: int, teacher: Mapping[str, Any], layer: Any = "all"):
         super().__init__()
-        self.teacher = build_encoder(teacher).requires_grad_(False)
+        # No part of this module: its weights are where they were read from, not in every checkpoint.
+        self._teacher = (build_encoder(teacher).requires_grad_(False).eval(),)
         self.teacher.check_layer(layer)
         heard = self.teacher.sample_rate
         self.layer, self.resampling = layer, None if heard == sample_rate else resampling(sample_rate, heard)
+
+    @property
+    def teacher(self) -> Encoder:
+        """The frozen encoder."""
+        return self._teacher[0]
 
     def heard(self, wave: Tensor) -> Tensor:
         """Waveforms [B, C, S], their channels averaged -> frames [B, T, width], or [B, layers, T, width] of all."""
@@ -34,7 +47,7 @@ class Listening(KeepsStill, nn.Module):
         if self.resampling is not None:
             mono = self.resampling(mono[..., None])[..., 0]
         lengths = torch.full((len(mono),), mono.shape[-1], device=mono.device)
-        return self.teacher(mono, lengths, self.layer)
+        return self.teacher.to(mono.device)(mono, lengths, self.layer)
 
 
 class PerceptualDistance(Listening):

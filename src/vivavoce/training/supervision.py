@@ -1,8 +1,9 @@
-"""What else a codec learns from: features of a self-supervised encoder, and that a voice stays the same.
+"""What else a codec learns from: features of a self-supervised encoder, another codec, and that a voice stays the same.
 
-Each term is called with the codec, the waveforms, the latents before and what the quantizer made of them, and gives a
-scalar. Sources: SpeechTokenizer (arXiv:2308.16692, section 3.3; speechtokenizer/trainer/loss.py), Mimi
-(arXiv:2410.00037, section 3.3.2), X-Codec (arXiv:2408.17175, section 3.2), TiCodec (arXiv:2310.00014, section 2.3).
+Each term is called with the codec, the waveforms, the latents before, what the quantizer made of them and, where there
+is one, the sound that the codec made, and gives a scalar. Sources: SpeechTokenizer (arXiv:2308.16692, section 3.3;
+speechtokenizer/trainer/loss.py), Mimi (arXiv:2410.00037, section 3.3.2), X-Codec (arXiv:2408.17175, section 3.2),
+TiCodec (arXiv:2310.00014, section 2.3).
 """
 
 import math
@@ -19,7 +20,9 @@ from vivavoce.errors import RecipeError
 from vivavoce.nn.harmonics import HIGHEST, LOWEST, PITCHES
 from vivavoce.quantizers import Quantized, ResidualVectorQuantizer, SplitResidualVectorQuantizer
 from vivavoce.schema.parts import made
-from vivavoce.training.listening import Listening
+from vivavoce.training.consistency import PerturbationConsistency, SliceConsistency
+from vivavoce.training.listening import Listening, fewer
+from vivavoce.training.teacher_codec import TeacherCodec
 
 
 def first_level(quantizer: nn.Module, latents: Tensor, quantized: Quantized) -> Tensor:
@@ -46,14 +49,6 @@ def along_frames(said: Tensor, target: Tensor) -> Tensor:
 
 
 AXES = {"features": along_features, "frames": along_frames}
-EDGE = 4  # frames that counts at one rate may differ by: an encoder without padding has fewer
-
-
-def fewer(frames: Tensor, count: int) -> Tensor:
-    """Frames [B, T, D] averaged to `count` if there are more, or cut where it is only the edge that differs."""
-    if frames.shape[1] < min(count + EDGE + 1, 1.5 * count):
-        return frames[:, :count]
-    return F.adaptive_avg_pool1d(frames.transpose(1, 2), count).transpose(1, 2)
 
 
 class Distillation(Listening):
@@ -77,7 +72,7 @@ class Distillation(Listening):
         heard = self.heard(wave)
         return fewer(heard.mean(1) if self.layer == "all" else heard, frames)
 
-    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized, sound: Any = None) -> Tensor:
         """How little the first level says of what the teacher hears."""
         said = self.project(first_level(codec.quantizer, latents, quantized))
         target = self.targets(wave, said.shape[1])
@@ -92,7 +87,7 @@ class FeatureReconstruction(nn.Module):
         if not hasattr(codec, "decoded_features"):
             raise RecipeError("feature_reconstruction: this codec does not decode semantic features")
 
-    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized, sound: Any = None) -> Tensor:
         """Of the features that the codec decodes to those that it heard."""
         said, target = codec.decoded_features(quantized.latents), codec.semantic_features(wave)
         return F.mse_loss(said.float(), target.float())
@@ -106,7 +101,7 @@ class TimeInvariance(nn.Module):
         if not hasattr(codec, "invariance"):
             raise RecipeError("time_invariance: this codec has no voice that could stay the same")
 
-    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized, sound: Any = None) -> Tensor:
         """1 - cosine."""
         return codec.invariance(wave)
 
@@ -124,7 +119,7 @@ class Pitch(nn.Module):
         self.sample_rate, self.hop = codec.sample_rate, codec.hop
         self.ahead = codec.decoder.parts[-1].ahead  # samples from the middle of a frame to that of its sound
 
-    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> Tensor:
+    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized, sound: Any = None) -> Tensor:
         """0 where nothing is voiced."""
         logs = latents[..., :PITCHES].float().log_softmax(-1)
         target = torch.stack([self.target(row, logs.shape[1]) for row in wave[:, 0]]).to(logs.device)
@@ -146,26 +141,48 @@ KINDS: Mapping[str, type[nn.Module]] = {
     "distillation": Distillation,
     "feature_reconstruction": FeatureReconstruction,
     "time_invariance": TimeInvariance,
+    "slice_consistency": SliceConsistency,
+    "perturbation_consistency": PerturbationConsistency,
+    "teacher": TeacherCodec,
 }
 
 
 class Supervision(nn.Module):
     """Terms by kind, each with its `weight` (default 1) and its own options."""
 
+    kinds: Mapping[str, type[nn.Module]] = KINDS
+
     def __init__(self, codec: Any, terms: Mapping[str, Mapping[str, Any]]):
         super().__init__()
-        unknown = [kind for kind in terms if kind not in KINDS]
+        unknown = [kind for kind in terms if kind not in self.kinds]
         if unknown:
-            raise RecipeError(f"supervision: '{unknown[0]}' is unknown; there are {', '.join(KINDS)}")
+            raise RecipeError(f"supervision: '{unknown[0]}' is unknown; there are {', '.join(self.kinds)}")
         said = {kind: dict(options or {}) for kind, options in terms.items()}
         self.weights = {kind: float(options.pop("weight", 1.0)) for kind, options in said.items()}
         self.terms = nn.ModuleDict(
-            {kind: made(f"supervision.{kind}", KINDS[kind], codec, **options) for kind, options in said.items()}
+            {kind: made(f"supervision.{kind}", self.kinds[kind], codec, **options) for kind, options in said.items()}
         )
 
-    def forward(self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized) -> dict[str, Tensor]:
+    @property
+    def teacher(self) -> TeacherCodec | None:
+        """The term of another codec."""
+        found = dict(self.terms.items()).get("teacher")
+        return found if isinstance(found, TeacherCodec) else None
+
+    def forward(
+        self, codec: Any, wave: Tensor, latents: Tensor, quantized: Quantized, sound: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Each term's loss, not weighted."""
-        return {kind: term(codec, wave, latents, quantized) for kind, term in self.terms.items()}
+        return {kind: term(codec, wave, latents, quantized, sound) for kind, term in self.terms.items()}
+
+    def settle(self, codec: Any) -> None:
+        """What is to be so before the codec quantizes."""
+        if self.teacher is not None:
+            self.teacher.settle(codec)
+
+    def figures(self, codec: Any, wave: Tensor, codes: Tensor) -> dict[str, float]:
+        """What terms say of held-out waveforms and the codes [B, K, T] that the codec has for them."""
+        return {} if self.teacher is None else self.teacher.agreement(codec, wave, codes)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Their weighted sum."""

@@ -21,6 +21,13 @@ def _hifigan(**sizes: Any) -> nn.Module:
     return HiFiGAN(HiFiGANConfig(**tuples(sizes)))
 
 
+def _bigvgan(**sizes: Any) -> nn.Module:
+    from vivavoce.vocoders.bigvgan import BigVGAN
+    from vivavoce.vocoders.hifigan import HiFiGANConfig
+
+    return BigVGAN(HiFiGANConfig(**tuples(sizes)))
+
+
 def _vocos(**sizes: Any) -> nn.Module:
     from vivavoce.vocoders.vocos import Vocos, VocosConfig
 
@@ -30,6 +37,7 @@ def _vocos(**sizes: Any) -> nn.Module:
 VOCODERS: dict[str, Callable[..., nn.Module]] = {
     "unit_hifigan": _unit_hifigan,
     "hifigan": _hifigan,
+    "bigvgan": _bigvgan,
     "vocos": _vocos,
 }
 
