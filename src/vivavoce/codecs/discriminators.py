@@ -1,7 +1,7 @@
 """Discriminators that judge waveforms: complex STFTs (EnCodec), periods (HiFi-GAN), scales (MelGAN), bands (DAC).
 
 Each is called with a waveform [B, C, samples] in [-1, 1] and gives (logits, feature maps); `Discriminators` holds
-several and gives a list of these.
+several and gives a list of these. `FrameDiscriminator` is called with frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -187,11 +187,34 @@ class SpectrumDiscriminator(nn.Module):
         return power.sqrt() if self.of == "magnitude" else power.log() / 2
 
 
-class Discriminators(nn.Module):
-    """Several discriminators. `level`: DAC's preparation (mean removed, peak 0.8), so that loudness is not judged."""
+class FrameDiscriminator(nn.Module):
+    """Judges frames [B, T, D], as mel spectrograms are, not waveforms (Single-Codec, arXiv:2406.07422, section 2.1):
+    kernels as those of `STFTDiscriminator`; its sizes are not published."""
 
-    def __init__(self, members: Sequence[nn.Module], level: bool = False):
+    def __init__(self, filters: int = 32):
         super().__init__()
+        layers = [_conv(1, filters, (3, 9))]
+        layers += [_conv(filters, filters, (3, 9), stride=(1, 2), dilation=(d, 1)) for d in (1, 2, 4)]
+        layers += [_conv(filters, filters, (3, 3))]
+        self.convs = nn.ModuleList(layers)
+        self.post = _conv(filters, 1, (3, 3))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
+        y, features = frames[:, None], []
+        for conv in self.convs:
+            y = F.leaky_relu(conv(y), 0.2)
+            features.append(y)
+        return self.post(y), features
+
+
+class Discriminators(nn.Module):
+    """Several discriminators. `level`: DAC's preparation (mean removed, peak 0.8), so that loudness is not judged.
+
+    weights: what the losses of each are multiplied by, or None: all by 1 (see `training.adversarial`)."""
+
+    def __init__(self, members: Sequence[nn.Module], level: bool = False, weights: Sequence[float] | None = None):
+        super().__init__()
+        self.weights: Sequence[float] | None = weights
         self.members = nn.ModuleList(members)
         self.level = level
 
@@ -209,6 +232,7 @@ KINDS = {
     "band": BandDiscriminator,
     "spectrum": SpectrumDiscriminator,
     "filter_bank": FilterBankDiscriminator,
+    "frames": FrameDiscriminator,
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -229,19 +253,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build_discriminators(config: str | Mapping[str, Any]) -> Discriminators:
-    """From a preset's name or {"members": [{"kind": one of `KINDS`, …}, …], "level": bool}."""
+    """From a preset's name or {"members": [{"kind": one of `KINDS`, "weight": 1, …}, …], "level": bool}."""
     if isinstance(config, str):
         if config not in PRESETS:
             raise RecipeError(f"discriminators '{config}': choose one of {', '.join(PRESETS)}, or list members")
         config = PRESETS[config]
-    members = []
+    members, weights = [], []
     for member in config["members"]:
         values = dict(member)
+        weights.append(float(values.pop("weight", 1.0)))
         kind = values.pop("kind", None)
         if kind not in KINDS:
             raise RecipeError(f"discriminator kind '{kind}': choose one of {', '.join(KINDS)}")
         members.append(KINDS[kind](**values))
-    return Discriminators(members, level=bool(config.get("level", False)))
+    weighed = any(weight != 1 for weight in weights)
+    return Discriminators(members, level=bool(config.get("level", False)), weights=weights if weighed else None)
 
 
 def _conv(inputs: int, outputs: int, kernel: tuple[int, int], stride=(1, 1), dilation=(1, 1)) -> nn.Module:

@@ -1,9 +1,11 @@
-"""Codecs that work on spectra at a high frame rate: amplitude and phase side by side, or the real MDCT.
+"""Codecs that work on spectra: amplitude and phase side by side, the real MDCT, or complex numbers at both ends.
 
 APCodec (Ai et al., arXiv:2402.10533): log-amplitudes and phases have an encoder each, whose outputs become one latent,
 and a decoder each, whose outputs an inverse STFT makes a waveform of. MDCTCodec (Jiang et al., arXiv:2411.00464): one
 encoder and one decoder of MDCT coefficients. Both use ConvNeXt V2 blocks and a residual quantizer at an eighth of the
-spectra's rate. As published, they norm responses over the whole signal; `causal` does so over the past, and streams.
+spectra's rate. ComplexDec (Wu et al., arXiv:2502.02019): real and imaginary parts in and out, so that little is lost
+before the codes; its networks are not published, and here like the others'. As published, they norm responses over the
+whole signal; `causal` does so over the past, and streams.
 """
 
 from collections.abc import Mapping
@@ -30,14 +32,14 @@ from vivavoce.vocoders.istft import TrimmedISTFT
 
 @dataclass(frozen=True)
 class SpectrumConfig(CodecOptions):
-    """transform: `amplitude_phase` (windows of fft_size samples every hop) or `mdct` (of 2 x hop every hop).
+    """transform: `amplitude_phase` or `complex` (windows of fft_size samples every hop), or `mdct` (2 x hop every hop).
 
     width, hidden, layers, kernel: of the ConvNeXt V2 blocks of each branch. stride: spectra for a frame of codes. dim:
     of the latents. codebooks, codebook_size: of the residual quantizer, unless `quantizer` names another.
     """
 
     sample_rate: int = 48000
-    transform: Literal["amplitude_phase", "mdct"] = "amplitude_phase"
+    transform: Literal["amplitude_phase", "mdct", "complex"] = "amplitude_phase"
     fft_size: int = 320
     hop: int = 40
     width: int = 256
@@ -52,15 +54,16 @@ class SpectrumConfig(CodecOptions):
     quantizer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.transform not in ("amplitude_phase", "mdct"):
-            raise RecipeError(f"transform: {self.transform!r} is neither amplitude_phase nor mdct")
+        if self.transform not in ("amplitude_phase", "mdct", "complex"):
+            raise RecipeError(f"transform: {self.transform!r} is none of amplitude_phase, mdct, complex")
         if self.stride < 1 or self.layers < 1 or self.kernel % 2 == 0:
             raise RecipeError(f"stride {self.stride}, layers {self.layers}, kernel {self.kernel}: from 1, and odd")
 
     @property
     def bins(self) -> int:
         """Numbers of a spectrum, of its amplitudes or phases."""
-        return self.hop if self.transform == "mdct" else self.fft_size // 2 + 1
+        sizes = {"mdct": self.hop, "complex": self.fft_size + 2}
+        return sizes.get(self.transform, self.fft_size // 2 + 1)
 
 
 class Part(nn.Module):
@@ -117,6 +120,8 @@ def encoder(config: SpectrumConfig) -> Chain:
     width, bins = config.width, config.bins
     if config.transform == "mdct":
         parts: list[Streaming] = [MDCT(config.hop), *_body(config, bins)]
+    elif config.transform == "complex":
+        parts = [STFT(config.fft_size, config.hop, config.causal, form="parts"), *_body(config, bins)]
     else:
         # Both outputs side by side, mapped to one width, are the sum of both, each mapped.
         branches = [
@@ -128,10 +133,11 @@ def encoder(config: SpectrumConfig) -> Chain:
 
 
 def speaker(config: SpectrumConfig) -> Chain:
-    """Latents [B, T, dim] -> spectra [B, T x stride, D]: bins of an MDCT, or amplitudes and then phases."""
+    """Latents [B, T, dim] -> spectra [B, T x stride, D]: bins of an MDCT, amplitudes and then phases, or real and then
+    imaginary parts."""
     width, bins = config.width, config.bins
     up = ConvTranspose(config.dim, width, config.stride, config.stride)
-    if config.transform == "mdct":
+    if config.transform != "amplitude_phase":
         return Chain(up, *_body(config, width), _linear(width, bins))
     amplitude = Chain(*_body(config, width), _linear(width, bins), Pointwise(Beside(0, bins), 2 * bins))
     angles = [_linear(width, 2 * bins), Pointwise(Angle(), bins), Pointwise(Beside(bins, 0), 2 * bins)]
@@ -142,9 +148,10 @@ def voice(config: SpectrumConfig) -> Streaming:
     """Spectra -> waveform [B, T x stride x hop, 1]."""
     if config.transform == "mdct":
         return InverseMDCT(config.hop)
+    parts = config.transform == "complex"
     if config.causal:
-        return StreamingISTFT(config.fft_size, config.hop)
-    return TrimmedISTFT(config.fft_size, config.hop, (config.fft_size - config.hop) // 2)
+        return StreamingISTFT(config.fft_size, config.hop, parts=parts)
+    return TrimmedISTFT(config.fft_size, config.hop, (config.fft_size - config.hop) // 2, parts=parts)
 
 
 class SpectrumCodec(Codec):
@@ -171,8 +178,11 @@ class SpectrumCodec(Codec):
         """
         if self.config.transform == "mdct" or self.config.causal:
             return spectra.new_zeros(())
+        told, heard = spectra.float(), self.analyze(wave).float()
+        if self.config.transform == "complex":
+            return (told - heard).square().mean()
         told, heard = (torch.polar(magnitude.exp(), phase) for magnitude, phase in (
-            spectra.float().chunk(2, dim=-1), self.analyze(wave).float().chunk(2, dim=-1)))  # fmt: skip
+            told.chunk(2, dim=-1), heard.chunk(2, dim=-1)))  # fmt: skip
         return torch.view_as_real(told - heard).square().mean()
 
 
@@ -189,4 +199,15 @@ PUBLISHED_SPECTRUM: dict[str, dict[str, Any]] = {
     # with their code here, and ours.
     "apcodec": {"transform": "amplitude_phase"},
     "mdctcodec": {"transform": "mdct"},
+    # arXiv:2502.02019: 48 kHz, 24 kb/s; how frames and codes share these, and the sizes, are ours: 150 Hz, 16 x 1024.
+    "complexdec": {
+        "transform": "complex",
+        "fft_size": 1280,
+        "hop": 320,
+        "stride": 1,
+        "width": 512,
+        "hidden": 1536,
+        "dim": 128,
+        "codebooks": 16,
+    },
 }

@@ -1,16 +1,19 @@
 """SEANet's layers for codecs that normalise over time (EnCodec 48 kHz): they hear a whole chunk, and so cannot stream.
 
-Source: EnCodec (arXiv:2210.13438, section 3.1; encodec/modules/conv.py, norm `time_group_norm`).
+Source: EnCodec (arXiv:2210.13438, section 3.1; encodec/modules/conv.py, norm `time_group_norm`); FunCodec
+(arXiv:2309.07405), over images.
 """
 
 import math
 from fractions import Fraction
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.errors import RequestError
 from vivavoce.nn.convolution import Conv, ConvTranspose
+from vivavoce.nn.gathered import WholeSignal
 from vivavoce.nn.streaming import INFINITE, Chain, Streaming
 
 
@@ -25,7 +28,8 @@ class _Whole(Streaming):
 
 
 class TimeNorm(_Whole):
-    """A convolution, then a norm over all frames and channels of the signal with a gain and a bias for each channel.
+    """A convolution, then a norm over all frames and channels of the signal with a gain and a bias for each channel (of
+    an image's, for all its bins).
 
     left, right: output frames that are cut after the norm, which has heard them (a transposed convolution's overlap).
     """
@@ -33,7 +37,7 @@ class TimeNorm(_Whole):
     def __init__(self, inner: Conv | ConvTranspose, left: int = 0, right: int = 0):
         super().__init__()
         self.inner, self.left, self.right = inner, left, right
-        self.norm = nn.GroupNorm(1, inner.width)
+        self.norm = nn.GroupNorm(1, getattr(inner, "channels", inner.width))
 
     @property
     def hop(self) -> Fraction:  # type: ignore[override]
@@ -48,8 +52,9 @@ class TimeNorm(_Whole):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         y = self.inner(x).transpose(1, 2)
-        y = F.group_norm(y.float(), 1, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps).to(y.dtype)
-        return y[..., self.left : y.shape[-1] - self.right].transpose(1, 2)
+        image = y.float().unflatten(1, (self.norm.num_channels, -1))
+        normed = F.group_norm(image, 1, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps)
+        return normed.flatten(1, 2)[..., self.left : y.shape[-1] - self.right].transpose(1, 2).to(y.dtype)
 
 
 class WholeResidual(_Whole):
@@ -81,6 +86,33 @@ class WholeChain(Chain):
         for part in self.parts:
             x = part(x)
         return x
+
+
+class AtTheEnd(WholeSignal):
+    """A `WholeChain` that hears frames [B, T, inputs] until their end, and then each row by itself."""
+
+    def __init__(self, chain: WholeChain, inputs: int):
+        super().__init__()
+        self.chain, self.inputs = chain, inputs
+        self.hop, self.chunk = chain.hop, chain.hop.numerator
+
+    @property
+    def width(self):
+        return self.chain.width
+
+    def frames(self, length):
+        return self.chain.frames(torch.as_tensor(length))
+
+    def inputs_for(self, outputs):
+        return math.ceil(outputs * self.hop)
+
+    def respond(self, x, lengths):
+        answers: dict[int, Tensor] = {}
+        for size in sorted(set(lengths.tolist()) - {0}):  # rows of one length together
+            rows = (lengths == size).nonzero()[:, 0]
+            answers.update(zip(rows.tolist(), self.chain(x[rows, :size])))
+        nothing = x.new_zeros(0, self.width)
+        return torch.nn.utils.rnn.pad_sequence([answers.get(row, nothing) for row in range(len(x))], batch_first=True)
 
 
 def overlap_frames(samples: Tensor, chunk: int, stride: int, hop: int) -> Tensor:

@@ -15,17 +15,18 @@ class StreamingISTFT(Streaming):
     Frame t adds its windowed inverse transform to the samples from t x hop on; those up to (t + 1) x hop are complete
     then and emitted. So the stream has no look-ahead, and the network that predicts the spectra learns what of a
     window lies in the future. Log-magnitudes are clipped at `loudest` (Vocos, arXiv:2306.00814, clips at 100).
-    The Hann window is scaled so that a constant spectrum's windows sum to one.
+    The Hann window is scaled so that a constant spectrum's windows sum to one. parts: frames are real and imaginary
+    parts instead.
     """
 
     chunk = 1
     taper: Tensor
 
-    def __init__(self, fft_size: int, hop: int, loudest: float = 4.6):
+    def __init__(self, fft_size: int, hop: int, loudest: float = 4.6, parts: bool = False):
         super().__init__()
         if fft_size % hop or fft_size < 2 * hop:
             raise RequestError(f"inverse STFT: fft_size {fft_size} must be a multiple of hop {hop}, at least twice it")
-        self.fft_size, self.stride, self.loudest = fft_size, hop, loudest
+        self.fft_size, self.stride, self.loudest, self.parts = fft_size, hop, loudest, parts
         self.hop = Fraction(1, hop)
         self.receptive_field = fft_size // hop - 1
         self.register_buffer("taper", torch.hann_window(fft_size) * (2 * hop / fft_size), persistent=False)
@@ -37,7 +38,7 @@ class StreamingISTFT(Streaming):
 
     @property
     def inputs(self) -> int:
-        """Width of the input frames: log-magnitudes and phases."""
+        """Width of the input frames."""
         return 2 * self.bins
 
     @property
@@ -80,7 +81,9 @@ class StreamingISTFT(Streaming):
         """Spectra [B, T, 2 x bins] -> windowed samples [B, T, fft_size], in float32."""
         if not x.shape[1]:
             return x.new_zeros(len(x), 0, self.fft_size)
-        magnitude, phase = x.float().split(self.bins, dim=-1)
-        spectrum = torch.polar(magnitude.clamp(max=self.loudest).exp(), phase)
+        first, second = x.float().split(self.bins, dim=-1)
+        spectrum = (
+            torch.complex(first, second) if self.parts else torch.polar(first.clamp(max=self.loudest).exp(), second)
+        )
         samples = torch.fft.irfft(spectrum, n=self.fft_size, norm="ortho") * self.taper
         return samples.to(x.dtype)

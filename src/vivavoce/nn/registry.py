@@ -10,6 +10,7 @@ from torch import nn
 
 from vivavoce.nn.antialiased import antialiased_snake
 from vivavoce.nn.attention import Attention
+from vivavoce.nn.band_split import Elastic, band_split_block
 from vivavoce.nn.chunks import ChunkLayer, WholeChunks
 from vivavoce.nn.convnext_stack import convnext_block
 from vivavoce.nn.convolution import Conv, ConvTranspose
@@ -17,6 +18,7 @@ from vivavoce.nn.elu import ELU
 from vivavoce.nn.focal import ChunkFeedForward, focal_block
 from vivavoce.nn.handed_on import HandsOn
 from vivavoce.nn.harmonics import HarmonicISTFT
+from vivavoce.nn.image_convolution import ImageConv, ImageConvTranspose
 from vivavoce.nn.istft import StreamingISTFT
 from vivavoce.nn.local_attention import LocalAttention
 from vivavoce.nn.logmel import StreamingLogMel
@@ -71,6 +73,12 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "transposed, centred": lambda: ConvTranspose(4, 6, 10, 5, left=3, right=2),
     "transposed, cut at the left": lambda: ConvTranspose(4, 6, 8, 4, left=4, right=0),
     "transposed, depthwise": lambda: ConvTranspose(6, 6, 4, 2, groups=6, bias=False),
+    # Convolutions over images, FunCodec's.
+    "image conv": lambda: ImageConv(2, 4, 9, (7, 7), pad_mode="reflect"),
+    "image conv, strided": lambda: ImageConv(4, 6, 9, (8, 4), (4, 2), groups=2, left=1, right=1),
+    "image conv, dilated": lambda: ImageConv(3, 2, 2, (3, 3), dilation=(1, 2), pad_mode="replicate"),
+    "image transposed": lambda: ImageConvTranspose(4, 2, 2, (8, 4), (4, 2), groups=2, left=1, right=1),
+    "image transposed, causal": lambda: ImageConvTranspose(2, 3, 3, (4, 2), (2, 1)),
     # Around them.
     "residual, causal": lambda: Residual(Chain(Pointwise(ELU(), 6), Conv(6, 3, 3, dilation=2), Conv(3, 6, 1))),
     "residual, reflected": lambda: Residual(
@@ -100,6 +108,7 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "lstm": lambda: LSTM(6, layers=2),
     "lstm without skip": lambda: LSTM(6, skip=False),
     "lstm, both ways": lambda: BidirectionalLSTM(6, layers=2),
+    "band-split recurrence": lambda: Elastic([band_split_block(4, 3) for _ in range(2)]),
     # Transformers: Mimi's with its context reached, Llama's without a limit, one that is not causal.
     "transformer, short context": lambda: _mimi_transformer(2, 16, 2, context=5),
     "transformer, Mimi's context": lambda: _mimi_transformer(1, 16, 2, context=250),
@@ -127,9 +136,11 @@ MODULES: dict[str, Callable[[], Streaming]] = {
     "resampling, down": lambda: resampling(3, 2),
     "resampling, up": lambda: resampling(2, 5),
     "STFT": lambda: STFT(32, 8),
+    "STFT, phasors": lambda: STFT(32, 8, causal=True, form="phasors"),
     "MDCT": lambda: MDCT(8),
     "inverse MDCT": lambda: InverseMDCT(8),
     "inverse STFT": lambda: StreamingISTFT(fft_size=64, hop=16),
+    "inverse STFT of parts": lambda: StreamingISTFT(fft_size=64, hop=16, parts=True),
     "harmonics and noise": lambda: HarmonicISTFT(fft_size=64, hop=16, sample_rate=16000),
     "log-mel": lambda: StreamingLogMel(sample_rate=16000, window=400, hop=160, mels=40),
 }

@@ -1,5 +1,7 @@
 """Short-time Fourier transform as a stream: samples in, log-magnitudes and phases out, as `TrimmedISTFT` takes them."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,9 @@ from vivavoce.errors import RequestError
 from vivavoce.nn.convolution import Conv
 
 SILENT = 1e-20  # power below which a bin has no phase: it is 0, and has no gradient
+
+Form = Literal["polar", "phasors", "parts"]
+PLANES: dict[str, int] = {"polar": 2, "phasors": 3, "parts": 2}  # numbers of a bin, by form
 
 
 def phases(spectrum: Tensor) -> Tensor:
@@ -36,19 +41,21 @@ class STFT(Conv):
 
     Hann windows; zeros before and behind the signal, half of fft_size - hop each, so that `TrimmedISTFT` with that trim
     gives the signal back. causal: all of them before it, and no frame looks ahead of its last sample. Magnitudes below
-    `floor` are raised to it. Computed in float32 at least.
+    `floor` are raised to it. Computed in float32 at least. form: `phasors`: in the place of phases, cosines and then
+    sines of them (both 0 where magnitudes vanish); `parts`: real, then imaginary parts.
     """
 
     taper: Tensor
 
-    def __init__(self, fft_size: int, hop: int, causal: bool = False, floor: float = 1e-5):
+    def __init__(self, fft_size: int, hop: int, causal: bool = False, floor: float = 1e-5, form: Form = "polar"):
         if fft_size % 2 or hop % 2 or not 0 < hop <= fft_size:
             raise RequestError(f"STFT of {fft_size} samples every {hop}: even numbers are needed, the hop the smaller")
         edge = fft_size - hop
         left, right = (edge, 0) if causal else (edge // 2, edge // 2)
-        super().__init__(1, fft_size + 2, fft_size, hop, bias=False, left=left, right=right)
+        width = PLANES[form] * (fft_size // 2 + 1)
+        super().__init__(1, width, fft_size, hop, bias=False, left=left, right=right)
         self.register_parameter("weight", None)  # only the convolution's bookkeeping is used
-        self.fft_size, self.floor = fft_size, floor
+        self.fft_size, self.floor, self.form = fft_size, floor, form
         self.register_buffer("taper", torch.hann_window(fft_size), persistent=False)
 
     @property
@@ -63,5 +70,10 @@ class STFT(Conv):
 
     def told(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """What is given of spectra by their parts [..., bins]."""
+        if self.form == "parts":
+            return torch.cat([real, imaginary], dim=-1)
         magnitude = (real.square() + imaginary.square()).clamp(min=self.floor**2).log() / 2
-        return torch.cat([magnitude, angles(real, imaginary)], dim=-1)
+        if self.form == "polar":
+            return torch.cat([magnitude, angles(real, imaginary)], dim=-1)
+        scale = (-magnitude).exp()
+        return torch.cat([magnitude, real * scale, imaginary * scale], dim=-1)

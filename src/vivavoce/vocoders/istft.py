@@ -16,17 +16,18 @@ class TrimmedISTFT(Streaming):
 
     What overlaps is added and divided by the sum of the squared Hann windows, so that the STFT of a signal gives the
     signal. trim: samples cut at both ends: fft_size / 2 is torch.istft's `center`, (fft_size - hop) / 2 the "same"
-    padding of Vocos. Its look-ahead is the trim. Log-magnitudes are clipped at `loudest`.
+    padding of Vocos. Its look-ahead is the trim. Log-magnitudes are clipped at `loudest`. parts: frames are real and
+    imaginary parts instead.
     """
 
     taper: Tensor
 
-    def __init__(self, fft_size: int, hop: int, trim: int, loudest: float = 100.0):
+    def __init__(self, fft_size: int, hop: int, trim: int, loudest: float = 100.0, parts: bool = False):
         super().__init__()
         if not 0 < hop <= fft_size // 2 or not 0 <= trim <= fft_size // 2 or fft_size % 2:
             raise RequestError(f"inverse STFT: fft_size {fft_size}, hop {hop}, trim {trim}: an even size, a hop and a "
                                "trim of at most half of it are needed")
-        self.fft_size, self.stride, self.trim, self.loudest = fft_size, hop, trim, loudest
+        self.fft_size, self.stride, self.trim, self.loudest, self.parts = fft_size, hop, trim, loudest, parts
         self.kept = fft_size - hop
         self.hop = Fraction(1, hop)
         self.lookahead = -(-trim // hop)
@@ -83,8 +84,10 @@ class TrimmedISTFT(Streaming):
     def _windows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectra [B, T, 2 x (fft_size / 2 + 1)] -> windowed samples and squared windows, both [B, T, fft_size], zero
         beyond lengths."""
-        magnitude, phase = x.to(_wide(x.dtype)).chunk(2, dim=-1)
-        spectrum = torch.polar(magnitude.exp().clamp(max=self.loudest), phase)
+        first, second = x.to(_wide(x.dtype)).chunk(2, dim=-1)
+        spectrum = (
+            torch.complex(first, second) if self.parts else torch.polar(first.exp().clamp(max=self.loudest), second)
+        )
         samples = torch.fft.irfft(spectrum, n=self.fft_size) * self.taper
         squares = self.taper.square().expand_as(samples)
         if common(lengths) == x.shape[1]:
