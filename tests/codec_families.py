@@ -31,6 +31,12 @@ SPOKEN = {
                 "source_dilations": [[1], [1]], "harmonics": 2, "pitch_width": 6},
     "voice": 8,
 }
+IMAGES = {
+    "sample_rate": 8000, "fft_size": 32, "hop": 8, "filters": 4, "ratios": [[4, 2], [4, 1]], "lstm": 1, "dim": 6,
+    "codebooks": 3, "codebook_size": 16, "quantizer": {"dropout_levels": [1, 3]},
+}
+SPEAKER = {"widths": [8, 8, 12], "kernels": [5, 3, 1], "dilations": [1, 2, 1], "squeezed": 4, "attended": 6}
+GAN = {"width": 8, "rates": [20, 8], "kernels": [20, 8], "residual_kernels": [3], "residual_dilations": [[1]]}
 NARROW = {
     "bigcodec": {"encoder_dim": 2, "decoder_dim": 16, "encoder_rates": [10, 16], "decoder_rates": [16, 10],
                  "latent_dim": 8, "codebook_size": 32, "lstm": 1, "quantizer": {"codebook_width": 4}},
@@ -68,6 +74,8 @@ NARROW = {
     "apcodec, causal": {**BLOCKS, "causal": True},
     "mdctcodec": BLOCKS,
     "mdctcodec, causal": {**BLOCKS, "causal": True},
+    "complexdec": {**BLOCKS, "fft_size": 64, "hop": 16, "stride": 2, "codebooks": 3},
+    "complexdec, causal": {**BLOCKS, "fft_size": 64, "hop": 16, "codebooks": 3, "causal": True},
     "dmel": {"vocoder": VOCODER},
     "chattts-dvae": {
         "sample_rate": 8000, "mels": 12, "fft_size": 128, "hop": 32, "narrow": 6, "encoder": [[10, 0, 2], [8, 2, 1]],
@@ -84,13 +92,52 @@ NARROW = {
         "sample_rate": 8000, "encoder_dim": 2, "decoder_dim": 16, "latent_dim": 8, "codebook_size": 16,
         "timbre": {"layers": 1, "heads": 2, "feedforward": 12}, "quantizer": {"codebook_width": 4},
     },
+    "unicodec-unified": {
+        "filters": 2, "dim": 8, "transformer": {"layers": 2, "heads": 2, "feedforward": 12},
+        "domains": {"speech": 20, "music": 10, "sound": 12}, **PRENET,
+    },
+    "clamtts-mel-vae": {
+        "sample_rate": 8000, "mels": 12, "fft_size": 128, "hop": 32, "narrow": 6, "encoder": [[8, 1, 2], [10, 1, 2]],
+        "decoder": [[10, 1, 2], [8, 1, 2]], "dim": 8, "quantizer": {"codebooks": 3, "codebook_size": 16},
+        "vocoder": {**GAN, "rates": [8, 4], "kernels": [16, 8]},
+    },
+    "socodec": {
+        "features": SSL, "width": 12, "groups": 3, "down": [2, 3], "mels": 10, "speaker": SPEAKER,
+        "quantizer": {"codebooks": 3, "heads": [6, 5], "head_width": 4}, "vocoder": GAN,
+    },
     "esc": {"sample_rate": 8000, "fft_size": 46, "window": 32, "hop": 8, "widths": [4, 6, 8], "heads": [2, 2],
             "size": 2, "groups": 2, "codebook_size": 16, "codebook_widths": [4, 4, 4]},
+    "freqcodec": IMAGES,
+    "freqcodec-angles": {**IMAGES, "causal": True, "norm": "none", "group": 1, "lstm": 0,
+                         "pad_mode": "zeros"},
+    "gull": {"sample_rate": 8000, "window": 8, "hop": 4, "bands": [[1000, 2], [2000, 2]], "width": 6, "layers": 1,
+             "decoder_layers": 2, "levels": 2, "codebook_size": 16},
+    "single-codec": {
+        "sample_rate": 8000, "mels": 10, "fft_size": 128, "hop": 32, "width": 12, "blocks": 1, "heads": 2, "kernel": 3,
+        "dim": 6, "voice": 5, "segment": 20, "channels": [3, 4], "codebook_size": 32,
+        "vocoder": {"width": 8, "rates": [8, 4], "kernels": [16, 8], "residual_kernels": [3],
+                    "residual_dilations": [[1]]},
+    },
     "sqcodec": {"sample_rate": 8000, "rates": [4, 5], "widths": [4, 6, 8], "depths": [1, 1, 1], "decoder_rates": [5, 4],
                 "decoder_widths": [8, 6, 4], "decoder_depths": [1, 1], "dim": 8, "frames": 2, "blocks": [1, 1],
                 "heads": 2, "window": 7, "quantizer": {"kind": "residual_fsq", "dims": 3, "levels": [7]}},
     "hilcodec": {"sample_rate": 8000, "ratios": [5, 4, 2], "filters": 2, "decoder_filters": 2, "fft_size": 8,
                  "dim": 6, "codebooks": 3, "codebook_size": 16, "quantizer": {"dropout_levels": [1, 3]}},
+    "ssr-speech-codec": {"sample_rate": 8000, "filters": 2, "dim": 16, "ratios": [5, 4, 2], "lstm": 1, "codebooks": 2,
+                         "codebook_size": 16},
+    "promptcodec": {"sample_rate": 8000, "filters": 2, "dim": 8, "ratios": [5, 4, 2], "codebook_size": 16, "mels": 8,
+                    "prompt_width": 8, "prompt_hidden": 12, "prompt_layers": 1, "heads": 2, "speaker": 6},
+    "flowdec": {
+        "codec": {"kind": "dac", "sample_rate": 8000, "encoder_dim": 2, "encoder_rates": [4, 5], "decoder_dim": 16,
+                  "decoder_rates": [5, 4], "codebooks": 2, "codebook_size": 16, "quantizer": {"codebook_width": 4}},
+        "filter": {"fft_size": 62, "hop": 16, "width": 4, "multiples": [2, 1], "path": {"kind": "flow", "steps": 2}},
+    },
+    "scoredec": {
+        "codec": {"kind": "codec", "sample_rate": 8000, "filters": 2, "ratios": [5, 4], "dim": 8, "codebooks": 2,
+                  "codebook_size": 16},
+        "filter": {"fft_size": 62, "hop": 16, "width": 4, "multiples": [1, 2], "blocks": 1,
+                   "path": {"kind": "score", "steps": 2}},
+    },
     "cosyvoice2": {"ears": {"kind": "s3", **WHISPERS, "memory": 5}, **SPOKEN},
     "semanticodec": {
         "ears": {"width": 16, "layers": 3, "heads": 2, "hidden": 20, "mels": 32, "columns": 2, "average": 2},
@@ -98,6 +145,8 @@ NARROW = {
         "residual_dilations": [[1]]}, "flow": {**FLOW, "chunk": 1}, "latents": {"mels": 8, "width": 6, "narrow": 6,
         "encoder": [[8, 1, 2], [8, 1, 2]], "decoder": [[8, 1, 2], [8, 1, 2]]},
     },
+    "baichuan-audio": {"ears": {"kind": "whisper", **WHISPERS, "positions": 100}, "strides": [2], "quantizer":
+                       {"kind": "rvq", "codebooks": 3, "codebook_size": [32, 16, 8]}, **SPOKEN},
     "glm-4-voice": {"ears": {**WHISPERS, "block": 8, "left": 1}, "quantizer": {"codebook_size": 32}, **SPOKEN},
     "codec": {"filters": 2, "dim": 8, "ratios": [8, 5, 4, 2], "quantizer": {"kind": "scalar", "levels": 19}},
 }  # fmt: skip
@@ -131,8 +180,14 @@ def narrow(name: str, seed: int = 0, **options) -> Codec:
         codec.units.take(spread(frames, codec.codebook_sizes[0], 0), torch.ones(size))
         rest = codec.encode_latents(wave)[0, :, size:]
         codec.quantizer.acoustic.levels[0].load(spread(rest, codec.codebook_sizes[1], 1))
-        for convolution in codec.decoder.parts[2].convolutions()[1:]:
+    if name in ("semanticodec", "single-codec"):
+        for convolution in codec.decoder.parts[-1].convolutions()[1:]:
             convolution.weight.mul_(10)  # else it begins with silence
+    if name == "unicodec-unified":  # whose latents come of a residual stream: its entries go where they are
+        book, latents = codec.quantizer.book, codec.encode_latents(speech_like(0.5, codec.sample_rate))[0]
+        book.basis.copy_(spread(latents, book.size, 0))
+        nn.init.eye_(book.project.weight)
+        nn.init.zeros_(book.project.bias)
     if name in ("cosyvoice2", "sqcodec"):  # whose grids have few levels: what leads into them must be as large
         project = codec.quantizer.input_projection
         points = project(codec.encode_latents(speech_like(0.5, codec.sample_rate))[0])

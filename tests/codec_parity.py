@@ -93,6 +93,12 @@ def check_codes(codec: Codec, wave: Tensor, theirs: Tensor) -> int:
     return int(different.sum())
 
 
+def check_variety(codes: Tensor) -> None:
+    """Over a hundred different codes occur: that few are equal would show nothing."""
+    found = len(codes.unique())
+    assert found > 100, f"{found} different codes: the codebooks are hardly used, the comparison would show nothing"
+
+
 def check_wave(ours: Tensor, theirs: Tensor) -> float:
     """Greatest difference in units of the reference's standard deviation: at most 1e-4."""
     assert ours.shape == theirs.shape

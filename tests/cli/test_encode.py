@@ -7,6 +7,7 @@ import torch
 import vivavoce
 from small_codecs import small
 from vivavoce.codecs import save_codec
+from vivavoce.systems import build
 from vivavoce.tokenizers.compact_file import CodesReader, read_codes
 
 
@@ -69,3 +70,13 @@ def test_who_is_not_here_is_not_fetched(tmp_path, command):
     code, _, err = command("decode", tmp_path / "a.vvc", "-o", tmp_path / "b.wav")
     assert code == 2 and "name the model before the file" in err
     assert command("decode", tmp_path / "moved", tmp_path / "a.vvc", "-o", tmp_path / "b.wav")[0] == 0
+
+
+def test_a_vocoder_of_mel_frames_speaks_and_has_no_codes(tmp_path, command):
+    build("vocos", "smoke").save(tmp_path / "vocos")
+    vivavoce.write(tmp_path / "in.wav", vivavoce.Audio(np.full((1, 3001), 0.1, np.float32), 24000))
+    code, said, err = command("resynth", tmp_path / "vocos", tmp_path / "in.wav", "-o", tmp_path / "out.wav")
+    assert code == 0 and "tokens per second     0" in said, err
+    assert len(vivavoce.read(tmp_path / "out.wav")) == 3001
+    code, _, err = command("encode", tmp_path / "vocos", tmp_path / "in.wav", "-o", tmp_path / "a.vvc")
+    assert code == 2 and "has no codes" in err

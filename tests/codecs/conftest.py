@@ -13,7 +13,8 @@ def recorded(monkeypatch):
 
     def read(corpora, rate, apart, pack, channels=1):
         found = [clip.repeat(channels, 1) for clip in clips(rate)]
-        return SimpleNamespace(clips=found, held_out=found[:1], speakers=["a", "b", "c"], texts=["", "", ""])
+        told = {"speakers": ["a", "b", "c"], "texts": ["one two", "", "three"], "corpora": ["librispeech_other"] * 3}
+        return SimpleNamespace(clips=found, held_out=found[:1], **told)
 
     monkeypatch.setattr("vivavoce.data.recordings.read_recordings", read)
     monkeypatch.setattr("vivavoce.data.recordings.excerpts", lambda held_out, *args, **options: held_out)

@@ -160,6 +160,7 @@ def test_the_first_codebook_learns_what_the_teacher_hears():
         losses.append(float(found["distillation"].detach()))
     assert sum(losses[-3:]) < 0.75 * sum(losses[:3]), losses
     assert codec.encoder.parts[0].weight.grad.abs().sum() > 0
+    assert all(name.startswith("terms.distillation.project") for name in term.state_dict()), "it is in no checkpoint"
     kept = term.terms["distillation"].teacher.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in teacher.items())
     codec.eval()

@@ -15,6 +15,7 @@ from vivavoce.training.assembly import settings_for
 RECIPES = {
     "encodec-24khz": "encodec",
     "encodec-48khz": "encodec",
+    "encodec-consistent": "codec-consistency-dri",
     "encodec-32khz": "musicgen-encodec-32k",
     "audiogen-16khz": "audiogen-codec",
     "soundstream-24khz": "soundstream",
@@ -36,6 +37,8 @@ RECIPES = {
     "ticodec": "ticodec",
     "ndvq": "ndvq",
     "bicodec": "bicodec",
+    "unicodec-unified": "unicodec-unified",
+    "dm-codec": "dm-codec",
 }
 STEPS = 6
 
@@ -74,13 +77,14 @@ def test_published_sizes_stand_in_the_recipes(published):
     """Frames and bits a second of the recipes as they stand."""
     expected = {
         "encodec-24khz": (75, 1500), "encodec-48khz": (15000 / 99, 300000 / 99), "encodec-32khz": (50, 2200),
-        "audiogen-16khz": (50, 2200),
+        "audiogen-16khz": (50, 2200), "encodec-consistent": (75, 6000),
         "soundstream-24khz": (75, 6000), "mimi": (12.5, 1100), "dac-16khz": (50, 6000), "dac-24khz": (75, 24000),
         "dac-44khz": (44100 / 512, 90 * 44100 / 512), "snac-24khz": (24000 / 2048, 7 * 12 * 24000 / 2048),
         "x-codec": (50, 4000), "x-codec-2": (50, 800),
         "wavtokenizer": (75, 900), "language-codec": (75, 3000), "simvq": (75, 750), "bigcodec": (80, 1040),
         "speechtokenizer": (50, 4000), "hifi-codec": (75, 3000), "audiodec": (160, 12800), "funcodec": (25, 8000),
-        "ticodec": (75, 1500), "ndvq": (75, 6000), "bicodec": (50, 650),
+        "ticodec": (75, 1500), "ndvq": (75, 6000), "bicodec": (50, 650), "unicodec-unified": (75, 1050),
+        "dm-codec": (50, 4000),
     }  # fmt: skip
     found = {}
     for name, codec in published.items():

@@ -1,15 +1,20 @@
 """What every codec promises, over the families of transformers, spectra, features and factors."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from codec_families import NARROW, hard_signals, narrow
-from codec_parity import check_modes, speech_like
+from codec_parity import check_codes, check_modes, check_wave, speech_like
 from vivavoce.codecs import codec_of
 from vivavoce.codecs.registry import FAMILIES, config_of
 from vivavoce.errors import RecipeError, RequestError
 from vivavoce.quantizers.binary import BinaryQuantizer
 from vivavoce.quantizers.grids import ResidualScalarQuantizer, ScalarQuantizer
+from vivavoce.tokenizers.blocks import BlockDecoder, BlockEncoder, in_blocks, joined
+from vivavoce.tokenizers.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +32,66 @@ def test_the_zoo_has_every_family():
 @torch.no_grad()
 def test_whole_streamed_and_batched_are_the_same(codecs, name):
     codec = codecs(name)
-    wave = speech_like(0.25, codec.sample_rate)
+    wave = speech_like(max(0.25, 3.1 * codec.hop / codec.sample_rate), codec.sample_rate)
     assert len(codec.encode(wave)[:, 0].unique()) > 2
     check_modes(codec, wave, [codec.hop, 7, 3 * codec.hop, 1000])
+
+
+@pytest.mark.parametrize("name", NARROW)
+@torch.no_grad()
+def test_long_signals_are_heard_in_pieces_of_bounded_length(codecs, name, monkeypatch):
+    """The same codes and samples, whole, batched and streamed; what streams by itself has no pieces."""
+    codec = codecs(name)
+    sides = {side: rate for side, rate in ((codec.encoder, codec.sample_rate), (codec.decoder, codec.frame_rate))
+             if side.lookahead == math.inf}  # fmt: skip
+    heard, inner = {codec.encoder: [], codec.decoder: []}, codec._whole
+
+    def listened(chain, x, *more):
+        heard[chain].append(x.shape[1])
+        return inner(chain, x, *more)
+
+    monkeypatch.setattr(codec, "_whole", listened)
+    monkeypatch.setattr(codec, "piece", 0.16)
+    monkeypatch.setattr(codec, "around", 0.08)
+    assert codec.pieces == ((0.16, 0.08) if codec.encoder in sides else None)
+    if not sides:
+        return
+    wave = speech_like(0.7, codec.sample_rate)
+    codes, lengths = codec.encode(wave), torch.tensor([wave.shape[2] - 999, wave.shape[2]])
+    rows = codec.encode(wave.repeat(2, 1, 1), lengths)
+    check_codes(codec, wave, rows[1:])
+    check_codes(codec, wave[..., :-999], rows[:1, :, : codec.frames(int(lengths[0]))])
+    encoder, decoder = BlockEncoder(codec), BlockDecoder(codec)
+    heard_in_blocks = [encoder.step(block[0].numpy()) for block in wave.split([307, 5000, wave.shape[2] - 5307], 2)]
+    coded = joined([piece for piece in (*heard_in_blocks, encoder.flush()) if piece is not None])
+    check_codes(codec, wave, torch.from_numpy(coded.codes)[None])
+    said = [decoder.step(block) for block in in_blocks(coded, 5)]
+    check_wave(torch.from_numpy(np.concatenate([*said, decoder.flush()], axis=1))[None], codec.decode(codes))
+    for side, rate in sides.items():
+        cell = math.lcm(side.chunk, side.hop.numerator)
+        most = 2 * round(0.08 * rate / cell) + round(0.16 * rate / cell)
+        assert len(heard[side]) > 6 and max(heard[side]) <= max(3, most) * cell
+
+
+@torch.no_grad()
+def test_pieces_of_what_hears_a_bounded_context_are_the_whole(codecs, monkeypatch):
+    """ESC's windows reach no further than the context of a piece: the same codes, but for ties."""
+    codec = codecs("esc")
+    wave = speech_like(4.1, codec.sample_rate)
+    whole, sound = codec.encode(wave), codec.decode(codec.encode(wave))
+    monkeypatch.setattr(codec, "piece", 1.0)
+    monkeypatch.setattr(codec, "around", 0.5)
+    check_codes(codec, wave, whole)
+    check_wave(codec.decode(whole), sound)
+
+
+@torch.no_grad()
+def test_pieces_are_part_of_what_tells_codecs_apart(codecs, monkeypatch):
+    codec, other = codecs("repcodec"), codecs("hilcodec")
+    known, streams = fingerprint(codec), fingerprint(other)
+    for each in (codec, other):
+        monkeypatch.setattr(each, "around", 5.0)
+    assert fingerprint(codec) != known and fingerprint(other) == streams
 
 
 @pytest.mark.parametrize("name", NARROW)

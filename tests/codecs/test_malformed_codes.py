@@ -117,5 +117,7 @@ def test_every_kind_is_among_them():
         codec = of_recipe(name)
         here |= set() if not isinstance(codec, Codec) else {(config_of(codec) or {}).get("kind", name)}
     with torch.device("meta"):
-        kinds = {(config_of(build()) or {}).get("kind", name) for name, build in CODECS.items()}
+        built = {name: build() for name, build in CODECS.items()}
+    coding = {name: codec for name, codec in built.items() if isinstance(codec, Codec)}  # mel vocoders have no codes
+    kinds = {(config_of(codec) or {}).get("kind", name) for name, codec in coding.items()}
     assert kinds <= here, f"no small codec of {sorted(kinds - here)}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vivavoce
-from codec_families import narrow
+from codec_families import NARROW, narrow
 from codec_parity import check_codes
 from small_codecs import small
 from vivavoce.cli import main
@@ -19,13 +19,16 @@ from vivavoce.errors import CheckpointError, RequestError
 SPECTRA = {"kind": "convnext_codec", "fft_size": 64, "hop": 16, "phases": 4, "encoder": [[8, 1], [8, 1]], "ahead": 0,
            "decoder": [[8, 1], [8, 1]], "dim": 4, "codebooks": 2, "codebook_size": 8}  # fmt: skip
 
+FEWER = {"hilcodec": {"ratios": [4, 2], "layers": 1, "decoder_layers": 1}}
 
-@pytest.mark.parametrize("name", ["audiodec", "ndvq", "ts3-codec", "apcodec, causal", "convnext"])
+
+@pytest.mark.parametrize("name", ["audiodec", "ndvq", "ts3-codec", "apcodec, causal", "complexdec, causal",
+                                  "freqcodec-angles", "gull", "hilcodec", "convnext"])
 def test_other_causal_codecs_become_graphs(name, tmp_path):
     """Each with codebooks, layers or transforms of its own; a graph is run beside torch before it is there."""
     torch.manual_seed(0)
-    if "apcodec" in name:
-        codec = narrow(name)
+    if name in NARROW:
+        codec = narrow(name, **FEWER.get(name, {}))
     else:
         codec = codec_of(SPECTRA) if name == "convnext" else vivavoce.build(name, size="smoke").system.codec
         with torch.no_grad():

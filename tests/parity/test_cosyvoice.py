@@ -13,7 +13,9 @@ from codec_parity import check_wave, speech_like
 from peers import peer
 from proves import proves
 from vivavoce.audio.mel import mel_filters
+from vivavoce.codecs.cosyvoice_files import s3_weights
 from vivavoce.codecs.semantic import SemanticCodec, SemanticConfig
+from vivavoce.codecs.semantic_weights import fill_s3
 from vivavoce.errors import CheckpointError
 from vivavoce.nn.chance import normal
 from vivavoce.nn.noise import seeded
@@ -169,6 +171,182 @@ def test_a_published_file_loads(theirs, tmp_path, monkeypatch):
               tmp_path / "cut" / "s3gen.safetensors")  # fmt: skip
     with pytest.raises(CheckpointError, match=r"flow: 'encoder_proj\.weight' is missing"):
         load_tokenizer(tmp_path / "cut")
+
+
+SETTINGS = """
+__set_seed1: !apply:random.seed [1986]
+sample_rate: 24000
+spk_embed_dim: 192
+token_frame_rate: 25
+token_mel_ratio: 2
+llm: !new:cosyvoice.llm.llm.Qwen2LM
+    speech_token_size: 6561
+flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithXvec
+    spk_embed_dim: !ref <spk_embed_dim>
+    vocab_size: 6561
+    input_frame_rate: !ref <token_frame_rate>
+    pre_lookahead_len: 3
+    encoder: !new:cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder
+        output_size: 512
+        attention_heads: 2
+        linear_units: 24
+        num_blocks: 1
+    decoder: !new:cosyvoice.flow.flow_matching.CausalConditionalCFM
+        cfm_params: !new:omegaconf.DictConfig
+            content: {sigma_min: 1e-06, inference_cfg_rate: 0.7}
+        estimator: !new:cosyvoice.flow.decoder.CausalConditionalDecoder
+            channels: [16]
+            attention_head_dim: 4
+            n_blocks: 2
+            num_mid_blocks: 2
+            num_heads: 2
+            static_chunk_size: !ref <token_frame_rate> * <token_mel_ratio>
+hift: !new:cosyvoice.hifigan.generator.HiFTGenerator
+    in_channels: 80
+    base_channels: 16
+    nb_harmonics: 3
+    nsf_alpha: 0.1
+    nsf_sigma: 0.003
+    nsf_voiced_threshold: 10
+    upsample_rates: [8, 5, 3]
+    upsample_kernel_sizes: [16, 11, 7]
+    istft_params: {n_fft: 16, hop_len: 4}
+    resblock_kernel_sizes: [3, 7, 11]
+    resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
+    source_resblock_kernel_sizes: [7, 7, 11]
+    source_resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
+    f0_predictor: !new:cosyvoice.hifigan.f0_predictor.ConvRNNF0Predictor
+        cond_channels: 12
+allowed_special: 'all'
+data_pipeline: [!ref <allowed_special>, !name:cosyvoice.dataset.processor.batch ]
+"""
+
+
+def as_onnx(state, path, version):
+    """A tokenizer's weights under the names of the published files: nodes have paths, some initializers numbers; norms
+    are whole in the second version and in pieces in the first."""
+    onnx = peer("onnx")
+    nodes, tensors = [], []
+
+    def add(operator, name, *weights, out=None):
+        for key, value in weights:
+            tensors.append(onnx.numpy_helper.from_array(value.contiguous().numpy(), key))
+        inputs = [f"{name}_in", *(key for key, _ in weights)]
+        nodes.append(onnx.helper.make_node(operator, inputs, [out or f"{name}_out"], name=name))
+
+    numbers = iter(range(3000, 4000))
+    for number, first in ((1, 2216), (2, 2218)):
+        names = (f"encoders.conv{number}.weight", f"encoders.conv{number}.bias")
+        names = names if version == 1 else (f"onnx::Conv_{first}", f"onnx::Conv_{first + 1}")
+        tensor = [state[f"encoder.conv{number}.{kind}"] for kind in ("weight", "bias")]
+        add("Conv", f"/conv{number}/Conv", *zip(names, tensor))
+    if version == 1:
+        add("Add", "/Add", ("encoders.positional_embedding", state["encoder.positional_embedding"]))
+    for key, value in state.items():
+        stem, _, kind = key.removeprefix("encoder.").rpartition(".")
+        if not stem.startswith("blocks."):
+            continue
+        at = "/" + stem.replace(".mlp.", ".mlp.mlp.").replace(".", "/").replace("blocks/", "blocks.")
+        at = at.replace("mlp/mlp/", "mlp/mlp.")
+        if stem.endswith("_ln"):
+            if version == 2 and kind == "weight":
+                bias = state[key.replace("weight", "bias")]
+                add("LayerNormalization", f"{at}/LayerNormalization", (key, value), (f"{stem}.bias", bias))
+            elif version == 1:
+                operator, last = ("Mul", "Mul") if kind == "weight" else ("Add", "Add_1")
+                add(operator, f"{at}/{last}", (key, value))
+        elif "fsmn" in stem:
+            add("Conv", f"{at}/Conv", (f"onnx::Conv_{next(numbers)}", value))
+        elif kind == "weight":
+            add("MatMul", f"{at}/MatMul", (f"onnx::MatMul_{next(numbers)}", value.t()))
+        else:
+            add("Add", f"{at}/Add", (key, value))
+    book = "quantizer._codebook"
+    if version == 1:
+        entries = state[f"{book}.embed"].t()
+        add("Pow", "/quantizer/rq/model/layers.0/_codebook/Pow_1", (f"onnx::Pow_{next(numbers)}", entries))
+    else:
+        down = state[f"{book}.project_down.weight"].t()
+        add("MatMul", "/quantizer/project_in/MatMul", ("onnx::MatMul_2536", down), out="/quantizer/project_in/Add_in")
+        add("Add", "/quantizer/project_in/Add", ("quantizer.project_in.bias", state[f"{book}.project_down.bias"]))
+    graph = onnx.helper.make_graph(nodes, "tokenizer", [], [], tensors)
+    onnx.save(onnx.helper.make_model(graph), path)
+
+
+def s3_of(version):
+    from s3tokenizer.model import ModelConfig as First
+    from s3tokenizer.model import S3Tokenizer
+    from s3tokenizer.model_v2 import ModelConfig, S3TokenizerV2
+
+    sizes = (80, 1500, 128, 2, 1)
+    return opened(S3Tokenizer("speech_tokenizer_v1", First(*sizes)) if version == 1 else
+                  S3TokenizerV2("speech_tokenizer_v2_25hz", ModelConfig(*sizes)))  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [
+    pytest.param(1, marks=proves("cosyvoice-s3-v1", "weights")),
+    pytest.param(2, marks=proves("cosyvoice2-s3-v2", "weights", "loads")),
+])  # fmt: skip
+def test_the_tokenizer_s_onnx_file(version, tmp_path):
+    """The tensors that the package s3tokenizer reads out of it, which are those of the model."""
+    torch.manual_seed(0)
+    tokenizer, path = s3_of(version), tmp_path / f"speech_tokenizer_v{version}.onnx"
+    computed = ("_mel_filters", "window", "freqs_cis")
+    state = {name: value for name, value in tokenizer.state_dict().items() if not name.endswith(computed)}
+    as_onnx(state, path, version)
+    found = s3_weights(path)
+    from s3tokenizer.utils import onnx2torch
+
+    package = onnx2torch(str(path))
+    assert found.keys() == package.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(found[name], value) and torch.equal(package[name], value), name
+    content = path.read_bytes()
+    for broken, said in ((content[: len(content) // 2], "damaged"), (b"", "empty"), (b"\x0a\x03abc", "0 graphs")):
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=said):
+            s3_weights(path)
+
+
+@proves("cosyvoice2-s3-v2", "weights", "loads")
+@torch.no_grad()
+def test_cosyvoice_s_own_directory_loads(theirs, tmp_path):
+    """All sizes by its settings and tensors; codes and sound are those of the same weights in the other form."""
+    torch.manual_seed(0)
+    tokenizer, flow, hift = s3_of(2), opened(their_flow(theirs, tokens=6561)), opened(their_hift(theirs, inputs=80))
+    as_onnx(tokenizer.state_dict(), tmp_path / "speech_tokenizer_v2.onnx", 2)
+    torch.save(flow.state_dict(), tmp_path / "flow.pt")
+    torch.save({f"generator.{name}": value for name, value in hift.state_dict().items()}, tmp_path / "hift.pt")
+    for name in ("llm.pt", "campplus.onnx"):
+        (tmp_path / name).write_bytes(b"not read")
+    (tmp_path / "cosyvoice2.yaml").write_text(SETTINGS)
+    codec = load_tokenizer(tmp_path, allow_pickle=True)
+    assert isinstance(codec, SemanticCodec) and not codec.training
+    other = SemanticCodec(codec.config).eval()
+    fill_flow(other.to_mel, flow.state_dict(), "flow")
+    fill_hift(other.vocoder, hift.state_dict(), "hift")
+    fill_s3(other, {name: value for name, value in tokenizer.state_dict().items() if "freqs_cis" not in name}, "s3")
+    for part in ("encoder", "decoder"):
+        one, two = (getattr(each, part).state_dict() for each in (codec, other))
+        assert all(torch.equal(one[name], two[name]) for name in two)
+    down = codec.quantizer.state_dict()["input_projection.weight"]
+    assert torch.equal(down, tokenizer.state_dict()["quantizer._codebook.project_down.weight"])
+    assert (codec.to_mel.config.guidance, codec.to_mel.config.chunk, codec.vocoder.config.harmonics) == (0.7, 25, 3)
+    wave = speech_like(0.3, 24000)
+    codes = codec.encode(wave)
+    assert codes.shape == (1, 1, 8) and codec.decode(codes, speaker=torch.randn(1, 192)).shape == (1, 1, 8 * 960)
+
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "cosyvoice2.yaml").write_text(SETTINGS.replace("num_mid_blocks: 2", "num_mid: 2"))
+    with pytest.raises(CheckpointError, match=r"cosyvoice2\.yaml: 'num_mid_blocks' is missing"):
+        load_tokenizer(tmp_path, allow_pickle=True)
+    (tmp_path / "cosyvoice2.yaml").write_text(SETTINGS.replace("num_mid_blocks: 2", "num_mid_blocks: 3"))
+    with pytest.raises(CheckpointError, match=r"flow\.pt: 'decoder\.estimator\.mid_blocks\.2"):
+        load_tokenizer(tmp_path, allow_pickle=True)
+    (tmp_path / "speech_tokenizer_v2.onnx").rename(tmp_path / "speech_tokenizer_v1.onnx")
+    with pytest.raises(CheckpointError, match="first version"):
+        load_tokenizer(tmp_path, allow_pickle=True)
 
 
 def test_published_sizes(theirs):

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from codec_parity import check_codes, check_modes, check_wave, speech_like, spread_residual
+from codec_parity import check_codes, check_modes, check_variety, check_wave, speech_like, spread_residual
 from peers import peer
 from proves import proves
 from vivavoce.codecs import CodecConfig, build_codec
@@ -19,7 +19,7 @@ transformers = peer("transformers")
 encodec = peer("encodec")
 
 LONG = os.environ.get("VIVAVOCE_LONG") == "1"
-NARROW = {"num_filters": 4, "hidden_size": 48, "codebook_size": 256, "codebook_dim": 48}
+NARROW = {"num_filters": 4, "hidden_size": 48, "codebook_size": 1024, "codebook_dim": 48}
 
 
 @torch.no_grad()
@@ -58,7 +58,8 @@ def test_published_size_as_transformers(tmp_path):
     assert (codec.sample_rate, codec.frame_rate, codec.hop, codec.codebooks) == (24000, 75, 320, 2)
     assert codec.quantizer.codebooks == 32
     theirs = compare(model, codec, wave, bandwidth=6.0)
-    assert theirs.shape == (1, 8, 300) and len(theirs.unique()) > 100
+    assert theirs.shape == (1, 8, 300)
+    check_variety(theirs)
     check_modes(codec, wave[..., 10000 : 10000 + 12 * 320 + 77], [320, 7, 1000, 701])
 
 
@@ -76,12 +77,12 @@ def test_short_signals_are_reflected_as_in_transformers(tmp_path, samples):
                                      {"use_conv_shortcut": False, "trim_right_ratio": 0.5}])
 def test_switches_as_transformers(tmp_path, options):
     wave = speech_like(2.1, 24000)
-    model = their_model(wave, **NARROW, target_bandwidths=[4.8, 24.0], **options)
+    model = their_model(wave, **NARROW, target_bandwidths=[6.0, 24.0], **options)
     model.save_pretrained(tmp_path)
     codec = load_tokenizer(tmp_path)
     assert codec.codebooks == 8
     theirs = compare(model, codec, wave)
-    assert len(theirs.unique()) > 50
+    check_variety(theirs)
     check_modes(codec, wave, [320, 7, 1000, 10000])
 
 
@@ -108,7 +109,7 @@ def test_siblings_of_musicgen_and_audiogen_as_transformers(name, system, tmp_pat
     codec = load_tokenizer(tmp_path)
     assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (rate, 50, 4, 2048)
     theirs = compare(model, codec, wave)
-    assert len(theirs.unique()) > 100
+    check_variety(theirs)
     check_modes(codec, wave[..., : 10 * codec.hop + 77], [codec.hop, 7, 5000])
     with torch.device("meta"):
         published = build_codec(CodecConfig.of(PUBLISHED[name]))
@@ -138,7 +139,7 @@ def test_the_package_itself():
     codec = build_codec(CodecConfig.of({**PUBLISHED["encodec-24khz"], "use_codebooks": 8})).eval()
     fill(codec, model.state_dict(), "original", "the package's model")
     ((theirs, _),) = model.encode(wave)
-    assert len(theirs.unique()) > 100
+    check_variety(theirs)
     check_codes(codec, wave, theirs)
     check_wave(codec.decode(theirs), model.decode([(theirs, None)]))
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from codec_parity import check_codes, check_wave, speech_like, spread_residual
+from codec_parity import check_codes, check_variety, check_wave, speech_like, spread_residual
 from peers import peer
 from proves import proves
 from vivavoce.codecs import ChunkedCodec, CodecConfig, build_codec, load_codec, save_codec
@@ -105,21 +105,23 @@ def test_published_size_as_transformers(tmp_path):
         k: v for k, v in published.options().items() if k != "quantizer"
     }
     theirs = compare(model, codec, wave, bandwidth=12.0)
-    assert theirs.shape == (1, 8, 150 + 47) and len(theirs.unique()) > 100
+    assert theirs.shape == (1, 8, 150 + 47)
+    check_variety(theirs)
     check_padded_batch(codec, wave[..., 10000:20000], [10000, 3333])
 
 
 # One sample, a frame, a chunk but for one, exactly, more; where two chunks end together; many chunks.
 @proves("encodec", "weights")
-@pytest.mark.parametrize("samples", [1, 320, 863, 865, 960, 961, 5000] + list(range(2, 3000, 41)) * LONG)
+@pytest.mark.parametrize("samples", [1, 320, 863, 865, 960, 961, 30000] + list(range(2, 3000, 41)) * LONG)
 def test_any_length_as_transformers(tmp_path, samples):
-    wave = stereo(0.5)
+    wave = stereo(0.8)
     model = their_model(wave, **SMALL)
     model.save_pretrained(tmp_path)
     codec = load_tokenizer(tmp_path)
     assert isinstance(codec, ChunkedCodec) and (codec.chunk, codec.stride) == (960, 864)
     theirs = compare(model, codec, wave[..., 6000 : 6000 + samples], bandwidth=12.0)
-    assert samples < 5000 or len(theirs.unique()) > 40
+    if samples == 30000:
+        check_variety(theirs)
 
 
 @proves("encodec", "weights")
@@ -139,7 +141,8 @@ def test_the_package_itself():
     frames = model.encode(wave)
     theirs, scales = torch.cat([codes for codes, _ in frames], -1), torch.cat([scale for _, scale in frames], 1)
     ours, found = codec.encode_scaled(wave)
-    assert len(theirs.unique()) > 100 and (ours != theirs).any(1).float().mean() <= 1e-3
+    assert (ours != theirs).any(1).float().mean() <= 1e-3
+    check_variety(theirs)
     torch.testing.assert_close(found, scales, rtol=1e-5, atol=0)
     sound = codec.decode(theirs, torch.tensor([wave.shape[-1]]), scales)
     check_wave(sound, model.decode(frames)[..., : wave.shape[-1]])
@@ -149,15 +152,15 @@ def test_the_package_itself():
 def codec():
     """A small one of our own; its codebooks are spread."""
     torch.manual_seed(0)
-    small = {"filters": 4, "dim": 16, "codebooks": 4, "codebook_size": 64, "chunk": 960, "stride": 864}
+    small = {"filters": 4, "dim": 16, "codebooks": 4, "codebook_size": 512, "chunk": 960, "stride": 864}
     codec = build_codec({**PUBLISHED["encodec-48khz"], **small, "quantizer": {}, "use_codebooks": 4}).eval()
     with torch.no_grad():
         wave = stereo(0.3)
         latents = codec.encode_latents(torch.cat(wave.split(960, -1)[:-1])).flatten(0, 1)
-        sizes = [book.lookup(torch.arange(64)) for book in codec.quantizer.books()]
+        sizes = [book.lookup(torch.arange(book.size)) for book in codec.quantizer.books()]
         spread_residual(latents, sizes)
         for book, entries in zip(codec.quantizer.books(), sizes):
-            book.load(entries, torch.ones(64))
+            book.load(entries, torch.ones(book.size))
     return codec
 
 
@@ -174,7 +177,8 @@ def check_padded_batch(codec: ChunkedCodec, wave: torch.Tensor, sizes: list[int]
         row[:, :length] = wave[0, :, :length]
     codes, scales = codec.encode_scaled(batch, lengths)
     sound = codec.decode(codes, lengths, scales)
-    assert len(codes.unique()) > 50 and sound.shape == batch.shape
+    check_variety(codes)
+    assert sound.shape == batch.shape
     for row, length in enumerate(lengths.tolist()):
         alone, own = codec.encode_scaled(wave[..., :length])
         frames = alone.shape[-1]

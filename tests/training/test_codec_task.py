@@ -155,7 +155,7 @@ def test_an_encoder_may_hear_how_far_waveforms_are_apart():
     expected = 3 * (one - other).abs().mean() + quantized.loss
     torch.testing.assert_close(losses["loss"].detach(), expected.detach())
     losses["loss"].backward()
-    teacher = list(listening.perceptual.parameters())
+    teacher = list(listening.perceptual.teacher.parameters())
     assert all(p.grad is not None and p.grad.any() for p in listening.codec.parameters())
     assert teacher and all(p.grad is None for p in teacher) and listening.perceptual(batch, batch) < 1e-5
     assert set(listening.modules()) == {"codec"}, "what does not learn is not saved"

@@ -35,28 +35,36 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write the tokens of audio to a compact file, each code in as few bits as its codebook needs.
 
+        --entropy: by the language model of its codes, where a codec has one, else by how often each code occurs.
         A recording may be of any length: memory does not grow with it where the tokenizer streams. OUT.dac is
-        descript-audio-codec's own file, of a DAC.
+        descript-audio-codec's own file, of a DAC; OUT.ecdc that of the package encodec.
         """
         import vivavoce
         from vivavoce.cli.dac_files import encode_dac, is_dac
+        from vivavoce.cli.ecdc_files import encode_ecdc, is_ecdc
         from vivavoce.cli.options import pickled, placed
         from vivavoce.data.files import atomic
         from vivavoce.errors import need
         from vivavoce.tokenizers.compact_file import CodesWriter, entropy_coded
 
-        if entropy:
+        if entropy and not is_ecdc(output):
             need("constriction", "entropy", "entropy coding")
         place = placed(device, dtype)
         tokenizer = vivavoce.load_tokenizer(model, codebooks=codebooks, **pickled(allow_pickle), **place)
         if is_dac(output):
             tell({"model": model, **encode_dac(tokenizer, recording, output), "output": str(output)}, as_json)
             return
-        with atomic(output, "wb") as file, _plain(file, entropy) as first:
-            writer = CodesWriter(first, _header(model, tokenizer))
+        if is_ecdc(output):
+            told = {"model": model, **encode_ecdc(tokenizer, recording, output, entropy), "output": str(output)}
+            tell(told, as_json)
+            return
+        coder = _coder(tokenizer, codebooks) if entropy else None
+        tables = entropy and coder is None
+        with atomic(output, "wb") as file, _plain(file, tables) as first:
+            writer = CodesWriter(first, _header(model, tokenizer, coder is not None), coder)
             samples = _encode(tokenizer, recording, writer)
             size = writer.finish(samples)
-            if entropy:
+            if tables:
                 first.flush()
                 size = entropy_coded(first.name, file)
         told = {"model": model, **rates(tokenizer, writer.frames, samples), "bytes": size}
@@ -78,11 +86,12 @@ def register(app: typer.Typer) -> None:
         """Turn a compact file of tokens back into audio; refuses codes that another tokenizer made.
 
         A file that is cut off is decoded as far as it goes, with a warning. In one that is damaged the place is named.
-        IN.dac is descript-audio-codec's own file: with MODEL, and --allow-pickle.
+        IN.dac is descript-audio-codec's own file: with MODEL, and --allow-pickle. IN.ecdc is encodec's: with MODEL.
         """
         import vivavoce
         from vivavoce.audio import writer
         from vivavoce.cli.dac_files import decode_dac, is_dac
+        from vivavoce.cli.ecdc_files import decode_ecdc, is_ecdc
         from vivavoce.cli.options import pickled, placed
         from vivavoce.errors import DataError, RequestError
         from vivavoce.tokenizers.blocks import BlockDecoder
@@ -93,6 +102,12 @@ def register(app: typer.Typer) -> None:
             raise RequestError(f"{len(places)} places: a model and a file are expected, or a file")
         if is_dac(places[-1]):
             tell(decode_dac(places, output, allow_pickle, **placed(device, dtype)), as_json)
+            return
+        if is_ecdc(places[-1]):
+            told, cut = decode_ecdc(places, output, allow_pickle, **placed(device, dtype))
+            if cut:
+                typer.echo(f"warning: {cut}", err=True)
+            tell(told, as_json)
             return
         damage = Damage()
         reader = CodesReader(places[-1], damage)
@@ -107,12 +122,13 @@ def register(app: typer.Typer) -> None:
             )
         _use_codebooks(tokenizer, len(header.sizes), places[-1])
         _check_header(header, tokenizer, places[-1])
+        reader.coder, fine = _decoding(header, tokenizer, places[-1])
         decoder, frames = BlockDecoder(tokenizer, header.samples), 0
         with writer(output, tokenizer.sample_rate, tokenizer.channels) as put:
             for block in reader:
                 if damage.found and not salvage:
                     break
-                put(decoder.step(block))
+                put(decoder.step(block if fine is None else fine.step(block)))
                 frames += block.frames
             if damage.found and not salvage:
                 raise DataError(f"{damage.found[0]}; --salvage decodes the rest")
@@ -191,8 +207,40 @@ def _encode(tokenizer: Any, recording: str, writer: Any) -> int:
     return samples
 
 
-def _header(model: str, tokenizer: Any) -> Any:
-    """What a file says of the tokenizer."""
+def _coder(tokenizer: Any, codebooks: int | None) -> Any:
+    """What codes by the language model of the tokenizer's codes; None where it has none. The tokenizer then gives the
+    levels that are sent."""
+    from vivavoce.tokenizers.code_coder import CodeCoder
+
+    models = getattr(tokenizer, "entropy", None)
+    if models is None:
+        return None
+    if codebooks is None and models.coarse is not None:
+        tokenizer.codebooks = models.coarse
+    return CodeCoder(models.sent, len(tokenizer.codebook_sizes))
+
+
+def _decoding(header: Any, tokenizer: Any, name: str) -> tuple[Any, Any]:
+    """What decodes a file's codes by a language model, and what predicts those that are not sent; None for none. The
+    tokenizer then takes all of them."""
+    from vivavoce.errors import DataError
+    from vivavoce.tokenizers.code_coder import CodeCoder, FineCodes
+
+    if header.lm is None:
+        return None, None
+    models = getattr(tokenizer, "entropy", None)
+    if models is None or models.digest() != header.lm:
+        mine = "which has none" if models is None else f"whose model is {models.digest()}"
+        raise DataError(f"{name}: coded by the language model {header.lm} of a tokenizer like this one, {mine}")
+    coder = CodeCoder(models.sent, len(header.sizes))
+    if models.fine is None or len(header.sizes) != models.coarse:
+        return coder, None
+    tokenizer.codebooks = len(models.fine.sizes)
+    return coder, FineCodes(models)
+
+
+def _header(model: str, tokenizer: Any, by_model: bool = False) -> Any:
+    """What a file says of the tokenizer; by_model: that the language model of its codes codes them."""
     from vivavoce.errors import RequestError
     from vivavoce.tokenizers.blocks import ratios_of
     from vivavoce.tokenizers.compact_file import CodesHeader
@@ -200,6 +248,8 @@ def _header(model: str, tokenizer: Any) -> Any:
 
     if not hasattr(tokenizer, "frame_rate"):
         raise RequestError(f"{model}: its codes belong to tokens of text, not to frames: a file of codes has none")
+    if not tokenizer.codebook_sizes:
+        raise RequestError(f"{model}: a vocoder of mel frames has no codes for a file")
     ratios = ratios_of(tokenizer)
     return CodesHeader(
         tokenizer=model,
@@ -210,6 +260,7 @@ def _header(model: str, tokenizer: Any) -> Any:
         sizes=list(tokenizer.codebook_sizes),
         ratios=ratios if max(ratios) > 1 else None,
         scaled=hasattr(tokenizer, "encode_scaled"),
+        lm=tokenizer.entropy.digest() if by_model else None,
     )
 
 

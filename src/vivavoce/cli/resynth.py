@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
         tokenizer, wave, codes, extra = _encode(model, recording, text, codebooks, device, dtype, allow_pickle)
         vivavoce.write(output, vivavoce.Audio(_decode(tokenizer, codes, wave.shape[-1], extra), tokenizer.sample_rate))
-        frames = codes.shape[2] // max(ratios_of(tokenizer))
+        frames = codes.shape[2] // max(ratios_of(tokenizer), default=1)
         tell({"model": model, **rates(tokenizer, frames, wave.shape[-1]), "output": str(output)}, as_json)
 
 
@@ -62,6 +62,8 @@ def _encode(
         return tokenizer, wave, codes, {"text": said, **tokenizer.beside(wave)}
     if text is not None:
         raise RequestError(f"--text: the tokens of {model} are made of audio alone: leave it out")
+    if not tokenizer.codebook_sizes:  # a mel vocoder
+        return tokenizer, wave, tokenizer.encode(wave), tokenizer.beside(wave)
     if not hasattr(tokenizer, "encode_scaled"):
         return tokenizer, wave, tokenizer.encode(wave), {}
     codes, scales = tokenizer.encode_scaled(wave)

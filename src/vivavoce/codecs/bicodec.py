@@ -6,6 +6,7 @@ spectrogram. The speaker encoder is a small stack of dilated convolutions here, 
 ECAPA-TDNN.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.codecs.build import quantizer_of
+from vivavoce.codecs.feature_codec import encoder_of
 from vivavoce.codecs.snake_stack import SnakeConfig, centred, upward
 from vivavoce.codecs.voice_codec import AddVoice, VoiceCodec, VoiceQuantizer, WithVoice
 from vivavoce.encoders.base import Encoder
-from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import RecipeError
 from vivavoce.nn.convnext_stack import convnext_stack
 from vivavoce.nn.logmel import StreamingLogMel
@@ -82,10 +83,10 @@ class BiEncoder(KeepsStill, WithVoice):
 
     still = ("semantic",)
 
-    def __init__(self, config: BiCodecConfig):
+    def __init__(self, config: BiCodecConfig, semantic: Encoder):
         super().__init__()
         self.samples, self.hop = config.hop, Fraction(config.hop)
-        self.semantic: Encoder = build_encoder(config.semantic).requires_grad_(False)
+        self.semantic = semantic.requires_grad_(False)
         rate = config.sample_rate / config.hop
         if (self.semantic.frame_rate, self.semantic.sample_rate) != (rate, config.sample_rate):
             raise RecipeError(f"semantic: an encoder of {rate:g} frames a second at {config.sample_rate} Hz is needed")
@@ -131,7 +132,9 @@ class BiCodec(VoiceCodec):
     """BiCodec. Besides: `feature_decoder`, which training alone uses."""
 
     def __init__(self, config: BiCodecConfig):
-        encoder = BiEncoder(config)
+        semantic, sizes = encoder_of(config.semantic)
+        config = dataclasses.replace(config, semantic=sizes)
+        encoder = BiEncoder(config, semantic)
         latent = config.latent_dim or config.encoded
         frames = quantizer_of(latent, 1, config.codebook_size, {"kind": "factorized_rvq", **config.quantizer})
         voice = FiniteScalarQuantizer(len(config.levels), config.levels)

@@ -28,6 +28,8 @@ class ChunkedCodec(Codec):
     of the mean of its channels. Training (`forward`) takes each row as one chunk.
     """
 
+    piece = None  # it cuts the signal itself
+
     def __init__(self, *parts: Any, chunk: int, stride: int, normalize: bool = True, **options: Any):
         super().__init__(*parts, **options)
         if not 1 <= stride <= chunk:

@@ -1,19 +1,18 @@
 """A neural codec: waveform -> encoder -> quantizer -> decoder -> waveform, whole, in chunks, or in lockstep rows."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vivavoce.codecs.tiles import in_tiles
 from vivavoce.errors import RequestError
-from vivavoce.nn.side_inputs import SideInputs
+from vivavoce.nn.pieces import PieceStream
 from vivavoce.nn.streaming import (
+    INFINITE,
     Chain,
-    Pointwise,
     State,
     Streaming,
     check_lengths,
@@ -22,14 +21,9 @@ from vivavoce.nn.streaming import (
     zero_padding,
 )
 from vivavoce.quantizers import Quantized, Quantizer
-
-Step = Callable[[Tensor, State, Tensor | None], tuple[Tensor, State]]
+from vivavoce.quantizers.in_use import CodebooksInUse
 
 LONGEST = 1 << 50  # samples; what is said to be longer counts as this, so that sums stay in an int64
-
-# Up to this rate in Hz, a part is called once for so many tiles: the lower the rate, the less there is to do for what a
-# call costs, and the larger are the weights that it reads.
-TILES = ((150.0, 48), (1500.0, 6), (math.inf, 1))
 
 
 @dataclass
@@ -43,16 +37,22 @@ class Reconstruction:
     latents: Tensor
 
 
-class Codec(nn.Module):
+class Codec(CodebooksInUse, nn.Module):
     """Waveform [B, channels, samples] <-> codes [B, codebooks, frames] at `frame_rate` = sample_rate / hop.
 
     encoder: waveform [B, S, channels] -> latents [B, T, D], a streaming chain; decoder: the way back. Both walk a
     long signal in tiles of about `tile` seconds for each thread, which stay in the processor's cache; the results are
     the same.
 
+    A side that hears whole signals (a look-ahead without end) hears longer ones than `piece` + `around` seconds in such
+    pieces, with so much context on each side: whole, batched and streamed (`vivavoce.nn.pieces`).
+
     `codebooks` may be set to fewer than the quantizer has: encoding then gives that many. `config`: what the codec was
     built from, for saving.
     """
+
+    piece: float | None = 50.0
+    around: float = 10.0
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Codec(nn.Module):
         self.sample_rate, self.channels, self.tile = sample_rate, channels, tile
         self._codebooks = quantizer.codebooks
         self.config = config
+        self._wholes = [side for side in (encoder, decoder) if side.lookahead == INFINITE]
 
     @property
     def hop(self) -> int:
@@ -85,25 +86,6 @@ class Codec(nn.Module):
         return self.sample_rate / self.hop
 
     @property
-    def codebooks(self) -> int:
-        """Codebooks in use."""
-        return self._codebooks
-
-    @codebooks.setter
-    def codebooks(self, count: int) -> None:
-        self._codebooks = self.quantizer.levels_used(count)
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Entries of each codebook in use."""
-        return self.quantizer.codebook_sizes[: self._codebooks]
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of the largest codebook in use."""
-        return max(self.codebook_sizes)
-
-    @property
     def bits_per_second(self) -> float:
         """Of the codes, each codebook coded alone."""
         return self.frame_rate * sum(float(torch.tensor(size).log2()) for size in self.codebook_sizes)
@@ -112,6 +94,11 @@ class Codec(nn.Module):
         """Frames of codes for whole signals of `samples` (number, or integer tensor)."""
         counts = self.encoder.frames(torch.as_tensor(samples))
         return counts if isinstance(samples, Tensor) else int(counts)
+
+    @property
+    def pieces(self) -> tuple[float, float] | None:
+        """Seconds of a piece and of the context on each side that codes hang on; None where the encoder streams."""
+        return (self.piece, self.around) if self.piece is not None and self.encoder in self._wholes else None
 
     # Latents: what training works on.
 
@@ -150,7 +137,7 @@ class Codec(nn.Module):
 
     def encoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been heard yet."""
-        return self.encoder.initial_state(batch, *self._home(self.encoder))
+        return self._begun(self.encoder, batch)
 
     @torch.no_grad()
     def encode_step(
@@ -168,7 +155,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def encode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
         """End the signal (of `rows` [B] bool): the last codes [B, K, T], counted by `state.emitted`."""
-        latents, state = self.encoder.flush(state, rows)
+        latents, state = self._end(self.encoder, state, rows)
         return self.quantizer.encode(latents, None, self._codebooks), state
 
     @torch.no_grad()
@@ -181,7 +168,7 @@ class Codec(nn.Module):
 
     def decoder_state(self, batch: int) -> State:
         """State of `batch` signals of which nothing has been decoded yet."""
-        return self.decoder.initial_state(batch, *self._home(self.decoder))
+        return self._begun(self.decoder, batch)
 
     @torch.no_grad()
     def decode_step(
@@ -198,7 +185,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def decode_flush(self, state: State, rows: Tensor | None = None) -> tuple[Tensor, State]:
         """End the signal (of `rows` [B] bool): the last samples [B, C, S]; none from a causal decoder."""
-        audio, state = self.decoder.flush(state, rows)
+        audio, state = self._end(self.decoder, state, rows)
         return full_precision(audio).transpose(1, 2), state
 
     # Inside.
@@ -255,13 +242,51 @@ class Codec(nn.Module):
         # A stack that learns nothing, as dMel's encoder, computes in float32 where its tables are.
         return next((table.device for table in module.buffers()), torch.device("cpu")), torch.float32
 
+    def _in_pieces(self, chain: Chain) -> PieceStream | None:
+        """How a stack that hears whole signals hears long ones; None of one that streams."""
+        if self.piece is None or chain not in self._wholes:
+            return None
+        hop = math.lcm(chain.chunk, chain.hop.numerator)  # of the stack's grid
+        size, around = (max(1, round(seconds * self._rate(chain) / hop)) for seconds in (self.piece, self.around))
+        device, dtype = self._home(chain)
+        return PieceStream(
+            lambda x, state: self._whole(chain, x[None], None, state)[0],
+            *(size, around, hop, int(hop / chain.hop)),
+            nothing=torch.zeros(0, chain.width, device=device, dtype=dtype),
+        )
+
+    def _begun(self, chain: Chain, batch: int) -> State:
+        """The state of `batch` rows of a stack that have heard nothing."""
+        device, dtype = self._home(chain)
+        begin, pieces = chain.initial_state(batch, device, dtype), self._in_pieces(chain)
+        if pieces is None:
+            return begin
+        width = self.channels if chain is self.encoder else self.quantizer.width
+        return pieces.initial_state(torch.zeros(batch, 0, width, device=device, dtype=dtype), begin)
+
+    def _end(self, chain: Chain, state: State, rows: Tensor | None) -> tuple[Tensor, State]:
+        """A stack's flush."""
+        return (self._in_pieces(chain) or chain).flush(state, rows)
+
     def _walk(self, chain: Chain, x: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
         """The whole signal x [B, T, D] through a stack, all frames of every row; `state` to begin from."""
         if lengths is not None:
             check_lengths(lengths, x.shape[0], x.shape[1])
+        pieces = self._in_pieces(chain)
+        if pieces is None:
+            return self._whole(chain, x, lengths, state)
+        if x.shape[1] <= pieces.longest:
+            return self._whole(chain, x, lengths, None if state is None else state["begin"])
+        y, state = pieces.step(zero_padding(x, lengths), state or self._begun(chain, len(x)), lengths)
+        emitted = state.emitted
+        rest, state = pieces.flush(state)
+        return join_rows([(y, emitted), (rest, state.emitted)])[0]
+
+    def _whole(self, chain: Chain, x: Tensor, lengths: Tensor | None, state: State | None = None) -> Tensor:
+        """As `_walk`, in one piece."""
         x = zero_padding(x, lengths)
         state = state or chain.initial_state(x.shape[0], x.device, x.dtype)
-        y, state = self._steps(chain, x, state, lengths)
+        y, state = self._in_tiles(chain, x, state, lengths)
         emitted = state.emitted
         rest, state = chain.flush(state)
         return join_rows([(y, emitted), (rest, state.emitted)])[0]
@@ -269,62 +294,20 @@ class Codec(nn.Module):
     def _steps(
         self, chain: Chain, x: Tensor, state: State, lengths: Tensor | None, consume: bool = False
     ) -> tuple[Tensor, State]:
-        """One step of a stack over x. A long one is faster in tiles, unless gradients are recorded: the parts at high
-        rates walk in tiles that stay in the cache, those at low rates, with large weights, in many tiles at once."""
+        """One step of a stack over x."""
+        pieces = self._in_pieces(chain)
+        return self._in_tiles(chain, x, state, lengths, consume) if pieces is None else pieces.step(x, state, lengths)
+
+    def _in_tiles(
+        self, chain: Chain, x: Tensor, state: State, lengths: Tensor | None, consume: bool = False
+    ) -> tuple[Tensor, State]:
+        """One step of a stack over x; a long one is faster in tiles, unless gradients are recorded."""
         frames = max(1, round(self.tile * torch.get_num_threads() * self.frame_rate))
         tile = frames if chain is self.decoder else frames * self.hop
         if torch.is_grad_enabled() or x.shape[1] <= tile:
             return chain.step(x, state, lengths, consume)
-        sections = self._sections(chain)
+        return in_tiles(chain, self._rate(chain), x, state, lengths, tile, consume)
 
-        def through(level: int) -> Step:
-            """A step of the sections up to `level`, those of shorter pieces inside those of longer ones."""
-            parts, _ = sections[level]
-
-            def here(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-                return chain.step_parts(piece, state, inside, parts.start, parts.stop, consume)
-
-            def nested(piece: Tensor, state: State, inside: Tensor | None) -> tuple[Tensor, State]:
-                inner, tiles = sections[level - 1]
-                if chain is self.encoder:
-                    y, state = _in_pieces(through(level - 1), piece, state, inside, tile * tiles)
-                    return here(y, state, state.emitted)
-                y, state = here(piece, state, inside)
-                rate = 1 / math.prod((part.hop for part in chain.parts[: inner.start]), start=Fraction(1))
-                return _in_pieces(through(level - 1), y, state, state.emitted, math.ceil(tile * tiles * rate))
-
-            return nested if level else here
-
-        return _in_pieces(through(len(sections) - 1), x, state, lengths, tile * sections[-1][1])
-
-    def _sections(self, chain: Chain) -> list[tuple[range, int]]:
-        """Neighbouring parts that are called for the same number of tiles, and that number; the fewest tiles first.
-
-        A part's rate is the lower one of what it hears and what it gives, but of stages that all hear the signal itself
-        what they hear. An activation goes with the part behind it.
-        """
-        hop = Fraction(1) if chain is self.encoder else Fraction(self.hop)
-        sections: dict[int, range] = {}
-        first = 0
-        for number, part in enumerate(chain):
-            rate = self.sample_rate / (hop if isinstance(part, SideInputs) else max(hop, hop * part.hop))
-            hop *= part.hop
-            if not isinstance(part, Pointwise) or number + 1 == len(chain.parts):
-                tiles = next(tiles for top, tiles in TILES if rate <= top)
-                sections[tiles] = range(sections[tiles].start if tiles in sections else first, number + 1)
-                first = number + 1
-        return [(sections[tiles], tiles) for tiles in sorted(sections)]
-
-
-def _in_pieces(step: Step, x: Tensor, state: State, lengths: Tensor | None, size: int) -> tuple[Tensor, State]:
-    """`step` over x in pieces of at most `size` frames, as if in one."""
-    if x.shape[1] <= size:
-        return step(x, state, lengths)
-    pieces = []
-    for start in range(0, x.shape[1], size):
-        piece = x[:, start : start + size]
-        inside = None if lengths is None else (lengths - start).clamp(0, piece.shape[1])
-        y, state = step(piece, state, inside)
-        pieces.append((y, state.emitted))
-    joined, emitted = join_rows(pieces)
-    return joined, State({**state, "emitted": emitted})
+    def _rate(self, chain: Chain) -> float:
+        """What a stack hears in a second."""
+        return self.sample_rate if chain is self.encoder else self.sample_rate / self.hop

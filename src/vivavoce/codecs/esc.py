@@ -82,6 +82,11 @@ class ESCConfig(CodecOptions):
         """Samples of a code."""
         return self.join * self.patch[1] * self.hop
 
+    @property
+    def span(self) -> int:
+        """Codes after which a window begins where a code does."""
+        return math.lcm(self.size, self.join) // self.join
+
 
 class Spectra(nn.Module):
     """Waveforms of whole hops to complex spectra, one a hop, and back."""
@@ -120,7 +125,7 @@ class ESCDecoder(WholeSignal):
         super().__init__()
         c = self.config = config
         self.sizes = [c.join * width * bands for width, bands in c.images]
-        self.inputs, self.hop = sum(self.sizes), Fraction(1, c.frame)
+        self.inputs, self.hop, self.chunk = sum(self.sizes), Fraction(1, c.frame), c.span
         self.levels = nn.ModuleList(
             WindowLevel(inputs, heads, c.size, c.depth, Double(inputs, width))
             for (width, inputs), heads in reversed(list(zip(pairwise(c.widths), c.heads)))
@@ -174,7 +179,7 @@ class ESCEncoder(WholeSignal):
         super().__init__()
         c = self.config = config
         self._there = (decoder, quantizer)  # the codec's own: in a tuple, they are no parts of this module
-        self.chunk = self.hop = c.frame  # type: ignore[assignment]
+        self.hop, self.chunk = Fraction(c.frame), c.span * c.frame
         self.spectra = Spectra(c.fft_size, c.window, c.hop)
         self.embed = nn.Conv2d(2, c.widths[0], c.patch, c.patch)
         self.norm = nn.LayerNorm(c.widths[0])

@@ -142,7 +142,7 @@ def encoder_of(features: Mapping[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     if features.get("source") is None:
         sizes = {name: value for name, value in features.items() if name != "source"}
         return build_encoder(sizes), sizes
-    places = ("kind", "source", "revision", "allow_pickle")
+    places = ("kind", "source", "revision", "allow_pickle", "queries")  # all else are sizes
     encoder = build_encoder({name: features[name] for name in places if name in features})
     return encoder, {"kind": features["kind"], **plain(encoder.sizes())}
 

@@ -95,8 +95,12 @@ class LogSpectrum(Conv):
     def convolve(self, x: Tensor) -> Tensor:
         """Of all windows of x [B, T, 1]."""
         spectrum = torch.fft.rfft(x[..., 0].float().unfold(1, self.fft_size, self.stride) * self.taper.float())
-        power = (spectrum.real.square() + spectrum.imag.square()).clamp(min=FLOOR**2)
-        return ((power.log() / 2 - self.mean) / self.deviation).to(x.dtype)
+        return self.told(spectrum.real, spectrum.imag).to(x.dtype)
+
+    def told(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """What is given of spectra by their parts [..., bins]."""
+        power = (real.square() + imaginary.square()).clamp(min=FLOOR**2)
+        return (power.log() / 2 - self.mean) / self.deviation
 
 
 def _started(part: Any, gain: float) -> Any:

@@ -1,5 +1,6 @@
 """dMel: log-mel values in 16 steps are the tokens (Bai et al., arXiv:2407.15835). Only a vocoder is learned."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from vivavoce.audio.mel import mel_filters
 from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.options import CodecOptions
+from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.streaming import Chain
 from vivavoce.quantizers import build_quantizer
@@ -53,7 +55,7 @@ class MelFrames(Conv):
 @dataclass(frozen=True)
 class MelCodecConfig(CodecOptions):
     """The defaults are dMel's: 50 ms windows every 25 ms, 80 bands from 80 to 7600 Hz, `levels` steps from `low` to
-    `high` in log10. vocoder: a Vocos's width, hidden, layers, fft_size."""
+    `high` in log10. vocoder: a Vocos's width, hidden, layers, fft_size, or `source`: the run of a mel vocoder."""
 
     sample_rate: int = 16000
     mels: int = 80
@@ -74,6 +76,16 @@ def build_mel_codec(options: Mapping[str, Any] | MelCodecConfig) -> Codec:
     c = options if isinstance(options, MelCodecConfig) else MelCodecConfig.of(options)
     ears = MelFrames(c.sample_rate, c.mels, c.window, c.hop, c.fft_size, c.fmin, c.fmax, c.floor)
     grid = {"kind": "scalar", "width": c.mels, "levels": c.levels, "low": c.low, "high": c.high, "squash": False}
+    if "source" in c.vocoder:
+        from vivavoce.codecs.mel_vocoder import MelForm, vocoder_of
+
+        window = (c.mels, c.fft_size, c.window, c.hop, c.fmin, c.fmax, c.floor)
+        made, found = vocoder_of(c.vocoder, MelForm("decades", *window), c.sample_rate)
+        if found.pop("kind") != "vocos":
+            raise RecipeError("vocoder.source: this codec speaks through a Vocos")
+        codec = build_mel_codec(dataclasses.replace(c, vocoder=found))
+        codec.decoder.parts[0].load_state_dict(made.state_dict())
+        return codec
     sizes = {"inputs": c.mels, "hop": c.hop, "padding": "same", "sample_rate": c.sample_rate}
     vocoder = Vocos(VocosConfig(**{**sizes, **c.vocoder}))  # type: ignore[arg-type]
     return Codec(Chain(ears), build_quantizer(grid), Chain(vocoder), c.sample_rate, config=c)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from vivavoce.audio.spectrum import power_spectrum
 from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.convnext import StreamingSTFT
+from vivavoce.codecs.hilcodec import LogSpectrum
 from vivavoce.codecs.onnx_stream import ABOUT, FORMAT, OnnxCodec
 from vivavoce.errors import RequestError, need
 from vivavoce.nn.convolution import Conv
@@ -172,7 +173,7 @@ def _written_out(codec: Codec) -> Codec:
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     for module in plain.modules():
-        if isinstance(module, STFT):
+        if isinstance(module, STFT | LogSpectrum):
             module.convolve = types.MethodType(_transformed(module), module)  # type: ignore[method-assign]
         elif isinstance(module, Conv) and type(module).convolve is Conv.convolve:
             module.convolve = types.MethodType(_convolve, module)  # type: ignore[method-assign]
@@ -197,11 +198,11 @@ def _fourier(size: int, fft_size: int) -> tuple[Tensor, Tensor]:
     return spectrum.real.float(), spectrum.imag.float()
 
 
-def _transformed(module: STFT) -> Callable:
+def _transformed(module: STFT | LogSpectrum) -> Callable:
     """The transform as a convolution by tapered waves."""
     waves = [(part * module.taper[:, None]).T[:, None] for part in _fourier(module.fft_size, module.fft_size)]
 
-    def convolve(self: STFT, x: Tensor) -> Tensor:
+    def convolve(self: STFT | LogSpectrum, x: Tensor) -> Tensor:
         real, imaginary = (F.conv1d(x.transpose(1, 2), wave, stride=self.stride).transpose(1, 2) for wave in waves)
         above = torch.where(imaginary == 0, 1e-30, imaginary)  # what stands for atan2 takes a zero for below it
         return self.told(real, above)
@@ -243,9 +244,11 @@ def _windows(module: StreamingISTFT) -> Callable:
     imaginary = torch.fft.irfft(1j * unit, n=module.fft_size, norm="ortho").float()
 
     def windows(self: StreamingISTFT, x: Tensor) -> Tensor:
-        magnitude, phase = x.split(self.bins, dim=-1)
-        loud = magnitude.clamp(max=self.loudest).exp()
-        return ((loud * phase.cos()) @ real + (loud * phase.sin()) @ imaginary) * self.taper
+        first, second = x.split(self.bins, dim=-1)
+        if not self.parts:
+            loud = first.clamp(max=self.loudest).exp()
+            first, second = loud * second.cos(), loud * second.sin()
+        return (first @ real + second @ imaginary) * self.taper
 
     return windows
 

@@ -9,6 +9,7 @@ Trained in parts: AudioMAE, its centers, the latents, the vocoder; last the acou
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class SemanticAndAcoustic(WholeSignal):
         super().__init__()
         self.units = units.requires_grad_(False)
         self.size = round(units.sample_rate / units.frame_rate)
-        self.chunk = self.hop = self.size  # type: ignore[assignment]
+        self.hop, self.chunk = Fraction(self.size), self.size * int(units.encoder.frames(1))  # a column
         width = units.encoder.width
         self.recurrent = BidirectionalLSTM(2 * width, layers, skip=False)
         self.linear = nn.Linear(4 * width, width, bias=False)

@@ -1,15 +1,13 @@
 """An encoder that hears twice: a convolutional stack, and a frozen self-supervised encoder (X-Codec, X-Codec 2)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.encoders.base import Encoder, Layer
-from vivavoce.encoders.registry import build_encoder
 from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv
 from vivavoce.nn.gathered import WholeSignal
@@ -26,7 +24,7 @@ def even(inputs: int, width: int, kernel: int, dilation: int = 1, bias: bool = T
 class TwoBranches(KeepsStill, WholeSignal):
     """Waveform [B, S, 1] -> latents [B, T, acoustic + semantic width], both branches side by side through a linear map.
 
-    acoustic: of waveforms of whole hops. semantic: the frozen encoder as recipes name it; `layer` of it, or the mean
+    acoustic: of waveforms of whole hops. semantic: the encoder, which is frozen; `layer` of it, or the mean
     over "all", goes through the chain that `behind` makes of its width. Zeros fill the last hop, after `extra` samples
     more: T = ceil((S + extra) / hop). semantic_first: which branch comes first in the latents.
     """
@@ -38,7 +36,7 @@ class TwoBranches(KeepsStill, WholeSignal):
         sample_rate: int,
         hop: int,
         acoustic: Chain,
-        semantic: Mapping[str, Any],
+        semantic: Encoder,
         behind: Callable[[int], Chain],
         layer: Layer = None,
         extra: int = 0,
@@ -48,7 +46,7 @@ class TwoBranches(KeepsStill, WholeSignal):
         self.inputs, self.samples, self.extra, self.hop = 1, hop, extra, Fraction(hop)
         self.layer, self.semantic_first = layer, semantic_first
         self.acoustic = acoustic
-        self.semantic: Encoder = build_encoder(semantic).requires_grad_(False)
+        self.semantic = semantic.requires_grad_(False)
         found = (self.semantic.frame_rate, self.semantic.sample_rate)
         if not self.semantic.layers or found != (sample_rate / hop, sample_rate):
             raise RecipeError(

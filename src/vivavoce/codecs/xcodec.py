@@ -6,6 +6,7 @@ frozen self-supervised encoder, through a few convolutions. The encoder attends 
 its end; the decoder streams.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vivavoce.codecs.build import quantizer_of
 from vivavoce.codecs.codec import Codec
+from vivavoce.codecs.feature_codec import encoder_of
 from vivavoce.codecs.snake_stack import SnakeConfig, centred, downward, snake, upward
 from vivavoce.codecs.two_branches import TwoBranches, even
 from vivavoce.nn.residual import Residual
@@ -80,8 +82,10 @@ class XCodec(Codec):
 
     def __init__(self, config: XCodecConfig):
         acoustic = Chain(*downward(config), snake(config.encoded), centred(config.encoded, config.acoustic, 3))
+        semantic, sizes = encoder_of(config.semantic)
+        config = dataclasses.replace(config, semantic=sizes)
         branches = TwoBranches(
-            config.sample_rate, config.hop, acoustic, config.semantic, partial(semantic_chain, config), layer="all"
+            config.sample_rate, config.hop, acoustic, semantic, partial(semantic_chain, config), layer="all"
         )
         quantizer = quantizer_of(branches.width, config.codebooks, config.codebook_size, config.quantizer)
         first = Pointwise(nn.Linear(branches.width, config.acoustic), config.acoustic)

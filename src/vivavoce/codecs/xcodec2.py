@@ -7,6 +7,7 @@ has no positions at all and learns the order of frames from the convolutions aro
 of the signal: a stream is answered at its end.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from vivavoce.codecs.codec import Codec
+from vivavoce.codecs.feature_codec import encoder_of
 from vivavoce.codecs.options import CodecOptions
 from vivavoce.codecs.snake_stack import SnakeConfig, centred, downward
 from vivavoce.codecs.two_branches import TwoBranches, even
@@ -87,8 +89,10 @@ class XCodec2(Codec):
         stack = config.stack
         last = centred(stack.encoded, config.width, 3)
         acoustic = Chain(*downward(stack, activate=antialiased_snake), antialiased_snake(stack.encoded), last)
+        semantic, sizes = encoder_of(config.semantic)
+        config = dataclasses.replace(config, semantic=sizes)
         branches = TwoBranches(
-            config.sample_rate, stack.hop, acoustic, config.semantic, adapter, extra=1, semantic_first=True
+            config.sample_rate, stack.hop, acoustic, semantic, adapter, extra=1, semantic_first=True
         )
         quantizer = FiniteScalarQuantizer(branches.width, config.levels, times=2)
         width, size = config.width, config.window * stack.hop

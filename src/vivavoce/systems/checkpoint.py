@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from vivavoce.codecs.codec import Codec
+from vivavoce.codecs.registry import CODECS, config_of
 from vivavoce.errors import CheckpointError, RequestError
 from vivavoce.hub import local_place
 from vivavoce.nn.weights import load_module, read_metadata, read_safetensors, written_whole
@@ -58,7 +61,7 @@ def with_files(model: Model) -> dict[str, Any]:
 
 def self_contained(model: Model) -> Recipe:
     """The model's recipe, in which a backbone `from` a published model says its sizes: it needs that no more, nor do
-    units the encoder they were made by. A tokenizer's file lies beside it in place of its path."""
+    units and codecs the encoder they were made by. A tokenizer's file lies beside it in place of its path."""
     recipe, several = model.recipe, getattr(model.system, "stages", None)
     stages = []
     for stage in recipe.stages:
@@ -76,10 +79,25 @@ def self_contained(model: Model) -> Recipe:
         key = recipe.streams[recipe.interaction.speaks].tokenizer or ""
         own = unit_parts.self_contained(codec, tokenizers[key].options)
         tokenizers[key] = Part(kind=tokenizers[key].kind, **own)
+    built = config_of(codec) if isinstance(codec, Codec) else None
+    if built is not None:
+        tokenizers |= {key: Part(**built) for key in _of_codec(recipe) if _names_source(tokenizers[key])}
     if isinstance(codec, TextAlignedCodec):
         tokenizers |= {key: Part(kind=part.kind, **codec.self_contained(part.options))
                        for key, part in tokenizers.items() if part.kind == "text_aligned"}  # fmt: skip
     return recipe.model_copy(update={"stages": stages, "tokenizers": tokenizers})
+
+
+def _of_codec(recipe: Recipe) -> list[str]:
+    """The tokenizers that are the system's codec: one, or none."""
+    if recipe.interaction is not None:
+        return [recipe.streams[recipe.interaction.speaks].tokenizer or ""]
+    return [key for key, part in recipe.tokenizers.items() if part.kind in CODECS]
+
+
+def _names_source(part: Part) -> bool:
+    """Whether an option of its options names a place where weights come from."""
+    return any(isinstance(each, Mapping) and each.get("source") for each in part.options.values())
 
 
 def sizes_of(decoder: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Any tokenizer over a signal of any length, a block at a time: joined, the blocks are what the whole gives.
 
-Memory does not grow with the signal where the tokenizer streams (`encoder_state`) or cuts the signal itself into chunks
-(`ChunkedCodec`). One that hears whole signals only is given the whole at the end.
+Memory does not grow with the signal where the tokenizer streams (`encoder_state`; a codec that hears whole signals does
+so in pieces) or cuts the signal itself into chunks (`ChunkedCodec`). One without steps is given the whole at the end.
 """
 
 from __future__ import annotations

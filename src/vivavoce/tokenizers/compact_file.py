@@ -4,7 +4,8 @@ Layout (all numbers little-endian): `VVC2`; the header: its length (uint32), UTF
 frames, scales, bytes of the payload (uint32 each), CRC-32 of these three, the scales and the payload; the scales
 (float32), the payload. It holds level after level: with ceil(log2(size)) bits a code, most significant first, padded to
 a whole byte at the end; or, where the header has a `model` for the level, entropy-coded (see `entropy`), each such
-level with its number of bytes (uint32) before it.
+level with its number of bytes (uint32) before it; or, where the header names an `lm`, all levels together as a language
+model finds them likely (see `code_coder`), which begins anew with each block.
 
 What the header says of samples and frames is known when a recording ends: a file that is cut says how much is missing.
 A damaged block is known by its CRC, and those behind it can be read.
@@ -27,6 +28,7 @@ from pydantic import Field
 from vivavoce.errors import DataError
 from vivavoce.schema.arguments import Count, Positive, arguments_of
 from vivavoce.tokenizers.blocks import Coded, joined
+from vivavoce.tokenizers.code_coder import CodeCoder
 from vivavoce.tokenizers.entropy import MOST_CODES, Table
 
 MAGIC, OLDER = b"VVC2", b"VVC1"
@@ -39,7 +41,8 @@ Size = Annotated[int, Field(ge=1, le=2**31)]
 class CodesHeader:
     """What a decoder must know: the tokenizer and its fingerprint, the waveform's rate and length, codebook sizes;
     where levels differ in rate, how many codes of each a frame has (`ratios`); whether each chunk was divided by a
-    scale (`scaled`); of each level that is entropy-coded how often its codes are (`model`, as `Table.plain` has it).
+    scale (`scaled`); of each level that is entropy-coded how often its codes are (`model`, as `Table.plain` has it), or
+    the digest of the language model that codes all of them (`lm`).
     """
 
     tokenizer: str
@@ -51,6 +54,7 @@ class CodesHeader:
     ratios: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1)] | None = None
     scaled: bool = False
     model: list[str | None] | None = None
+    lm: str | None = None
 
     @property
     def counts(self) -> list[int]:
@@ -63,25 +67,35 @@ def code_bits(size: int) -> int:
     return max(1, (size - 1).bit_length())
 
 
-def pack(levels: list[np.ndarray], header: CodesHeader, tables: list[Table | None]) -> bytes:
+def pack(
+    levels: list[np.ndarray], header: CodesHeader, tables: list[Table | None], coder: CodeCoder | None = None
+) -> bytes:
     """A block's payload for the codes of each level; raises `DataError` for codes outside their codebook."""
     found = []
     plain: list[np.ndarray] = []
     for number, (level, size, table) in enumerate(zip(levels, header.sizes, tables, strict=True)):
         if level.size and not (level.min() >= 0 and level.max() < size):
             raise DataError(f"codebook {number}: codes {level.min()} to {level.max()}, but it has {size} entries")
+        if coder is not None:
+            continue
         if table is not None:
             coded = table.encode(level)
             found.append(struct.pack("<I", len(coded)) + coded)
             continue
         shifts = np.arange(code_bits(size))[::-1]
         plain.append((level.astype(np.int64)[:, None] >> shifts & 1).astype(np.uint8).ravel())
+    if coder is not None:
+        return coder.encode(levels)
     bits = np.packbits(np.concatenate(plain)).tobytes() if plain else b""
     return b"".join(found) + bits
 
 
-def unpack(payload: bytes, frames: int, header: CodesHeader, tables: list[Table | None]) -> list[np.ndarray]:
+def unpack(
+    payload: bytes, frames: int, header: CodesHeader, tables: list[Table | None], coder: CodeCoder | None = None
+) -> list[np.ndarray]:
     """The codes of each level, int64 [frames x ratio]; raises `DataError` where they are not those of a block."""
+    if coder is not None:
+        return coder.decode(payload, frames)
     levels: list[np.ndarray | None] = []
     at = 0
     for count, table in zip(header.counts, tables, strict=True):
@@ -117,9 +131,12 @@ def _header_bytes(header: CodesHeader, room: int = 0) -> bytes:
 
 
 class CodesWriter:
-    """Write codes to an open file that can be sought in; `header` without samples and frames, which `finish` adds."""
+    """Write codes to an open file that can be sought in; `header` without samples and frames, which `finish` adds.
 
-    def __init__(self, file: IO[bytes], header: CodesHeader):
+    coder: of the language model that the header names."""
+
+    def __init__(self, file: IO[bytes], header: CodesHeader, coder: CodeCoder | None = None):
+        self.coder = coder
         self.file, self.header, self.frames = file, replace(header, samples=0, frames=0), 0
         self.tables = tables_of(header, "codes")
         longest = replace(self.header, samples=2**53, frames=2**53)
@@ -133,7 +150,7 @@ class CodesWriter:
             raise DataError(f"codes of {[len(level) for level in block.levels]} for {block.frames} frames")
         if not block.frames:
             return
-        payload = pack(block.levels, self.header, self.tables)
+        payload = pack(block.levels, self.header, self.tables, self.coder)
         scales = np.asarray(block.scales, "<f4").tobytes()
         about = struct.pack("<III", block.frames, len(block.scales), len(payload))
         crc = zlib.crc32(about + scales + payload)
@@ -187,8 +204,10 @@ class CodesReader:
 
     Raises `DataError` for anything but a file of this kind, and, unless a `damage` is given to write it into, for
     blocks that are damaged or missing; with it, a damaged block is given as frames of code 0, and what is cut off ends
-    the iteration.
+    the iteration. `coder`: of the language model that the header names, set before the blocks are read.
     """
+
+    coder: CodeCoder | None = None
 
     def __init__(self, path: str | os.PathLike, damage: Damage | None = None):
         self.path, self.damage = Path(path), damage
@@ -200,6 +219,8 @@ class CodesReader:
         self.tables = tables_of(self.header, str(path))
 
     def __iter__(self) -> Iterator[Coded]:
+        if self.header.lm is not None and self.coder is None:
+            raise DataError(f"{self.path}: its codes are coded by a language model ({self.header.lm}), which is needed")
         frames, total = 0, self.header.frames
         self._lost = -1  # from where on nothing can be found
         with self.path.open("rb") as file:
@@ -216,7 +237,7 @@ class CodesReader:
                 count, scales, payload, whole = block
                 if whole:
                     try:
-                        yield Coded(count, unpack(payload, count, self.header, self.tables), scales=scales)
+                        yield Coded(count, unpack(payload, count, self.header, self.tables, self.coder), scales=scales)
                     except DataError as error:
                         whole = False
                         reason = f": {error}"
@@ -286,6 +307,8 @@ def _read_header(file: BinaryIO, name: str) -> CodesHeader:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: its header cannot be read: cut short or damaged; encode again") from error
     header = CodesHeader(**arguments_of(CodesHeader, error=DataError).check(fields, f"{name}: header"))
+    if header.lm is not None and (header.model or max(header.counts) > 1):
+        raise DataError(f"{name}: header: a language model beside other models, or rates; encode again")
     for what, given in (("ratios", header.ratios), ("models", header.model)):
         if given is not None and len(given) != len(header.sizes):
             raise DataError(f"{name}: header: {len(given)} {what} for {len(header.sizes)} levels; encode again")

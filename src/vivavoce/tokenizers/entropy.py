@@ -21,7 +21,8 @@ MOST_CODES = TOTAL // 4
 LEAST, STEPS = 1, 4  # a frequency at rest: round(STEPS x log2), a byte each
 
 
-def _coder() -> Any:
+def range_coder() -> Any:
+    """The package that codes; `RequestError` where it is missing."""
     return need("constriction", "entropy", "entropy coding")
 
 
@@ -69,7 +70,7 @@ class Table:
     @cached_property
     def _model(self) -> Any:
         shares = self.frequencies.astype(np.float64) / TOTAL  # exact
-        return _coder().stream.model.Categorical(shares, perfect=False)
+        return range_coder().stream.model.Categorical(shares, perfect=False)
 
     def bits(self, counts: np.ndarray) -> float:
         """Bits that codes which occur so often take."""
@@ -77,7 +78,7 @@ class Table:
 
     def encode(self, codes: np.ndarray) -> bytes:
         """Codes [n] -> bytes."""
-        coder = _coder().stream.queue.RangeEncoder()
+        coder = range_coder().stream.queue.RangeEncoder()
         if codes.size:
             coder.encode(np.ascontiguousarray(codes, np.int32), self._model)
         return coder.get_compressed().astype("<u4").tobytes()
@@ -90,6 +91,6 @@ class Table:
         if not count:
             return np.zeros(0, np.int64)
         try:
-            return np.asarray(_coder().stream.queue.RangeDecoder(words).decode(self._model, count), np.int64)
+            return np.asarray(range_coder().stream.queue.RangeDecoder(words).decode(self._model, count), np.int64)
         except (AssertionError, ValueError) as error:
             raise DataError(f"entropy-coded codes that the model cannot have made: {error}") from error

@@ -22,6 +22,11 @@ def fingerprint(tokenizer: Any) -> str:
     config = getattr(tokenizer, "config", None)
     options = config.options() if config is not None and hasattr(config, "options") else {}
     options.pop("use_codebooks", None)
+    if getattr(tokenizer, "pieces", None) is not None:
+        options["pieces"] = tokenizer.pieces
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
-    hash_tensors(digest, tokenizer.state_dict())
+    tensors = tokenizer.state_dict()
+    if getattr(tokenizer, "entropy", None) is not None:  # models of the codes make no other codes
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("entropy.")}
+    hash_tensors(digest, tensors)
     return digest.hexdigest()[:16]

@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from vivavoce.codecs import PUBLISHED, Codec, CodecConfig, build_codec
+from vivavoce.codecs.code_lm import code_models
 from vivavoce.codecs.seanet_weights import fill
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import read_safetensors
+from vivavoce.nn.weights import load_module, read_pickle, read_safetensors
 from vivavoce.pretrained import CONFIG, read_json, read_weights
 from vivavoce.tokenizers.focalcodec import focalcodec, is_focalcodec
 from vivavoce.tokenizers.own_codecs import is_speechtokenizer, speechtokenizer
@@ -165,6 +166,20 @@ def _mimi(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodecConf
         upsample_groups=config["upsample_groups"],
         use_codebooks=config["num_quantizers"],
     )
+
+
+def add_language_model(codec: Any, folder: Path) -> None:
+    """Give an EnCodec the package's language model of its codes, `encodec_lm_….th`, if the folder has one."""
+    files = sorted(folder.glob("encodec_lm_*.th"))
+    if not files:
+        return
+    tensors = read_pickle(files[0])
+    layers = _count(tensors, r"transformer\.layers\.(\d+)\.")
+    hidden, width = tensors["transformer.layers.0.linear1.weight"].shape
+    sizes = {"width": width, "hidden": hidden, "layers": layers}
+    context = int(3.5 * math.ceil(codec.sample_rate / codec.hop))
+    codec.entropy = code_models(codec, {**sizes, "context": context}).eval()
+    load_module(codec.entropy.sent, tensors, str(files[0]))
 
 
 # Configurations without a model_type, known by what they have.

@@ -24,6 +24,7 @@ from vivavoce.nn.resampling import resampling
 from vivavoce.nn.still import KeepsStill
 from vivavoce.nn.streaming import check_lengths, lengths_of, valid
 from vivavoce.quantizers import Quantized, build_quantizer
+from vivavoce.quantizers.in_use import CodebooksInUse
 from vivavoce.schema.parts import configured, tuples
 from vivavoce.tokenizers.text_aligned_parts import TextAlignedConfig, queries_of, speech_of, text_of
 from vivavoce.tokenizers.unit_decoder import UnitDecoder, UnitDecoderConfig
@@ -45,7 +46,7 @@ class Said:
         return Said(*(part.to(device) for part in (self.tokens, self.words, self.counts)))
 
 
-class TextAlignedCodec(KeepsStill, nn.Module):
+class TextAlignedCodec(KeepsStill, CodebooksInUse, nn.Module):
     """Waveform [B, 1, S] and its text <-> codes [B, K, N], one set for each token of the text; whole signals only.
 
     There is no frame rate: `bits_per_token`, and as many tokens as the text has. config: what the codec is built from,
@@ -81,25 +82,6 @@ class TextAlignedCodec(KeepsStill, nn.Module):
         self._codebooks = self.quantizer.codebooks
 
     # What it is.
-
-    @property
-    def codebooks(self) -> int:
-        """Codebooks in use."""
-        return self._codebooks
-
-    @codebooks.setter
-    def codebooks(self, count: int) -> None:
-        self._codebooks = self.quantizer.levels_used(count)
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Entries of each codebook in use."""
-        return self.quantizer.codebook_sizes[: self._codebooks]
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of the largest codebook in use."""
-        return max(self.codebook_sizes)
 
     @property
     def bits_per_token(self) -> float:

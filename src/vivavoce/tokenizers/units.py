@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivavoce.encoders.pieces import PieceStream
+from vivavoce.encoders.pieces import piece_stream
 from vivavoce.encoders.streaming import StreamingEncoder
 from vivavoce.encoders.units import CONFIG, UnitTokenizer, deduplicate
 from vivavoce.errors import CheckpointError, RequestError
+from vivavoce.nn.pieces import PieceStream
 from vivavoce.nn.streaming import State, check_lengths, zero_padding
 from vivavoce.quantizers import Quantized
 from vivavoce.quantizers.base import check_codes, perplexity
@@ -112,14 +113,14 @@ class UnitCodec(nn.Module):
             return encoder.module.initial_state(batch)
         if encoder.piece is None:
             raise RequestError("these units are made of whole signals: their encoder looks ahead without end")
-        return self._pieces().initial_state(batch, self.units.centers.device)
+        return self._pieces().initial_state(torch.zeros(batch, 0, 1, device=self.units.centers.device))
 
     @torch.no_grad()
     def encode_step(self, wave: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """A chunk [B, 1, S], any S -> units [B, 1, T] and the next state; `state.emitted` [B] counts valid ones."""
         encoder = self.units.encoder
         if not isinstance(encoder, StreamingEncoder):
-            codes, state = self._pieces().step(wave, state, lengths)
+            codes, state = self._pieces().step(wave.transpose(1, 2).float(), state, lengths)
             return codes[:, None], state
         frames, state = encoder.module.step(wave.transpose(1, 2), state, lengths)
         return self._nearest(frames)[:, None], state
@@ -135,7 +136,8 @@ class UnitCodec(nn.Module):
         return self._nearest(frames)[:, None], state
 
     def _pieces(self) -> PieceStream:
-        return PieceStream(self.units.encoder, self.units.heard)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return piece_stream(self.units.encoder, self.units.heard, nothing)
 
     def _nearest(self, frames: Tensor) -> Tensor:
         return self.units.nearest(frames)

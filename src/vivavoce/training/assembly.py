@@ -14,7 +14,7 @@ from vivavoce.schema.parts import made
 from vivavoce.systems import Model
 from vivavoce.training.dialogue_plans import aligned_plan, dialogues_plan, stereo_plan
 from vivavoce.training.plan import Load, Plan, codec_of, expect, has, not_there, options_of, planned
-from vivavoce.training.semantic_plans import text_aligned_plan, transcription_plan
+from vivavoce.training.semantic_plans import language_plan, text_aligned_plan, transcription_plan
 from vivavoce.training.settings import PhaseSettings
 from vivavoce.training.ssl_plans import objectives
 from vivavoce.training.task import Task
@@ -75,11 +75,12 @@ def _codec_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
 
 def _recordings_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
     """A codec on recorded speech, and `sentences` of its texts said by each of the synthetic `voices`, heard on
-    speakers that it has not learned from."""
+    speakers that it has not learned from. domains: corpus -> of what domain its clips are."""
     where, rate = f"training.{phase.name}.data", recipe.sample_rate
     codec = codec_of(phase, model)
-    options = options_of(where, phase.data.options, "corpora", held_out=(), voices=(), sentences=10)
+    options = options_of(where, phase.data.options, "corpora", held_out=(), voices=(), sentences=10, domains={})
     corpora, apart, voices = (expect(where, options, name, "a list") for name in ("corpora", "held_out", "voices"))
+    domains = expect(where, options, "domains", "a mapping")
     sentences = expect(where, options, "sentences", "a number from 1")
 
     def load(pack: Path | None) -> tuple[Any, ...]:
@@ -88,24 +89,44 @@ def _recordings_plan(recipe: Recipe, phase: Phase, model: Model) -> Plan:
         found = read_recordings(corpora, rate, apart, pack, codec.channels)
         made = [wave.repeat(codec.channels, 1) for wave in spoken(found.texts, voices, sentences, rate)]
         said = {"speakers": [*found.speakers, *[""] * len(made)]} if phase.objective.kind == "factors" else {}
+        if learns_from_texts(phase):
+            said["texts"] = [*found.texts, *[""] * len(made)]
+        if domains:
+            said["domains"] = [*(domains.get(name, "") for name in found.corpora), *[""] * len(made)]
         return [*found.clips, *made], excerpts(found.held_out, rate, 3 * rate, count=6), said
 
     return _codec_training(phase, codec, load)
 
 
+def learns_from_texts(phase: Phase) -> bool:
+    """Whether a codec's objective names terms of `text_supervision`."""
+    from vivavoce.training.text_supervision import KINDS, TextSupervision
+
+    return not {*(phase.objective.options.get("supervision") or {})}.isdisjoint({*TextSupervision.kinds} - {*KINDS})
+
+
 def _codec_training(phase: Phase, codec: Any, load: Load) -> Plan:
     """Towards reconstruction, with or without discriminators, of clips and held-out ones, or what else a codec's
     parts are to learn from them. `load`: clips, held-out ones, and perhaps further arguments of the task."""
+    from vivavoce.training.code_lm_task import CodeLMTask
     from vivavoce.training.codec_task import CodecTask
+    from vivavoce.training.domain_task import DomainTask
     from vivavoce.training.factor_task import FactorTask
     from vivavoce.training.feature_task import FeatureTask
     from vivavoce.training.flow_task import FlowTask
     from vivavoce.training.latent_task import DiffusionTask, LatentTask
+    from vivavoce.training.post_filter_task import PostFilterTask
+    from vivavoce.training.prompt_task import PromptTask
+    from vivavoce.training.told_task import ToldTask
+    from vivavoce.training.watermark_task import WatermarkTask
 
     options = phase.objective.options
     tasks: dict[str, type[CodecTask]] = {"features": FeatureTask, "factors": FactorTask, "flow": FlowTask}
-    tasks |= {"latents": LatentTask, "diffusion": DiffusionTask}
-    task = tasks.get(phase.objective.kind, CodecTask)
+    tasks |= {"latents": LatentTask, "diffusion": DiffusionTask, "post_filter": PostFilterTask, "prompted": PromptTask}
+    tasks |= {"watermark": WatermarkTask}
+    tasks["code_lm"] = CodeLMTask
+    told = DomainTask if phase.data.options.get("domains") else ToldTask if learns_from_texts(phase) else CodecTask
+    task = tasks.get(phase.objective.kind, told)
 
     def make(clips: Any, held_out: Any, about: Mapping[str, Any] | None = None, **more: Any) -> Task:
         where, said = f"training.{phase.name}.objective", {**options, **(about or {}), **more}
@@ -224,7 +245,12 @@ TASKS = {
     ("flow", "recordings"): _recordings_plan,
     ("latents", "recordings"): _recordings_plan,
     ("diffusion", "recordings"): _recordings_plan,
+    ("code_lm", "recordings"): _recordings_plan,
+    ("post_filter", "recordings"): _recordings_plan,
+    ("prompted", "recordings"): _recordings_plan,
+    ("watermark", "recordings"): _recordings_plan,
     ("transcription", "recordings"): transcription_plan,
+    ("language", "recordings"): language_plan,
     ("text_aligned", "recordings"): text_aligned_plan,
     ("next_token", "digit_conversations"): _conversation_plan,
     ("words", "digit_conversations"): _word_plan,

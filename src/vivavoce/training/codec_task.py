@@ -36,6 +36,9 @@ from vivavoce.training.task import Task, share, step_seed
 WEIGHTS = {"mel": 2.0, "wave": 0.1, "stft": 0.0, "adversarial": 4.0, "features": 4.0, "quantizer": 1.0}
 WEIGHTS |= {name: 0.0 for name in (*TERMS, "perceptual", "consistency")}
 
+# What else crops can go through than a codec's codes, and what it must have for it.
+WAYS = {"features": "uncoded", "unfiltered": "unfiltered"}
+
 
 class CodecTask(Task):
     """Crops of `clips` go through the codec and back.
@@ -49,7 +52,8 @@ class CodecTask(Task):
       perceptual: how far waveforms are apart as an encoder hears them.
     spectra: fft_size and hop of amplitude, phase, complex and mdct.
     perceptual: that encoder and its layer (`PerceptualDistance`): {teacher: {…}, layer: …}.
-    through: `codes`, or `features`: of a `FeatureCodec`, the vocoder alone, on features that are not quantized.
+    through: `codes`; `features`: of a `FeatureCodec`, the vocoder alone, on features that are not quantized;
+      `unfiltered`: of a `PostFilteredCodec`, the codec without its post-filter.
     discriminators: a preset or members (`build_discriminators`). judges_from: a run directory whose trained ones, in
       their form, are taken instead: a trained codec adapts to other voices with the judges that it had.
     level: crops are scaled at random within these decibels, so that the codec does not learn one loudness.
@@ -71,11 +75,12 @@ class CodecTask(Task):
     calibrate: first scale the codec's weights to unit variance on these clips (see `initialise`): for fresh ones only.
     codebooks: a schedule of the bit rate, [[step, count], …]: from each step on so many codebooks learn; before the
       first all of them, whatever number the codec uses otherwise. Rates in between are the quantizer's dropout.
-    supervision: what else it learns from: distillation, feature_reconstruction, time_invariance, each with its weight
-      and options (see `supervision`); always added, and in the log under their names.
+    supervision: what else it learns from: distillation, feature_reconstruction, time_invariance, teacher, each with its
+      weight and options (see `supervision`); always added, and in the log under their names.
     """
 
     name = "codec"
+    supervised: type[Supervision] = Supervision
 
     def __init__(
         self,
@@ -116,13 +121,13 @@ class CodecTask(Task):
             raise RecipeError(f"weights name '{unknown[0]}'; a codec has {', '.join(WEIGHTS)}")
         if not 0 < speed[0] <= speed[1]:
             raise RecipeError(f"speed is {list(speed)}: two factors above 0, the smaller one first")
-        if through not in ("codes", "features") or (through == "features" and not hasattr(codec, "uncoded")):
-            raise RecipeError(f"through is {through!r}: codes, or features of a codec that has some")
+        if through != "codes" and not hasattr(codec, WAYS.get(through, "")):
+            raise RecipeError(f"through is {through!r}: codes, features of a codec that has some, or unfiltered")
         if bool((weights or {}).get("perceptual")) != bool(perceptual):
             raise RecipeError("perceptual: it needs a weight, and its weight needs a teacher")
         self.schedule = _schedule(codebooks, codec)
         self.codec = codec
-        self.way = codec.uncoded() if through == "features" else codec
+        self.way = codec if through == "codes" else getattr(codec, WAYS[through])()
         self.clips, self.held_out = clips, held_out
         self.samples_per_crop = round(seconds * self.codec.sample_rate)
         self.batch_size, self.seed, self.level, self.speed = batch, seed, level, speed
@@ -135,6 +140,7 @@ class CodecTask(Task):
             torch.manual_seed(step_seed(seed, "discriminators"))
             self.judges = judges_of(discriminators, judges_from)
         self.adversarial, self.keep_codes = adversarial, keep_codes
+        self.shares_of_judges: Sequence[float] | None = getattr(self.judges, "weights", None)
         self.turns, self.judge_first = turns, judge_first
         self.judged = self.samples_per_crop if judge_seconds is None else round(judge_seconds * codec.sample_rate)
         self.perceptual = None
@@ -149,7 +155,7 @@ class CodecTask(Task):
         if supervision:
             with torch.random.fork_rng():
                 torch.manual_seed(step_seed(seed, "supervision"))
-                self.supervision = Supervision(codec, supervision)
+                self.supervision = self.supervised(codec, supervision)
         if anew:
             self._begin_anew()
         if calibrate:
@@ -181,6 +187,14 @@ class CodecTask(Task):
             clip = usable[int(torch.randint(len(usable), (), generator=chance))]
             low, high = self.level
             yield clip, 10 ** ((low + (high - low) * float(torch.rand((), generator=chance))) / 20), chance
+
+    def place(self, step: int, row: int) -> tuple[int, int]:
+        """Which clip a crop of a batch is of, and where it begins: the draws of `batch`, at the clips' own speed."""
+        chance = torch.Generator().manual_seed(step_seed(self.seed, step, row))
+        clip = int(torch.randint(len(self.clips), (), generator=chance))
+        torch.rand((), generator=chance)
+        spare = self.clips[clip].shape[-1] - self.samples_per_crop
+        return clip, int(torch.randint(spare + 1, (), generator=chance)) if spare > 0 else 0
 
     def _crop(self, clip: Tensor, chance: torch.Generator) -> Tensor:
         """A crop of the clip, played at one of the speeds, at its loudness, its phases turned."""
@@ -245,6 +259,8 @@ class CodecTask(Task):
     def _through(self, wave: Tensor) -> tuple[Tensor, Any]:
         if self.keep_codes:
             self.codec.quantizer.eval()  # a codebook in training mode moves with what it is shown
+        if self.supervision is not None:
+            self.supervision.settle(self.codec)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.keep_codes):
             self.latents = self.way.encode_latents(wave)
             quantized = self.way.quantize(self.latents)
@@ -260,7 +276,7 @@ class CodecTask(Task):
             with torch.no_grad():
                 estimate, _ = self.resynthesize(batch, self.codebooks_at(step))
             verdicts = self._judge(batch, step), self._judge(estimate, step)
-            yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial, self.balancer is None)}
+            yield "discriminators", {"loss": self._judges_loss(*verdicts)}
             return
         self.mel.to(batch.device)
         self.stft.to(batch.device)
@@ -269,7 +285,9 @@ class CodecTask(Task):
             self.perceptual.to(batch.device).eval()
         estimate, quantized = self.resynthesize(batch, self.codebooks_at(step))
         quantizer = quantized.loss
-        taught = {} if self.supervision is None else self.supervision(self.codec, batch, self.latents, quantized)
+        taught = {}
+        if self.supervision is not None:
+            taught = self.supervision(self.codec, batch, self.latents, quantized, estimate)
         # With discriminators the losses hang on a leaf: one judgement serves both updates, the codec's graph only one.
         heard = estimate if self.judges is None else estimate.detach().requires_grad_(estimate.requires_grad)
         losses = {
@@ -279,7 +297,9 @@ class CodecTask(Task):
             )
             if self.weights[name] and function is not None
         } | self.terms(heard, batch)  # fmt: skip
-        logs = {**{name: value.detach() for name, value in losses.items()}, "quantizer": quantizer.detach()}
+        # In a run's metrics, `phase` is that of the training.
+        logs = {"phases" if name == "phase" else name: value.detach() for name, value in losses.items()}
+        logs["quantizer"] = quantizer.detach()
         logs |= {name: value.detach() for name, value in taught.items()}
         besides = self.weights["quantizer"] * quantizer
         if self.supervision is not None:
@@ -288,13 +308,13 @@ class CodecTask(Task):
         if self.judges is None:
             yield "codec", {"loss": self._weighed(losses) + besides, **logs}
             return
-        turn = step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6
+        turn = self.judges_learn(step)
         with torch.set_grad_enabled(turn):
             real = self._judge(batch, step)
         fake = self._judge(heard, step)
         summed = self.balancer is None
-        losses["adversarial"] = generator_loss(fake, self.adversarial, summed)
-        losses["features"] = feature_matching(real, fake, summed=summed)
+        losses["adversarial"] = generator_loss(fake, self.adversarial, summed, self.shares_of_judges)
+        losses["features"] = feature_matching(real, fake, summed=summed, weights=self.shares_of_judges)
         chosen = {name: value for name, value in losses.items() if self.weights[name]}
         shares: dict[str, float] = {}
         if self.balancer is None:
@@ -305,10 +325,18 @@ class CodecTask(Task):
         logs |= {name: torch.tensor(share, device=batch.device) for name, share in shares.items()}
         yield "codec", {"loss": total + besides, **logs}
         if turn:
-            yield "discriminators", {"loss": discriminator_loss(real, fake, self.adversarial, summed)}
+            yield "discriminators", {"loss": self._judges_loss(real, fake)}
+
+    def judges_learn(self, step: int) -> bool:
+        """Whether the discriminators are updated in a step."""
+        return step_seed(self.seed, step, "turn") % 10**6 < self.turns * 10**6
 
     def _weighed(self, losses: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+        terms = [self.weights[name] * value for name, value in losses.items()]
+        return torch.stack(terms).sum() if terms else torch.zeros(())  # what a teacher tells may be all
+
+    def _judges_loss(self, real: Judgement, fake: Judgement) -> Tensor:
+        return discriminator_loss(real, fake, self.adversarial, self.balancer is None, self.shares_of_judges)
 
     def _judge(self, wave: Tensor, step: int) -> Judgement:
         """The discriminators' opinion of the piece that they hear in this step, always in float32."""
@@ -336,6 +364,8 @@ class CodecTask(Task):
                 "wave": F.l1_loss(estimate, wave),
                 "snr_db": 10 * (wave.square().mean().clamp(min=1e-12) / noise).log10(),
             }
+            if self.supervision is not None:
+                values |= self.supervision.figures(self.codec, wave, quantized.codes)
             for name, value in values.items():
                 figures[name] = figures.get(name, 0.0) + float(value) / len(self.held_out)
             codes.append(quantized.codes[0])

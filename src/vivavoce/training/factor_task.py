@@ -17,7 +17,7 @@ from vivavoce.audio.pitch import fundamental
 from vivavoce.errors import RecipeError
 from vivavoce.nn.gradient_reversal import reverse_gradient
 from vivavoce.training.codec_task import CodecTask
-from vivavoce.training.task import share, step_seed
+from vivavoce.training.task import share
 
 HEADS = {"pitch": 1.0, "voiced": 1.0, "phones": 1.0, "speaker": 1.0, "reversed": 1.0}
 NONE = -1  # a label that is not known
@@ -121,7 +121,7 @@ class FactorTask(CodecTask):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:  # type: ignore[override]
         """`wave` [B, 1, S], and of each crop its `speakers` [B] and `phones` [B, T], where they are told."""
         found = {"wave": super().batch(step, rank, world)}
-        places = [self._place(step, row) for row in share(self.batch_size, rank, world)]
+        places = [self.place(step, row) for row in share(self.batch_size, rank, world)]
         if self.speakers is not None:
             found["speakers"] = torch.tensor([self.speakers[clip] for clip, _ in places])
         if self.phone_labels is not None:
@@ -129,14 +129,6 @@ class FactorTask(CodecTask):
             rows = [self.phone_labels[clip][start // self.codec.hop :][:frames] for clip, start in places]
             found["phones"] = torch.stack([F.pad(row, (0, frames - len(row)), value=NONE) for row in rows])
         return found
-
-    def _place(self, step: int, row: int) -> tuple[int, int]:
-        """Which clip a crop is of, and where it begins: the draws of `CodecTask.batch`."""
-        chance = torch.Generator().manual_seed(step_seed(self.seed, step, row))
-        clip = int(torch.randint(len(self.clips), (), generator=chance))
-        torch.rand((), generator=chance)
-        spare = self.clips[clip].shape[-1] - self.samples_per_crop
-        return clip, int(torch.randint(spare + 1, (), generator=chance)) if spare > 0 else 0
 
     def show(self, batch: Any) -> list[str]:
         return super().show(batch["wave"])

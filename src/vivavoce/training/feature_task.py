@@ -1,7 +1,8 @@
 """Training what lies between an encoder's features and their codes: the features must come back, no sound is made.
 
 FocalCodec's second stage (arXiv:2502.04465, section 3.3), RepCodec (arXiv:2309.00169, equation 2), MaskGCT's semantic
-codec (arXiv:2409.00750, section 3.2.1); with `dual`, PQ-VAE's second decoding path (arXiv:2406.02940).
+codec (arXiv:2409.00750, section 3.2.1); with `dual`, PQ-VAE's second decoding path (arXiv:2406.02940); with
+discriminators, Single-Codec's mel frames (arXiv:2406.07422, section 2.1).
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivavoce.errors import RecipeError
+from vivavoce.training.adversarial import Judgement, discriminator_loss, feature_matching, generator_loss
+from vivavoce.training.balancer import passed
 from vivavoce.training.codec_task import CodecTask, codebooks_use, health
 
 DISTANCES = {"l2": F.mse_loss, "l1": F.l1_loss}
@@ -23,7 +26,10 @@ class FeatureTask(CodecTask):
     distance: of the features, `l2` or `l1`. weight: of that distance, beside the quantizer's own loss. dual: weight of
     the distance of what the decompressor makes of latents that were not quantized: it keeps the decompressor, and with
     it the latents, of use while most codes are still dead. standardize: before the first step, the features' mean and
-    deviation over so many crops become those that the codec subtracts and divides by. Other options: `CodecTask`'s.
+    deviation over so many crops become those that the codec subtracts and divides by. With `supervision: {teacher: …}`
+    a causal codec's features, or those that come back, become another codec's. Discriminators (of kind `frames`) judge
+    the features that come back against those that went in; their losses are multiplied by the weights `adversarial` and
+    `features`. Other options: `CodecTask`'s.
     """
 
     name = "features"
@@ -45,6 +51,8 @@ class FeatureTask(CodecTask):
             raise RecipeError(f"distance '{distance}': choose one of {', '.join(DISTANCES)}")
         calibrate = options.pop("calibrate", None)
         super().__init__(codec, clips, **options)
+        if self.supervision is not None and self.supervision.teacher and self.supervision.teacher.hears_sound:
+            raise RecipeError("supervision.teacher: no sound is made of features here: leave the term wave out")
         self.distance, self.weight, self.dual = DISTANCES[distance], weight, dual
         if standardize and calibrate is not False:
             self._standardize(standardize)
@@ -65,7 +73,10 @@ class FeatureTask(CodecTask):
         """Features of a waveform, the latents, and the features that come back, with what the quantizer said."""
         with torch.no_grad():
             features = self.codec.features(wave)
-        latents = self.codec.compress(features)
+        heard = getattr(self.codec, "compress", None)  # or else what comes back is not what was heard (SoCodec)
+        latents = self.codec.encode_latents(wave) if heard is None else heard(features)
+        if self.supervision is not None:
+            self.supervision.settle(self.codec)
         quantized = self.codec.quantize(latents)
         return features, latents, self.codec.decompress(quantized.latents)[:, : features.shape[1]], quantized
 
@@ -77,7 +88,30 @@ class FeatureTask(CodecTask):
             plain = self.codec.decompress(latents)[:, : features.shape[1]]
             losses["dual"] = self.distance(plain, features)
             total = total + self.dual * losses["dual"]
+        if self.supervision is not None:
+            taught = self.supervision(self.codec, batch, latents, quantized)
+            total, losses = total + self.supervision.total(taught), losses | taught
+        verdicts = None
+        if self.judges is not None:
+            turn = self.judges_learn(step)
+            heard = back.detach().requires_grad_(back.requires_grad)
+            with torch.set_grad_enabled(turn):
+                real = self._judged_frames(features)
+            fake = self._judged_frames(heard)
+            losses["adversarial"] = generator_loss(fake, self.adversarial, summed=True)
+            losses["features"] = feature_matching(real, fake, summed=True)
+            told = [self.weights[name] * losses[name] for name in ("adversarial", "features")]
+            total = total + passed(torch.stack(told).sum(), heard, onto=back)
+            verdicts = (real, fake) if turn else None
         yield "codec", {"loss": total, **{name: loss.detach() for name, loss in losses.items()}, **health(quantized)}
+        if verdicts is not None:
+            yield "discriminators", {"loss": discriminator_loss(*verdicts, self.adversarial, summed=True)}
+
+    def _judged_frames(self, frames: Tensor) -> Judgement:
+        """The discriminators' opinion of features [B, T, D], always in float32."""
+        assert self.judges is not None
+        with torch.autocast(frames.device.type, enabled=False):
+            return self.judges(frames.float())
 
     def evaluate(self, step: int) -> Mapping[str, float]:
         """Over the held-out clips: share of the features' variance that is not explained, and codebooks' health."""
@@ -85,9 +119,14 @@ class FeatureTask(CodecTask):
             return {}
         device = next(self.codec.parameters()).device
         left, codes = 0.0, []
+        told: dict[str, float] = {}
         for clip in self.held_out:
-            features, _, back, quantized = self._again(clip.to(device)[None])
+            wave = clip.to(device)[None]
+            features, _, back, quantized = self._again(wave)
+            if self.supervision is not None:
+                for name, value in self.supervision.figures(self.codec, wave, quantized.codes).items():
+                    told[name] = told.get(name, 0.0) + value / len(self.held_out)
             apart = (back - features).square().sum() / (features - features.mean(1, keepdim=True)).square().sum()
             left += float(apart) / len(self.held_out)
             codes.append(quantized.codes[0])
-        return {"unexplained": left, **codebooks_use(torch.cat(codes, dim=-1))}
+        return {"unexplained": left, **told, **codebooks_use(torch.cat(codes, dim=-1))}

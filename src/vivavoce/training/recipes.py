@@ -280,12 +280,16 @@ def trained_model(recipe: Recipe, run: RunDirectory, phases: list[str]) -> Any:
 def _finish(recipe: Recipe, run: RunDirectory, phases: list[str]) -> None:
     """Make the run directory a model directory: what `phases` have made, in one file beside the recipe."""
     from vivavoce.systems import save
+    from vivavoce.systems.checkpoint import self_contained
     from vivavoce.training.report import write_report
 
     if not run.report.exists() or run.report.stat().st_mtime < run.metrics.stat().st_mtime:
         write_report(run)  # the disk was full when the last phase ended
     with run.locked("model", patience=None):
-        save(trained_model(recipe, run, phases), run.path)
+        model = trained_model(recipe, run, phases)
+        if self_contained(model) != recipe:
+            run.keep_given(recipe.model_dump(mode="json", exclude_defaults=True))
+        save(model, run.path)
 
 
 def _is_done(run: RunDirectory, settings: PhaseSettings) -> bool:

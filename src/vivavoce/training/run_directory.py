@@ -1,6 +1,7 @@
 """A run directory: all that is needed to go on with a training, or to reproduce it.
 
-    recipe.yaml     the recipe as resolved
+    recipe.yaml     the recipe as resolved; of a finished run, the model's own, which names no place of other weights
+    recipe-given.yaml  what a finished run was given, where that named one
     code.json       versions of the code and of torch, one entry for each start
     checkpoints/    one folder a phase (see checkpoint.py)
     metrics.jsonl   one line a logged step
@@ -130,27 +131,34 @@ class RunDirectory:
             yield
 
     def _keep_recipe(self, recipe: dict[str, Any]) -> None:
+        """Refuse another recipe than the run's: neither what it was given nor, of a finished one, the model's own."""
         file = self.path / "recipe.yaml"
-        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        known = {each: _read_recipe(each) for each in (self._given, file) if each.exists()}
+        if recipe in known.values():
+            return
+        different = [
+            [key for key in [*old, *recipe] if key != "training" and old.get(key) != recipe.get(key)]
+            for old in known.values()
+        ]
+        if known and all(different):
+            raise RequestError(
+                f"{self.path} was begun with another recipe ('{different[0][0]}' differs): name another --run"
+            )
         if file.exists():
-            try:
-                old = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                old = None
-            if not isinstance(old, dict):
-                raise RecipeError(f"{file} is damaged, so that nobody knows whose run this is: name another --run")
-            if old == yaml.safe_load(text):
-                return
-            for key in [*old, *recipe]:
-                if key != "training" and old.get(key) != recipe.get(key):
-                    raise RequestError(
-                        f"{self.path} was begun with another recipe ('{key}' differs): name another --run"
-                    )
             number = 1
             while (aside := self.path / f"recipe-{number}.yaml").exists():
                 number += 1
             file.rename(aside)
-        write_text(file, text)
+        for each, old in (known or {file: recipe}).items():
+            write_text(each, _recipe_text({**old, "training": recipe.get("training")}))
+
+    @property
+    def _given(self) -> Path:
+        return self.path / "recipe-given.yaml"
+
+    def keep_given(self, recipe: Mapping[str, Any]) -> None:
+        """Remember what the run was given, before `recipe.yaml` becomes the model's own."""
+        write_text(self._given, _recipe_text(recipe))
 
     def _note_code(self) -> None:
         file = self.path / "code.json"
@@ -172,6 +180,20 @@ class RunDirectory:
             }
         )
         write_text(file, json.dumps(notes, indent=1))
+
+
+def _recipe_text(recipe: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{file} is damaged, so that nobody knows whose run this is: name another --run")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:
