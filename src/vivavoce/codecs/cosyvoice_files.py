@@ -19,7 +19,7 @@ from vivavoce.codecs.onnx_weights import fed_by, read_onnx
 from vivavoce.codecs.semantic import SemanticCodec, SemanticConfig
 from vivavoce.codecs.semantic_weights import fill_s3
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import read_pickle
+from vivavoce.nn.weights import check_asked, read_pickle
 from vivavoce.vocoders.cosyvoice_weights import fill_flow, fill_hift
 
 FLOW, HIFT, TOKENS, SETTINGS = "flow.pt", "hift.pt", "speech_tokenizer_v2.onnx", "cosyvoice2.yaml"
@@ -41,8 +41,7 @@ def load_cosyvoice(folder: Path, allow_pickle: bool = False) -> SemanticCodec:
             f"{folder} is CosyVoice's first version, whose flow (of another length, not causal) is not built here; "
             f"{FIRST} alone can be read (`codecs.cosyvoice_files.s3_weights`) into a codec `cosyvoice-50hz`"
         )
-    if not allow_pickle:
-        raise CheckpointError(f"{folder / FLOW} is a pickle: pass allow_pickle=True if you trust where it comes from")
+    check_asked(folder / FLOW, allow_pickle)
     tokens = s3_weights(folder / TOKENS)
     told = settings(folder / SETTINGS)
     try:

@@ -15,18 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.feature_codec import Uncoded
 from vivavoce.codecs.mel_codec import MelFrames
 from vivavoce.codecs.options import CodecOptions
-from vivavoce.codecs.socodec import Unquantized
-from vivavoce.codecs.voice_codec import VoiceCodec, VoiceQuantizer, WithVoice
-from vivavoce.errors import RecipeError, RequestError
+from vivavoce.codecs.voice_codec import Unquantized, VoiceQuantizer, VoiceVectorCodec, WithVoice
+from vivavoce.errors import RecipeError
 from vivavoce.nn.conformer import Conformer, ConformerConfig
 from vivavoce.nn.gathered import WholeSignal
 from vivavoce.nn.hybrid_sampling import Grow, Resample, Shrink
 from vivavoce.nn.reference_encoder import ReferenceEncoder
-from vivavoce.nn.streaming import Chain, State, zero_padding
+from vivavoce.nn.streaming import Chain, zero_padding
 from vivavoce.nn.whole_signal import BidirectionalLSTM
 from vivavoce.quantizers import build_quantizer
 from vivavoce.schema.parts import tuples
@@ -173,7 +171,7 @@ class SingleDecoder(WholeSignal):
         return self.last(self.conformer(y, lengths))
 
 
-class SingleCodec(VoiceCodec):
+class SingleCodec(VoiceVectorCodec):
     """Waveform [B, 1, S] <-> codes [B, 1, T], with the vector of a voice [B, voice] beside them; without one, sound is
     in nobody's. Mel frames can be learned apart from their vocoder, as any codec of features'."""
 
@@ -216,27 +214,6 @@ class SingleCodec(VoiceCodec):
     def uncoded(self) -> Uncoded:
         """The way from waveforms to waveforms through mel frames alone: what the vocoder is trained on."""
         return Uncoded(self)
-
-    @torch.no_grad()
-    def speaker_of(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Waveform [B, 1, S], lengths [B] in samples -> the vector of each voice [B, voice]."""
-        return self.encode_latents(wave, lengths)[:, :1, self.config.dim :].sum(1)
-
-    def beside(self, wave: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        return {"voice": self.speaker_of(wave, lengths)}
-
-    def encode_voice(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """A voice has no codes here: `speaker_of` gives its vector."""
-        raise RequestError("this codec's voice is a vector, not codes: `speaker_of` gives it, and `decode` takes it")
-
-    def decoder_state(self, batch: int, voice: Tensor | None = None) -> State:
-        """State of `batch` signals of which nothing has been decoded yet, in the voice of vectors [batch, voice]."""
-        width = self.config.voice
-        if voice is not None and voice.shape != (batch, width):
-            raise RequestError(f"voice {tuple(voice.shape)}: [{batch}, {width}] expected, vectors of `speaker_of`")
-        device, dtype = self._home(self.decoder)
-        vector = torch.zeros(batch, width) if voice is None else voice
-        return State({**Codec.decoder_state(self, batch), "voice": vector.to(device, dtype)})
 
 
 def build_single_codec(options: Mapping[str, Any] | SingleCodecConfig) -> SingleCodec:

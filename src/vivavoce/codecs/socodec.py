@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivavoce.codecs.codec import Codec
 from vivavoce.codecs.feature_codec import SpeechFeatures, Uncoded, encoder_of
 from vivavoce.codecs.mel_codec import MelFrames
 from vivavoce.codecs.options import CodecOptions
-from vivavoce.codecs.voice_codec import VoiceCodec, VoiceQuantizer, WithVoice
-from vivavoce.errors import RecipeError, RequestError
+from vivavoce.codecs.voice_codec import Unquantized, VoiceQuantizer, VoiceVectorCodec, WithVoice
+from vivavoce.errors import RecipeError
 from vivavoce.nn.convolution import Conv, ConvTranspose
 from vivavoce.nn.ecapa import ECAPA
 from vivavoce.nn.residual import Residual
-from vivavoce.nn.streaming import Chain, Pointwise, State, Streaming
-from vivavoce.quantizers import Quantized, Quantizer, build_quantizer
+from vivavoce.nn.streaming import Chain, Pointwise, Streaming
+from vivavoce.quantizers import build_quantizer
 from vivavoce.schema.parts import made, tuples
 from vivavoce.vocoders.bigvgan import BigVGAN
 from vivavoce.vocoders.hifigan import HiFiGANConfig
@@ -65,21 +64,6 @@ class SoCodecConfig(CodecOptions):
                               f"{list(self.up)}: a multiple of groups, and a stride each at least")  # fmt: skip
         if "inputs" in self.vocoder:
             raise RecipeError("codec.vocoder.inputs: they are the mel bands: leave it out")
-
-
-class Unquantized(Quantizer):
-    """What comes once as it is: vectors [B, 1, width] without codes."""
-
-    codebook_sizes = ()
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.width = width
-
-    def forward(self, latents, lengths=None, codebooks=None):
-        none = latents.new_zeros(0)
-        codes = torch.zeros(len(latents), 0, latents.shape[1], dtype=torch.int64, device=latents.device)
-        return Quantized(latents, codes, latents.new_zeros(()), none, none)
 
 
 def _unit(config: SoCodecConfig) -> Residual:
@@ -197,7 +181,7 @@ def _shuffled(mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths.clamp(max=counts)
 
 
-class SoCodec(VoiceCodec):
+class SoCodec(VoiceVectorCodec):
     """Waveform [B, 1, S] <-> codes [B, K, T], with the vector of a voice [B, width] beside them; without one, sound is
     in nobody's. Trained in two parts, vocoder and codes, as any codec of features."""
 
@@ -262,27 +246,6 @@ class SoCodec(VoiceCodec):
         """What latents with their voice [B, T, D + V] still tell of the semantic features: [B, N, width]."""
         heard = self.decoder.parts[0](latents)
         return self.feature_decoder(heard[..., : self.config.width])
-
-    @torch.no_grad()
-    def speaker_of(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Waveform [B, 1, S], lengths [B] in samples -> the vector of each voice [B, width]."""
-        return self.encode_latents(wave, lengths)[:, :1, self.config.width :].sum(1)
-
-    def beside(self, wave: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        return {"voice": self.speaker_of(wave, lengths)}
-
-    def encode_voice(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """A voice has no codes here: `speaker_of` gives its vector."""
-        raise RequestError("this codec's voice is a vector, not codes: `speaker_of` gives it, and `decode` takes it")
-
-    def decoder_state(self, batch: int, voice: Tensor | None = None) -> State:
-        """State of `batch` signals of which nothing has been decoded yet, in the voice of vectors [batch, width]."""
-        width = self.config.width
-        if voice is not None and voice.shape != (batch, width):
-            raise RequestError(f"voice {tuple(voice.shape)}: [{batch}, {width}] expected, vectors of `speaker_of`")
-        device, dtype = self._home(self.decoder)
-        vector = torch.zeros(batch, width) if voice is None else voice
-        return State({**Codec.decoder_state(self, batch), "voice": vector.to(device, dtype)})
 
 
 def build_socodec(options: Mapping[str, Any] | SoCodecConfig) -> SoCodec:

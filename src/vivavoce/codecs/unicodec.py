@@ -27,8 +27,8 @@ from vivavoce.vocoders.vocos import Vocos, VocosConfig
 @dataclass(frozen=True)
 class UniCodecConfig(SEANetVocosConfig):
     """The defaults are the published sizes. transformer: options of `TransformerConfig` beside its width; it sees all
-    of the signal. experts: options of `MixtureOfExperts`. domains: name -> entries of the codebook; the quantizer's other
-    options stand in `quantizer`, and there are no other codebooks."""
+    of the signal. experts: options of `MixtureOfExperts`. domains: name -> entries of the codebook; the quantizer's
+    other options stand in `quantizer`, and there are no other codebooks."""
 
     lstm: int = 0
     transformer: Mapping[str, Any] = field(default_factory=lambda: {"layers": 8, "heads": 8, "feedforward": 2048})

@@ -145,6 +145,46 @@ class VoiceCodec(Codec):
         return (1 - F.cosine_similarity(one, other.detach(), dim=-1)).mean()
 
 
+class Unquantized(Quantizer):
+    """What comes once as it is: vectors [B, 1, width] without codes."""
+
+    codebook_sizes = ()
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, latents, lengths=None, codebooks=None):
+        none = latents.new_zeros(0)
+        codes = torch.zeros(len(latents), 0, latents.shape[1], dtype=torch.int64, device=latents.device)
+        return Quantized(latents, codes, latents.new_zeros(()), none, none)
+
+
+class VoiceVectorCodec(VoiceCodec):
+    """A codec whose voice is a vector and has no codes: its quantizer's `voice` is `Unquantized`."""
+
+    @torch.no_grad()
+    def speaker_of(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Waveform [B, 1, S], lengths [B] in samples -> the vector of each voice [B, V]."""
+        return self.encode_latents(wave, lengths)[:, :1, self.quantizer.frames.width :].sum(1)
+
+    def beside(self, wave: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        return {"voice": self.speaker_of(wave, lengths)}
+
+    def encode_voice(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """A voice has no codes here: `speaker_of` gives its vector."""
+        raise RequestError("this codec's voice is a vector, not codes: `speaker_of` gives it, and `decode` takes it")
+
+    def decoder_state(self, batch: int, voice: Tensor | None = None) -> State:
+        """State of `batch` signals of which nothing has been decoded yet, in the voice of vectors [batch, V]."""
+        width = self.quantizer.extra
+        if voice is not None and voice.shape != (batch, width):
+            raise RequestError(f"voice {tuple(voice.shape)}: [{batch}, {width}] expected, vectors of `speaker_of`")
+        device, dtype = self._home(self.decoder)
+        vector = torch.zeros(batch, width) if voice is None else voice
+        return State({**Codec.decoder_state(self, batch), "voice": vector.to(device, dtype)})
+
+
 class AddVoice(nn.Module):
     """Frames [B, T, D + V] -> [B, T, D]: the first D, and a linear map of what comes once, added to each."""
 

@@ -11,7 +11,7 @@ from vivavoce.encoders.names import Names
 from vivavoce.encoders.pretrained import check_settings, check_sizes, fill, fold_position
 from vivavoce.errors import CheckpointError
 from vivavoce.hub import local_place
-from vivavoce.nn.weights import read_pickled_tree
+from vivavoce.nn.weights import check_asked, read_pickled_tree
 
 # Ours <- theirs
 _SIZES = {
@@ -67,11 +67,7 @@ def load_beats(source: str | Path, revision: str | None = None, allow_pickle: bo
     files = sorted(place.glob("*.pt")) if place.is_dir() else [place]
     if len(files) != 1:
         raise CheckpointError(f"{source}: {len(files)} .pt files, one BEATs checkpoint is expected: name the file")
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{files[0]} is a pickle, which is not read unasked: load with allow_pickle=True if you trust where it "
-            "comes from"
-        )
+    check_asked(files[0], allow_pickle)
     found = read_pickled_tree(files[0])
     if not (isinstance(found, dict) and isinstance(found.get("cfg"), dict) and isinstance(found.get("model"), dict)):
         raise CheckpointError(f"{files[0]} is no BEATs checkpoint: 'cfg' and 'model' are expected in it")

@@ -24,15 +24,11 @@ from vivavoce.codecs.seanet_weights import chain_pairs, fill
 from vivavoce.codecs.snake_weights import fill_bigcodec
 from vivavoce.errors import CheckpointError, RecipeError
 from vivavoce.nn.pairs import Published
-from vivavoce.nn.weights import load_part, read_pickled_tree, read_safetensors
+from vivavoce.nn.weights import check_asked, load_part, read_pickled_tree, read_safetensors
 from vivavoce.pretrained import CONFIG, has_safetensors, read_weights
 from vivavoce.vocoders.vocos import vocos_pairs
 
 BIGCODEC = "bigcodec.pt"
-UNASKED = (
-    "{} is a pickle, which is not read unasked: load with allow_pickle=True if you trust where it comes from, then "
-    "save it"
-)
 # Ours <- theirs.
 SPEECHTOKENIZER = {
     "sample_rate": "sample_rate",
@@ -72,8 +68,7 @@ def speechtokenizer(folder: Path, config: Mapping[str, Any], allow_pickle: bool 
 
 def bigcodec(path: Path, allow_pickle: bool = False) -> Codec:
     """BigCodec from its file; its sizes are those of the tensors."""
-    if not allow_pickle:
-        raise CheckpointError(UNASKED.format(path))
+    check_asked(path, allow_pickle)
     found = read_pickled_tree(path)
     try:
         tensors = {f"encoder.{name}": tensor for name, tensor in found["CodecEnc"].items()}
@@ -188,8 +183,7 @@ def _state(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(f"{folder} holds several checkpoints ({names}): leave the one that counts")
-    if not allow_pickle:
-        raise CheckpointError(UNASKED.format(files[0]))
+    check_asked(files[0], allow_pickle)
     found = read_pickled_tree(files[0])
     inner = found.get("state_dict", found) if isinstance(found, dict) else {}
     return {name: tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}

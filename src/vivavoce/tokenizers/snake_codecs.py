@@ -16,7 +16,7 @@ from vivavoce.codecs.dac import DACConfig, build_dac
 from vivavoce.codecs.snac import SNACConfig, build_snac
 from vivavoce.codecs.snake_weights import fill_snake
 from vivavoce.errors import CheckpointError, RecipeError
-from vivavoce.nn.weights import read_pickled_tree
+from vivavoce.nn.weights import check_asked, read_pickled_tree
 from vivavoce.pretrained import CONFIG, PICKLE, has_safetensors, read_weights
 
 # Ours <- theirs.
@@ -64,11 +64,7 @@ DESCRIPT = {
 
 def dac_from_descript(path: Path, allow_pickle: bool = False) -> Codec:
     """DAC from the package's own file, as its `save(path, package=False)` writes it and its releases have it."""
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{path} is a pickle, which is not read unasked: load with allow_pickle=True if you trust where it comes "
-            "from, then save it"
-        )
+    check_asked(path, allow_pickle)
     found = read_pickled_tree(path)
     try:
         tensors, said = found["state_dict"], dict(found["metadata"]["kwargs"])
@@ -93,11 +89,8 @@ def is_snac(config: Mapping[str, Any]) -> bool:
 
 def snac_from_package(folder: Path, config: Mapping[str, Any], allow_pickle: bool = False) -> Codec:
     """SNAC from a published directory; what its configuration leaves out is the package's default."""
-    if not allow_pickle and not has_safetensors(folder):
-        raise CheckpointError(
-            f"{folder}: SNAC is published as a pickle ({PICKLE}), which is not read unasked: load with "
-            "allow_pickle=True if you trust where it comes from, then save it"
-        )
+    if not has_safetensors(folder):
+        check_asked(folder / PICKLE, allow_pickle)
     defaults = SNACConfig()
     names = ("encoder_dim", "encoder_rates", "decoder_dim", "decoder_rates", "latent_dim", "codebook_size",
              "vq_strides", "attn_window_size", "noise", "depthwise")  # fmt: skip

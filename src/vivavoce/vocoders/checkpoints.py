@@ -12,7 +12,7 @@ from torch import Tensor
 from vivavoce.errors import CheckpointError, RecipeError, RequestError
 from vivavoce.nn.likeness import unlike
 from vivavoce.nn.pairs import Pair, Published, theirs_of, weight_and_bias
-from vivavoce.nn.weights import load_module, load_part, read_pickle, read_safetensors, written_whole
+from vivavoce.nn.weights import check_asked, load_module, load_part, read_pickle, read_safetensors, written_whole
 from vivavoce.pretrained import read_json, read_weights
 from vivavoce.schema.parts import tuples
 from vivavoce.vocoders.hifigan import HiFiGAN, HiFiGANConfig
@@ -225,6 +225,5 @@ def _pickled(directory: Path, allow_pickle: bool) -> dict[str, Tensor]:
     files = sorted([*directory.glob("g_*"), *directory.glob("*.pt")])
     if not files:
         raise CheckpointError(f"{directory} has no generator checkpoint (g_* or *.pt)")
-    if not allow_pickle:
-        raise CheckpointError(f"{files[-1]} is a pickle: pass allow_pickle=True if you trust where it comes from")
+    check_asked(files[-1], allow_pickle)
     return read_pickle(files[-1], ["generator"])

@@ -16,7 +16,7 @@ from vivavoce.nn.pairs import Pair, Published, weight_and_bias
 from vivavoce.nn.products import PackedLinear
 from vivavoce.nn.residual import Residual
 from vivavoce.nn.streaming import Chain, Pointwise, Streaming
-from vivavoce.nn.weights import load_module, read_pickle
+from vivavoce.nn.weights import check_asked, load_module, read_pickle
 from vivavoce.vocoders.attention_prenet import AttentionPrenet
 from vivavoce.vocoders.hifigan import centred
 from vivavoce.vocoders.istft import TrimmedISTFT
@@ -163,8 +163,7 @@ def load_vocos(directory: str | Path, allow_pickle: bool = False) -> Vocos:
         config = yaml.safe_load((directory / "config.yaml").read_text())
     except (OSError, yaml.YAMLError) as error:
         raise CheckpointError(f"{directory}: no config.yaml that can be read ({error})") from None
-    if not allow_pickle:
-        raise CheckpointError(f"{file} is a pickle: pass allow_pickle=True if you trust where it comes from")
+    check_asked(file, allow_pickle)
     return from_vocos(config, read_pickle(file, []))
 
 
