@@ -36,9 +36,9 @@ clients: $(CLIENTS) .clients/agents/.made
 .clients/%/.made: requirements/clients/%.txt
 	@echo "installing $* into .clients/$*"
 	@$(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq -r $<
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq --no-compile -r $<
 	@test ! -f $(<:.txt=.no-deps.txt) || \
-	    $(@D)/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r $(<:.txt=.no-deps.txt)
+	    $(@D)/bin/python -m pip --disable-pip-version-check install -qq --no-compile --no-deps -r $(<:.txt=.no-deps.txt)
 	@touch $@
 
 docs: $(VENV)/.test

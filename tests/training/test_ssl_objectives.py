@@ -264,6 +264,39 @@ def test_best_rqs_labels_are_those_of_its_equation_and_never_learn():
     assert float(found["loss"].detach()) == pytest.approx(-float(torch.stack(logs).mean().detach()), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", [RandomProjection, MaskedContrastive])
+def test_in_a_disguise_the_plain_voice_tells_what_is_right(kind):
+    """Rows are pairs: what is told is of the first, what is heard is the second, of hidden frames and of the others."""
+    trunk, torch_state = encoder(MEL), torch.random.get_rng_state()
+    voice = {"pitch": {"factor": [1.2, 1.3]}}
+    objective = kind(trunk, {"prob": 0.3, "length": 3}, disguise=voice, shown=True).eval()
+    plain = 0.1 * torch.randn(4000, generator=torch.Generator().manual_seed(1))
+    views = objective.views(plain, 16000, torch.Generator().manual_seed(2))
+    assert torch.equal(views[0], plain) and views[1].shape == plain.shape and not torch.equal(views[1], plain)
+    batch, counts = batch_of(trunk, objective.masking, sizes=(8000, 8000))
+    batch["seeds"] = batch["seeds"][:1]
+    torch.random.set_rng_state(torch_state)
+    found = objective(trunk, batch, 0)
+    (one, other), _ = trunk.local(batch["wave"], batch["lengths"])
+    mask = batch["mask"][1]
+    if kind is RandomProjection:
+        noise = 0.1 * torch.randn(other.shape, generator=torch.Generator().manual_seed(int(batch["seeds"][0])))
+        heard, goals = torch.where(mask[:, None], noise, other), objective.quantizer(one[None])[0, 0]
+        y = trunk.context(trunk.embed(heard[None]), counts[:1])[0]
+        logs = objective.heads[0](y).log_softmax(-1)[torch.arange(len(y)), goals]
+        wanted = -float(logs[mask].mean().detach()) - float(logs[~mask].mean().detach())
+        assert float(found["loss"].detach()) == pytest.approx(wanted, rel=1e-4)
+    else:
+        x = torch.where(mask[:, None], objective.mask_vector, trunk.embed(other[None])[0])
+        y = objective.project(trunk.context(x[None], counts[:1]))
+        every = torch.ones_like(mask)[None]
+        torch.random.set_rng_state(torch_state)
+        chosen = objective.project_target(objective.quantizer(one[None], every).vectors)
+        logits = contrast(y[every], chosen, other_hidden(every, 100, batch["seeds"]), every) / 0.1
+        wanted = -float(logits.log_softmax(-1)[:, 0].mean().detach())
+        assert float(found["contrastive"]) == pytest.approx(wanted, rel=1e-4)
+
+
 @proves("nest-rq", "mechanism")
 def test_nest_rq_tells_the_labels_of_the_next_frames_from_the_past_alone():
     past = {"conv_causal": True, "conv_norm": "layer", "causal": True}

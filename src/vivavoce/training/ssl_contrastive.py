@@ -1,28 +1,31 @@
 """wav2vec 2.0's objective: among a hidden frame's own quantized vector and others of its utterance, tell its own
 (arXiv:2006.11477, section 3.2); and w2v-BERT's, which asks for its code too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.data.augment import check
 from vivavoce.encoders.base import Trunk
 from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.quantizers.gumbel import Chosen, GumbelQuantizer
 from vivavoce.training.ssl_masked_labels import mean_square, scaled_gradient
 from vivavoce.training.ssl_masking import Masking
+from vivavoce.training.ssl_mixing import PlainAndDisguised
 from vivavoce.training.ssl_task import Objective
 
 
-class MaskedContrastive(Objective):
+class MaskedContrastive(PlainAndDisguised, Objective):
     """Contrastive loss of hidden frames (equation 3), plus `diversity` times the share of entries not in use (equation
     4: (G V - perplexity) / (G V)), plus `penalty` times the mean square of the local frames.
 
     quantizer: groups, entries, width of `quantizers.gumbel`. negatives: other hidden frames of the same row, drawn for
-    each. temperatures: the quantizer's, (at first, at last, factor a step).
+    each. temperatures: the quantizer's, (at first, at last, factor a step). shown: frames that are not hidden are asked
+    too. disguise: as `MaskedLabels` has it; the vectors are of the plain voice.
     """
 
     def __init__(
@@ -37,8 +40,13 @@ class MaskedContrastive(Objective):
         diversity: float = 0.1,
         penalty: float = 10.0,
         local_gradient: float = 0.1,
+        shown: bool = False,
+        disguise: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ):
         super().__init__()
+        if disguise is not None:
+            check(disguise, "objective.disguise")
+        self.shown, self.disguise = shown, disguise
         self.masking = Masking(**{"prob": 0.65, **(mask or {})})
         sizes: dict[str, Any] = {"groups": 2, "entries": 320, "width": 256, **(quantizer or {})}
         self.quantizer = GumbelQuantizer(trunk.local_width, temperature=temperatures[0], **sizes)
@@ -56,16 +64,18 @@ class MaskedContrastive(Objective):
         frames, counts = trunk.local(batch["wave"], batch["lengths"])
         penalty = mean_square(frames, counts)
         local = trunk.local_norm(scaled_gradient(frames, self.local_gradient))
-        mask = batch["mask"] & valid(counts, frames.shape[1])
-        x = trunk.embed(local)
+        counts = self.heard(counts)
+        inside = valid(counts, frames.shape[1])
+        mask = self.heard(batch["mask"]) & inside
+        x = trunk.embed(self.heard(local))
         x = torch.where(mask[..., None], self.mask_vector.to(x.dtype), x)
-        return self.judged(trunk, x, counts, local, mask, batch["seeds"], penalty)
+        return self.judged(trunk, x, counts, self.plain(local), inside if self.shown else mask, batch["seeds"], penalty)
 
     def judged(
         self, trunk: Trunk, x: Tensor, counts: Tensor, local: Tensor, mask: Tensor, seeds: Tensor, penalty: Tensor
     ) -> dict[str, Tensor]:
-        """What `forward` gives, of frames x [B, T, D] whose hidden ones, `mask` [B, T], are replaced, and of the normed
-        local frames [B, T, C]."""
+        """What `forward` gives, of frames x [B, T, D] whose hidden ones are replaced, of those that are asked, `mask`
+        [B, T], and of the normed local frames [B, T, C]."""
         return self.told_apart(trunk.context(x, counts), self.quantizer(local, mask), mask, seeds, penalty)
 
     def told_apart(self, x: Tensor, chosen: Chosen, mask: Tensor, seeds: Tensor, penalty: Tensor) -> dict[str, Tensor]:

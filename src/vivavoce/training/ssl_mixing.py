@@ -42,6 +42,25 @@ def mixed(wave: Tensor, lengths: Tensor, seeds: Tensor, probability: float, nois
     return result
 
 
+class PlainAndDisguised:
+    """Before an objective's other bases: with a `disguise`, every row comes twice, the plain voice, of which the
+    targets are, and the one that is heard. Without, `plain` and `heard` give all rows."""
+
+    disguise: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+
+    def views(self, wave: Tensor, sample_rate: int, chance: torch.Generator) -> list[Tensor]:
+        """As `Objective`'s."""
+        return [wave] if self.disguise is None else [wave, disguised(wave, sample_rate, self.disguise, chance)]
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """Rows of the batch whose voice is as it was."""
+        return rows if self.disguise is None else rows[::2]
+
+    def heard(self, rows: Tensor) -> Tensor:
+        """Rows that the encoder hears."""
+        return rows if self.disguise is None else rows[1::2]
+
+
 def disguised(
     wave: Tensor, sample_rate: int, recipe: Mapping[str, Any] | Sequence[Mapping[str, Any]], chance: torch.Generator
 ) -> Tensor:
