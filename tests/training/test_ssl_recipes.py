@@ -13,15 +13,15 @@ from vivavoce.training import RunDirectory
 from vivavoce.training.metrics import read_metrics
 from vivavoce.training.recipes import train_recipe
 
+SMALL = ("hubert-small", "best-rq-small", "wav2vec2-small", "dinosr-small")
 RECIPES = (
-    "hubert", "hubert-small", "best-rq-small", "wav2vec2-small",
-    "wav2vec2", "wavlm", "mt4ssl", "data2vec", "data2vec2", "dinosr", "best-rq", "usm",
+    *SMALL, "hubert", "wav2vec2", "wavlm", "mt4ssl", "data2vec", "data2vec2", "dinosr", "best-rq", "usm",
     "nest-rq", "apc", "vq-apc", "tera", "spin", "cpc", "wav2vec", "decoar2", "w2v-bert",
     "mr-hubert", "wavlablm", "mae-ast", "audio-mae", "eat", "beats",
     "atst", "atst-clip", "byol-a", "m2d2", "dino-utterance",
     "lighthubert", "speechflow", "uniwav",
 )  # fmt: skip
-UNPROVED = ("hubert-small", "best-rq-small", "wav2vec2-small", "best-rq", "vq-apc", "atst-clip")  # no rows of the atlas
+UNPROVED = (*SMALL, "best-rq", "vq-apc", "atst-clip")  # no rows of the atlas
 ROWS = {"speechflow": "codec/speechflow", "uniwav": "codec/uniwav"}  # ids of two tables
 
 

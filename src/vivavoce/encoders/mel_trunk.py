@@ -6,6 +6,7 @@ that hear a few frames around. (A conformer over the same frames: `encoders.conf
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -200,3 +201,7 @@ class MelConvolutions(MelTrunk):
         if layer == "all":
             return torch.stack(outputs, dim=1)
         return self.norm(outputs[-1]) if layer is None else outputs[-1]
+
+    def feedforwards(self, x: Tensor, counts: Tensor) -> list[Tensor]:
+        every = self.context(x, counts, "all").unbind(1)
+        return [after - before for before, after in pairwise(every)]

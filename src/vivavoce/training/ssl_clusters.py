@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.data.augment import check
 from vivavoce.encoders.base import Trunk
 from vivavoce.nn.streaming import valid
 from vivavoce.quantizers.base import perplexity
@@ -15,16 +16,18 @@ from vivavoce.quantizers.collective import total
 from vivavoce.quantizers.nearest import nearest
 from vivavoce.training.ssl_masked_labels import scaled_gradient
 from vivavoce.training.ssl_masking import Masking
+from vivavoce.training.ssl_mixing import PlainAndDisguised
 from vivavoce.training.ssl_task import Objective
 from vivavoce.training.ssl_teacher import Teacher
 
 
-class OnlineClusters(Objective):
+class OnlineClusters(PlainAndDisguised, Objective):
     """Cross entropy of the teacher's cluster of every hidden frame, a linear head for each of the last `average`
     blocks, averaged over them (equation 5).
 
     A cluster is a running sum and a running count of the teacher's hidden frames that are nearest to their quotient
-    (equations 2 to 4), decaying by `codebook_decay`; one that no frame of a batch is nearest to stays as it is.
+    (equations 2 to 4), decaying by `codebook_decay`; one that no frame of a batch is nearest to stays as it is. shown:
+    frames that are not hidden are asked too. disguise: as `MaskedLabels` has it; the teacher hears the plain voice.
     """
 
     sums: Tensor
@@ -41,8 +44,13 @@ class OnlineClusters(Objective):
         freeze: int | None = 200_001,
         local_gradient: float = 1.0,
         seed: int = 0,
+        shown: bool = False,
+        disguise: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ):
         super().__init__()
+        if disguise is not None:
+            check(disguise, "objective.disguise")
+        self.shown, self.disguise = shown, disguise
         self.masking = Masking(**(mask or {}))
         self.teacher = Teacher(trunk, average, decays, freeze)
         self.codebook_decay, self.local_gradient = codebook_decay, local_gradient
@@ -63,15 +71,18 @@ class OnlineClusters(Objective):
     def asked(
         self, trunk: Trunk, batch: Mapping[str, Any], step: int
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Frames [B, T, D], some hidden; how many count [B]; which are hidden [B, T]; the teacher's of these, [N, D] of
+        """Frames [B, T, D], some hidden; how many count [B]; which are asked [B, T]; the teacher's of these, [N, D] of
         each of its last blocks."""
         frames, counts = trunk.local(batch["wave"], batch["lengths"])
         x = trunk.embed(trunk.local_norm(scaled_gradient(frames, self.local_gradient)))
-        mask = batch["mask"] & valid(counts, x.shape[1])
+        inside = self.heard(valid(counts, x.shape[1]))
+        mask = self.heard(batch["mask"]) & inside
+        asked = inside if self.shown else mask
         if self.teacher.trunk is None:  # shown a batch before the first step
             self.teacher.follow(trunk, step)
-        targets = [each[mask] for each in self.teacher.targets(x, counts)]
-        return torch.where(mask[..., None], self.mask_vector.to(x.dtype), x), counts, mask, targets
+        targets = [each[asked] for each in self.teacher.targets(self.plain(x), self.plain(counts))]
+        hidden = torch.where(mask[..., None], self.mask_vector.to(x.dtype), self.heard(x))
+        return hidden, self.heard(counts), asked, targets
 
     def forward(self, trunk: Trunk, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         x, counts, mask, targets = self.asked(trunk, batch, step)
