@@ -1,18 +1,19 @@
 """The objectives against their formulas, written out by hand, and against transformers where it has them."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ssl_rows import MEL, PAST, WAVE, batch_of, encoder
+
 from proves import proves
-from vivavoce.encoders.registry import build_encoder
-from vivavoce.encoders.units import UnitTokenizer
-from vivavoce.errors import RecipeError
 from vivavoce.nn.streaming import valid
 from vivavoce.quantizers.random_projection import RandomProjectionQuantizer
-from vivavoce.tokenizers.units import UnitCodec
 from vivavoce.training.ssl_clusters import OnlineClusters
 from vivavoce.training.ssl_contrastive import MaskedContrastive, contrast, other_hidden
 from vivavoce.training.ssl_labels import Labels
@@ -24,35 +25,7 @@ from vivavoce.training.ssl_reconstruction import AlteredFrames, FutureFrame
 from vivavoce.training.ssl_regression import ManyMasks, TeacherRegression
 from vivavoce.training.ssl_segments import SegmentRegression, loss_matrix, segment_means
 from vivavoce.training.ssl_spin import SwappedClusters, sinkhorn
-from vivavoce.training.ssl_task import PretrainTask
 from vivavoce.training.ssl_teacher import Teacher, instance_norm
-
-WAVE = {
-    "kind": "hubert", "conv_widths": [16, 16], "conv_kernels": [10, 8], "conv_strides": [10, 8], "width": 24,
-    "layers": 3, "heads": 2, "hidden": 32, "position_kernel": 8, "position_groups": 2,
-}  # fmt: skip
-MEL = {"kind": "mel_transformer", "mels": 12, "stack": 2, "width": 24, "layers": 2, "heads": 2, "hidden": 32,
-       "position_kernel": 8, "position_groups": 2}  # fmt: skip
-PAST = {"kind": "mel_recurrent", "mels": 12, "width": 24, "layers": 2}
-
-
-def encoder(config=None, seed=0):
-    torch.manual_seed(seed)
-    return build_encoder(config or WAVE).eval()
-
-
-def batch_of(trunk, masking=None, labels=(), sizes=(8000, 5000)):
-    """Two rows of noise, the second shorter."""
-    chance = torch.Generator().manual_seed(7)
-    lengths = torch.tensor(sizes)
-    wave = torch.randn(len(sizes), max(sizes), generator=chance) * 0.1 * valid(lengths, max(sizes))
-    counts = trunk.frames(lengths)
-    batch = {"wave": wave, "lengths": lengths, "seeds": torch.arange(len(sizes)) + 5}
-    if masking is not None:
-        chances = [torch.Generator().manual_seed(i) for i in range(len(sizes))]
-        batch["mask"] = mask_rows(masking, counts.tolist(), chances)
-    batch["labels"] = [torch.randint(0, n, (len(sizes), int(counts.max())), generator=chance) for n in labels]
-    return batch, counts
 
 
 @proves("hubert", "mechanism")
@@ -136,26 +109,6 @@ def test_mixing_changes_what_is_heard_but_not_what_is_to_be_told():
     plain = objective(trunk, batch, 0)
     assert mixed["labels"] != plain["labels"] and mixed["local_square"] != plain["local_square"]
     assert "wave" in batch and torch.equal(batch["wave"][1, 5000:], torch.zeros(3000))
-
-
-def test_a_disguise_changes_the_voice_and_not_what_is_to_be_told():
-    """The same rows and labels; another voice, as long, and the same one again."""
-    voice = {"vocal_tract": {"factor": [0.8, 0.85]}, "pitch": {"factor": [1.2, 1.3]}}
-    waves = [torch.randn(1, 9000 + 400 * i, generator=torch.Generator().manual_seed(i)) * 0.1 for i in range(3)]
-    batches = []
-    for disguise in (None, voice, voice):
-        codec = UnitCodec(UnitTokenizer(encoder(MEL), torch.zeros(4, 24)))
-        targets = {"encoder": {"kind": "mfcc"}, "clusters": 3}
-        objective = MaskedLabels(codec.units.encoder, targets, projected=8, disguise=disguise)
-        batches.append(PretrainTask("first", codec, waves, objective, seconds=0.4, batch=3).batch(0, 0, 1))
-    plain, other, again = batches
-    assert torch.equal(plain["labels"][0], other["labels"][0]) and torch.equal(plain["lengths"], other["lengths"])
-    assert torch.equal(other["wave"], again["wave"]) and torch.equal(other["mask"], again["mask"])
-    for one, two, length in zip(plain["wave"], other["wave"], plain["lengths"].tolist()):
-        assert float((one - two)[:length].square().mean()) > 0.1 * float(one[:length].square().mean())
-        assert not two[length:].any()
-    with pytest.raises(RecipeError, match=r"objective\.disguise\.whisper: there is no such effect"):
-        MaskedLabels(encoder(MEL), {"clusters": 3}, disguise={"whisper": {}})
 
 
 @proves("wav2vec2", "mechanism")
@@ -262,39 +215,6 @@ def test_best_rqs_labels_are_those_of_its_equation_and_never_learn():
         for row, t in batch["mask"].nonzero().tolist()
     ]
     assert float(found["loss"].detach()) == pytest.approx(-float(torch.stack(logs).mean().detach()), rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", [RandomProjection, MaskedContrastive])
-def test_in_a_disguise_the_plain_voice_tells_what_is_right(kind):
-    """Rows are pairs: what is told is of the first, what is heard is the second, of hidden frames and of the others."""
-    trunk, torch_state = encoder(MEL), torch.random.get_rng_state()
-    voice = {"pitch": {"factor": [1.2, 1.3]}}
-    objective = kind(trunk, {"prob": 0.3, "length": 3}, disguise=voice, shown=True).eval()
-    plain = 0.1 * torch.randn(4000, generator=torch.Generator().manual_seed(1))
-    views = objective.views(plain, 16000, torch.Generator().manual_seed(2))
-    assert torch.equal(views[0], plain) and views[1].shape == plain.shape and not torch.equal(views[1], plain)
-    batch, counts = batch_of(trunk, objective.masking, sizes=(8000, 8000))
-    batch["seeds"] = batch["seeds"][:1]
-    torch.random.set_rng_state(torch_state)
-    found = objective(trunk, batch, 0)
-    (one, other), _ = trunk.local(batch["wave"], batch["lengths"])
-    mask = batch["mask"][1]
-    if kind is RandomProjection:
-        noise = 0.1 * torch.randn(other.shape, generator=torch.Generator().manual_seed(int(batch["seeds"][0])))
-        heard, goals = torch.where(mask[:, None], noise, other), objective.quantizer(one[None])[0, 0]
-        y = trunk.context(trunk.embed(heard[None]), counts[:1])[0]
-        logs = objective.heads[0](y).log_softmax(-1)[torch.arange(len(y)), goals]
-        wanted = -float(logs[mask].mean().detach()) - float(logs[~mask].mean().detach())
-        assert float(found["loss"].detach()) == pytest.approx(wanted, rel=1e-4)
-    else:
-        x = torch.where(mask[:, None], objective.mask_vector, trunk.embed(other[None])[0])
-        y = objective.project(trunk.context(x[None], counts[:1]))
-        every = torch.ones_like(mask)[None]
-        torch.random.set_rng_state(torch_state)
-        chosen = objective.project_target(objective.quantizer(one[None], every).vectors)
-        logits = contrast(y[every], chosen, other_hidden(every, 100, batch["seeds"]), every) / 0.1
-        wanted = -float(logits.log_softmax(-1)[:, 0].mean().detach())
-        assert float(found["contrastive"]) == pytest.approx(wanted, rel=1e-4)
 
 
 @proves("nest-rq", "mechanism")
