@@ -18,6 +18,8 @@ from streaming_contract import alone, check_lockstep, check_padded_batch, check_
 from warm_command import warm
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+# Whose commands train language models for half a minute and more: in `make check-long`.
+LONG = () if os.environ.get("VIVAVOCE_LONG") == "1" else ("moshi.md", "slam.md")
 
 
 def test_the_site_builds_strictly(tmp_path):
@@ -51,7 +53,7 @@ def commands():
         yield Path(folder)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in LONG], ids=lambda page: page.name)
 def test_shown_commands_work(page: Path, tmp_path, commands):
     """All commands of a page one after another, as a reader would, in a folder that holds the examples."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
