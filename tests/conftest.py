@@ -22,7 +22,9 @@ hypothesis.settings.load_profile("vivavoce")
 
 
 # Files with tests of half a minute: begun first, so that no worker is left alone with one at the end.
-FIRST = ("test_floors", "test_site", "test_ray", "test_talk_page", "test_fuzz", "test_jobs", "test_workers", "test_engine")
+FIRST = (
+    "test_floors", "test_site", "test_ray", "test_talk_page", "test_fuzz", "test_jobs", "test_workers", "test_engine",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
