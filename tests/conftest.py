@@ -21,16 +21,6 @@ hypothesis.settings.register_profile("vivavoce", derandomize=True, database=None
 hypothesis.settings.load_profile("vivavoce")
 
 
-# Files with tests of half a minute: begun first, so that no worker is left alone with one at the end.
-FIRST = (
-    "test_floors", "test_site", "test_ray", "test_talk_page", "test_fuzz", "test_jobs", "test_workers", "test_engine",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in FIRST)
-
-
 def pack_path() -> Path | None:
     """The recorded-speech pack: `$VIVAVOCE_TEST_DATA` if set, else `../shared/data` beside the checkout; or None."""
     path = Path(os.environ.get("VIVAVOCE_TEST_DATA") or ROOT.parent / "shared" / "data")

@@ -18,8 +18,8 @@ from streaming_contract import alone, check_lockstep, check_padded_batch, check_
 from warm_command import warm
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-# Whose commands train language models for half a minute and more: in `make check-long`.
-LONG = ("moshi.md", "slam.md")
+# Whose commands train for a quarter of a minute and more: in `make check-long`.
+LONG = ("doctor.md", "gslm.md", "moshi.md", "slam.md", "training.md")
 RUN = [page for page in PAGES if page.name not in LONG or os.environ.get("VIVAVOCE_LONG") == "1"]
 
 
